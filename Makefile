@@ -1,0 +1,52 @@
+# Everything a fresh checkout needs is one command away: `make test`, `make demo`.
+# Needs Python >= 3.11 and, because Inductor compiles for the CPU in C++, a C++ compiler.
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+export OMP_NUM_THREADS ?= 2
+export PYTHONUNBUFFERED := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help $(VENV) test demo lint format bench clean
+
+help:  ## show the targets
+	@awk -F ':.*## ' '/^[.$$()a-zA-Z_]+:.*## /{t=$$1; if (t=="$$(VENV)") t=".venv"; printf "  make %-8s %s\n", t, $$2}' $(MAKEFILE_LIST)
+
+$(VENV): $(STAMP)  ## set up .venv (again when pyproject.toml or constraints.txt change)
+
+# torch first and at its pinned version: an open range would pull the newest build with gigabytes of libraries.
+$(STAMP): pyproject.toml constraints.txt
+	@py=$$(PYTHON='$(PYTHON)' sh .ci/find-python) && { \
+	  [ -x $(BIN)/python ] && $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	    || { echo "creating $(VENV) with $$py"; rm -rf $(VENV); "$$py" -m venv $(VENV); }; }
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,dev]'
+	@touch $@
+
+test: $(STAMP)  ## run the tests (PYTEST_ARGS="-k options")
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(STAMP)  ## train GPT-2 on Python's documentation under a memory budget
+	$(BIN)/python examples/train_gpt2.py $(DEMO_ARGS)
+
+lint: $(STAMP)  ## ruff check, ruff format --check, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict memcompile
+
+format: $(STAMP)  ## let ruff format and fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## run the benchmarks (long)
+	$(BIN)/python benchmarks/rematerialize.py $(BENCH_ARGS)
+
+clean:  ## remove .venv and build products
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

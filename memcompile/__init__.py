@@ -1,0 +1,73 @@
+"""memcompile: a torch.compile backend that makes a PyTorch step fit in a number of bytes.
+
+    model = torch.compile(model, backend="memcompile", options={"memory_budget": "6GiB"})
+
+Importing this package does not import torch (``TORCH_LOGS=memcompile`` imports it while torch itself is still loading);
+the functions below load what they need at their first call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# The package `memcompile.report` is imported before the function of the same name is defined: from then on the import system
+# leaves the attribute alone, so that both `memcompile.report(model)` and `from memcompile.report import Report` work.
+import memcompile.report  # noqa: F401
+from memcompile.errors import (
+    BudgetInfeasibleError,
+    InvalidOptionError,
+    MemcompileError,
+    NoReportError,
+    PassError,
+    UnknownOptionError,
+    UnsupportedDeviceError,
+    UnsupportedTorchError,
+)
+from memcompile.options import Budget, Options
+from memcompile.report.data import Report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "BudgetInfeasibleError",
+    "InvalidOptionError",
+    "MemcompileError",
+    "NoReportError",
+    "Options",
+    "PassError",
+    "Report",
+    "UnknownOptionError",
+    "UnsupportedDeviceError",
+    "UnsupportedTorchError",
+    "last_report",
+    "plan",
+    "report",
+]
+
+
+def report(model: Callable[..., Any]) -> Report:
+    """The report of a compiled model. Raises `NoReportError` before its first call."""
+    from memcompile import backend
+
+    return backend.report(model)
+
+
+def last_report() -> Report:
+    """The report of the model that was compiled last in this process. Raises `NoReportError` when there is none."""
+    from memcompile import backend
+
+    return backend.last_report()
+
+
+def plan(
+    model: Callable[..., Any], /, *args: Any, options: Mapping[str, object] | Options | None = None, **kwargs: Any
+) -> Report:
+    """A dry run of ``model(*args, **kwargs)`` on fake tensors: allocates nothing, runs nothing, returns the report.
+
+    Works for models larger than the machine. Raises what compiling would raise, such as `BudgetInfeasibleError`.
+    """
+    from memcompile import backend
+
+    return backend.plan(model, *args, options=options, **kwargs)

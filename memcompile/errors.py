@@ -1,0 +1,153 @@
+"""One class per mistake a user can make. Every message says what is wrong and how to put it right.
+
+All of them derive from `MemcompileError`, so ``except MemcompileError`` catches what memcompile refuses and nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from memcompile.units import format_bytes
+
+
+class MemcompileError(Exception):
+    """Base of every error that memcompile raises on purpose."""
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+class UnknownOptionError(MemcompileError):
+    """A key of ``options`` that memcompile does not know.
+
+    ``where`` names the mapping the key was found in ("options", "options['inductor']").
+    """
+
+    def __init__(self, name: str, known: Iterable[str], where: str = "options") -> None:
+        self.name = name
+        self.known = tuple(known)
+        self.where = where
+        listing = f" Known: {', '.join(self.known)}." if 0 < len(self.known) <= 40 else ""
+        super().__init__(f"{where} has no entry {name!r}.{_did_you_mean(name, self.known)}{listing}")
+
+
+class InvalidOptionError(MemcompileError):
+    """A known option with a value that makes no sense. ``accepted`` describes the forms that do."""
+
+    def __init__(self, option: str, value: object, accepted: str, hint: str = "") -> None:
+        self.option = option
+        self.value = value
+        self.accepted = accepted
+        self.hint = hint
+        super().__init__(f"option {option!r}: {value!r} is not valid{f' ({hint})' if hint else ''}. Accepted: {accepted}.")
+
+
+class UnsupportedDeviceError(MemcompileError):
+    """The model or its inputs are on a device that memcompile does not plan for."""
+
+    def __init__(self, device: str, supported: Sequence[str] = ("cpu", "cuda"), detail: str = "") -> None:
+        self.device = device
+        self.supported = tuple(supported)
+        reason = f" {detail.rstrip('.')}." if detail else ""
+        super().__init__(
+            f"memcompile does not support the device {device!r}.{reason} Move the model and its inputs to one of: "
+            f"{', '.join(self.supported)}; or compile with backend='inductor'."
+        )
+
+
+class UnsupportedTorchError(MemcompileError):
+    """The installed torch lies outside the range whose seams memcompile knows. ``oldest <= supported < beyond``."""
+
+    def __init__(self, found: str, oldest: str, beyond: str, detail: str = "") -> None:
+        self.found = found
+        self.oldest = oldest
+        self.beyond = beyond
+        reason = f" ({detail})" if detail else ""
+        super().__init__(
+            f"memcompile needs torch >= {oldest} and < {beyond}, found {found}{reason}. "
+            f"Install a supported one: pip install 'torch>={oldest},<{beyond}'"
+        )
+
+
+class Contributor(NamedTuple):
+    """A storage that is alive at the floor: its name, size in bytes, and the user's source line ("model.py:61")."""
+
+    storage: str
+    size_bytes: int
+    source: str
+
+
+class BudgetInfeasibleError(MemcompileError):
+    """The budget lies below the smallest number of bytes that the step can be made to fit in.
+
+    ``floor_bytes``: the smallest peak a plan was found for. ``lower_bound_bytes``: no plan has a smaller one.
+    ``contributors``: the storages that make the floor, largest first. ``next_lever``: what to change to get below it.
+    """
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        floor_bytes: int,
+        lower_bound_bytes: int,
+        contributors: Iterable[Contributor | tuple[str, int, str]] = (),
+        next_lever: str = "",
+    ) -> None:
+        self.budget_bytes = budget_bytes
+        self.floor_bytes = floor_bytes
+        self.lower_bound_bytes = lower_bound_bytes
+        self.contributors = tuple(Contributor(*item) for item in contributors)
+        self.next_lever = next_lever
+        super().__init__(self._message())
+
+    def _message(self, shown: int = 8) -> str:
+        lines = [
+            f"the step does not fit in {format_bytes(self.budget_bytes)}: the smallest reachable peak is "
+            f"{format_bytes(self.floor_bytes)} (proven lower bound {format_bytes(self.lower_bound_bytes)})."
+        ]
+        if self.contributors:
+            lines.append("What is alive at that peak:")
+            width = max(len(item.storage) for item in self.contributors[:shown])
+            lines += [
+                f"  {item.storage:<{width}}  {format_bytes(item.size_bytes):>10}  {item.source}"
+                for item in self.contributors[:shown]
+            ]
+            if len(self.contributors) > shown:
+                rest = self.contributors[shown:]
+                lines.append(f"  and {len(rest)} more, {format_bytes(sum(item.size_bytes for item in rest))}")
+        lines.append(
+            f"Set memory_budget to {self.floor_bytes} bytes or more, or on_infeasible='best_effort' for the smallest peak."
+        )
+        if self.next_lever:
+            lines.append(f"Next lever: {self.next_lever}")
+        return "\n".join(lines)
+
+
+class PassError(MemcompileError):
+    """A pass crashed or broke an invariant: a bug of memcompile. ``repro``: the script that shows it again."""
+
+    def __init__(self, pass_name: str, reason: str, repro: Path | str | None = None) -> None:
+        self.pass_name = pass_name
+        self.reason = reason
+        self.repro = None if repro is None else Path(repro)
+        where = f" Repro: {repro}." if repro is not None else " Set options={'dump': 'some/folder'} to get a repro."
+        super().__init__(
+            f"pass {pass_name!r} failed: {reason.rstrip('.')}.{where} "
+            f"To go on without it, switch it off (options={{{pass_name!r}: False}}) "
+            "or let Inductor compile the graph as it is (options={'fallback': 'inductor'})."
+        )
+
+
+class NoReportError(MemcompileError):
+    """A report was asked for before anything was compiled with memcompile."""
+
+    def __init__(self, what: str = "this model") -> None:
+        self.what = what
+        super().__init__(
+            f"there is no report for {what} yet. Compile with torch.compile(model, backend='memcompile') and run one step "
+            "(compilation happens at the first call), then ask again; or use memcompile.plan(model, *args) for a dry run."
+        )
