@@ -63,12 +63,14 @@ def format_pair(before_bytes: float, after_bytes: float) -> str:
 
 
 def format_seconds(duration_s: float) -> str:
-    """A duration with three or so significant digits: "1.24 s", "0.21 ms", "18.0 µs"."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if abs(duration_s) >= 0.1 * scale or unit == "µs":
-            value = duration_s / scale
-            return f"{value:.{1 if abs(value) >= 99.995 else 2}f} {unit}"
-    raise AssertionError("unreachable: the last unit takes everything")
+    """A duration with three or so significant digits: "1.24 s", "0.21 ms", "18.00 µs"."""
+    if abs(duration_s) >= 0.99995:
+        value, unit = duration_s, "s"
+    elif abs(duration_s) >= 1e-4:
+        value, unit = duration_s * 1e3, "ms"
+    else:
+        value, unit = duration_s * 1e6, "µs"
+    return f"{value:.{1 if abs(value) >= 99.995 else 2}f} {unit}"
 
 
 def format_change(before: float, after: float) -> str:

@@ -1,0 +1,60 @@
+"""The report as a folder: report.json, report.html, plan.json, graphs/ (each stage), kernels/ (each kernel), repro.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from memcompile.report.data import GraphReport, KernelInfo, Report
+from memcompile.report.html import render_html
+
+_SUFFIX = {"cpp": ".cpp", "python": ".py"}
+_COMMENT = {"cpp": "//", "python": "#"}
+
+
+def save_report(report: Report, folder: Path) -> Path:
+    """Write ``report`` into ``folder`` (made when missing, files of an earlier report replaced). Returns ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "report.json", report.to_json())
+    _write(folder / "report.html", render_html(report))
+    plans = {graph.graph_id: graph.plan for graph in report.graphs}
+    _write(folder / "plan.json", json.dumps(plans, indent=1, ensure_ascii=False))
+    for graph in report.graphs:
+        _save_graph(graph, folder)
+    _save_repros(report, folder)
+    return folder
+
+
+def _save_graph(graph: GraphReport, folder: Path) -> None:
+    name = safe_name(graph.graph_id)
+    for index, (stage, text) in enumerate(graph.graphs.items()):
+        _write(folder / "graphs" / name / f"{index:02d}_{safe_name(stage)}.py", text)
+    for index, kernel in enumerate(graph.kernels):
+        file_name = f"{index:03d}_{safe_name(kernel.name)}{_SUFFIX[kernel.language]}"
+        _write(folder / "kernels" / name / file_name, kernel_text(kernel))
+
+
+def kernel_text(kernel: KernelInfo) -> str:
+    """The kernel's code under a header that names the user's lines it came from."""
+    mark = _COMMENT[kernel.language]
+    header = [f"{mark} {kernel.name}"]
+    header += [f"{mark} from {line}" for line in kernel.source_lines] or [f"{mark} from no line of the user's"]
+    return "\n".join([*header, "", kernel.code])
+
+
+def _save_repros(report: Report, folder: Path) -> None:
+    """The first graph with a repro is repro.py; those of further graphs carry the graph's name."""
+    with_repro = [graph for graph in report.graphs if graph.repro is not None]
+    for index, graph in enumerate(with_repro):
+        _write(folder / ("repro.py" if index == 0 else f"repro_{safe_name(graph.graph_id)}.py"), graph.repro or "")
+
+
+def safe_name(text: str) -> str:
+    """``text`` as a file name: "0/0" -> "0_0", "after rematerialize" -> "after_rematerialize"."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_.") or "unnamed"
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
