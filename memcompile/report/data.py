@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from memcompile.report.codec import decode, encode
+from memcompile.codec import decode, encode
 
 GraphKind = Literal["train", "inference"]
 Status = Literal["optimal", "bounded", "heuristic", "none"]

@@ -1,6 +1,6 @@
 """Frozen dataclasses to plain JSON data and back, driven by their annotations.
 
-Covers what the report uses: dataclasses, ``X | None``, ``Literal``, ``list[X]``, ``tuple[X, ...]``, ``Mapping[str, X]``,
+Covers: dataclasses, ``X | None``, ``Literal``, ``list[X]``, ``tuple[X, ...]``, ``Mapping[str, X]``,
 ``Any`` and the JSON scalars. Keys that a class does not know are ignored, so that derived values may stand beside fields.
 """
 

@@ -1,0 +1,253 @@
+"""What this device can do: measured once in about a second, then read from a cache file.
+
+The numbers feed the cost model (a roofline). They are of the size of the truth, not of its third digit: a plan depends on how
+the cost of arithmetic compares with the cost of moving bytes, and that is what they say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from memcompile.codec import decode, encode
+from memcompile.errors import InvalidOptionError, UnsupportedDeviceError
+from memcompile.host_memory import host_free_bytes
+from memcompile.logs import get_logger
+from memcompile.support import SUPPORTED_DEVICES
+
+log = get_logger(__name__)
+
+SCHEMA_VERSION = 1
+MATMUL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+PROBE_BYTES = 64 * 1024**2
+"""Size of the copies and fills: beyond the caches of the processors that we know."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceModel:
+    """A device in numbers.
+
+    ``bandwidth_bytes_per_s``: bytes read plus bytes written by a large copy. ``flops_per_s``: of a large matrix product, by
+    dtype name ("float32"). ``launch_overhead_s``: one op on next to no data. ``fresh_memory_s_per_byte``: what the first touch
+    of memory costs above a later one (page faults; 0 on CUDA, whose allocator keeps what it has).
+    """
+
+    name: str
+    bandwidth_bytes_per_s: float
+    flops_per_s: Mapping[str, float]
+    launch_overhead_s: float
+    fresh_memory_s_per_byte: float
+
+    def flops(self, dtype: torch.dtype) -> float:
+        """Arithmetic rate in FLOP/s for ``dtype``; for dtypes that were not measured, that of float32."""
+        return self.flops_per_s.get(_dtype_name(dtype), self.flops_per_s["float32"])
+
+
+def device_model(device: torch.device, *, refresh: bool = False) -> DeviceModel:
+    """The numbers of ``device``, from the cache file unless ``refresh``. Raises `UnsupportedDeviceError`.
+
+    Measuring leaves the random state alone and works under fake tensors, autocast and autograd modes.
+    """
+    if device.type not in SUPPORTED_DEVICES or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise UnsupportedDeviceError(str(device), SUPPORTED_DEVICES)
+    key = cache_key(device)
+    path = cache_path(key)
+    model = None if refresh else _load(path, key)
+    if model is None:
+        start = time.perf_counter()
+        model = measure(device)
+        log.info("measured %s in %.2f s: %s", device, time.perf_counter() - start, model)
+        _store(path, key, model)
+    return model
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on ``device``; on CUDA with what torch's allocator holds but does not use."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        raise UnsupportedDeviceError(str(device), SUPPORTED_DEVICES)
+    available = host_free_bytes()
+    if available is None:
+        raise InvalidOptionError(
+            "memory_budget", "auto", "a size such as '6GiB'", hint="this system does not tell how much memory is free"
+        )
+    return available
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the processor: "NVIDIA H200", "AMD EPYC 7B13"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine() or "cpu"
+
+
+# --- cache -----------------------------------------------------------------------------------------------------------
+
+
+def cache_directory() -> Path:
+    """``$MEMCOMPILE_CACHE_DIR``, else ``$XDG_CACHE_HOME/memcompile``, else ``~/.cache/memcompile``."""
+    if chosen := os.environ.get("MEMCOMPILE_CACHE_DIR"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "memcompile"
+
+
+def cache_key(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on: they are measured again when any of it changes."""
+    return {
+        "schema": SCHEMA_VERSION,
+        "device": device.type,
+        "name": device_name(device),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+    }
+
+
+def cache_path(key: Mapping[str, Any]) -> Path:
+    """The file that holds the numbers for ``key``."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_directory() / f"device-{key['device']}-{digest}.json"
+
+
+def _load(path: Path, key: Mapping[str, Any]) -> DeviceModel | None:
+    """The cached numbers; None when there are none, or when the file is damaged or speaks of something else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["key"] != key:
+            raise ValueError("other key")
+        return _checked(decode(DeviceModel, data["model"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s is not a usable device cache (%s): measuring again", path, error)
+        return None
+
+
+def _checked(model: DeviceModel) -> DeviceModel:
+    rates = (model.bandwidth_bytes_per_s, *model.flops_per_s.values())
+    costs = (model.launch_overhead_s, model.fresh_memory_s_per_byte)
+    if "float32" not in model.flops_per_s or not all(rate > 0 for rate in rates) or not all(cost >= 0 for cost in costs):
+        raise ValueError("numbers out of range")
+    return model
+
+
+def _store(path: Path, key: Mapping[str, Any], model: DeviceModel) -> None:
+    """Write atomically, so that processes that start together never read half a file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+            json.dump({"key": key, "model": encode(model)}, file, indent=1)
+        Path(file.name).replace(path)
+    except OSError as error:
+        log.warning("cannot cache the device's numbers in %s: %s", path, error)
+
+
+# --- measurement -----------------------------------------------------------------------------------------------------
+
+
+def measure(device: torch.device) -> DeviceModel:
+    """Measure ``device`` now, in about a second on a CPU with two cores."""
+    with _plain_mode(device):
+        probe = torch.ones(PROBE_BYTES, dtype=torch.uint8, device=device)
+        target = torch.zeros_like(probe)
+        copy_s = _best_seconds(lambda: target.copy_(probe), device)
+        return DeviceModel(
+            name=device_name(device),
+            bandwidth_bytes_per_s=2 * PROBE_BYTES / copy_s,
+            flops_per_s={_dtype_name(dtype): _matmul_flops(dtype, device) for dtype in MATMUL_DTYPES},
+            launch_overhead_s=_launch_overhead(device),
+            fresh_memory_s_per_byte=_fresh_memory_cost(target) if device.type == "cpu" else 0.0,
+        )
+
+
+@contextmanager
+def _plain_mode(device: torch.device) -> Iterator[None]:
+    """Real tensors, no autograd, no autocast: whatever the caller is in the middle of."""
+    with ExitStack() as stack:
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
+
+
+def _best_seconds(run: Callable[[], object], device: torch.device, repeats: int = 5, limit_s: float = 0.25) -> float:
+    """The shortest of up to ``repeats`` runs after one to warm up; fewer when they take longer than ``limit_s`` together."""
+    _timed(run, device)
+    times = [_timed(run, device)]
+    while len(times) < repeats and sum(times) < limit_s:
+        times.append(_timed(run, device))
+    return max(min(times), 1e-9)
+
+
+def _timed(run: Callable[[], object], device: torch.device) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    run()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _matmul_flops(dtype: torch.dtype, device: torch.device, limit_s: float = 0.3) -> float:
+    """FLOP/s of a square matrix product: the best of the runs within ``limit_s``, because other processes disturb some."""
+    size = 4096 if device.type == "cuda" else _cpu_matmul_size(dtype, limit_s)
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    return 2 * size**3 / _best_seconds(lambda: a @ a, device, repeats=10, limit_s=limit_s)
+
+
+def _cpu_matmul_size(dtype: torch.dtype, limit_s: float) -> int:
+    """The largest size up to 1024 that one thread is done with in ``limit_s``: dtypes without fast kernels stay small.
+
+    Asked of one thread: several wait for each other, on a busy machine for longer than a small product takes.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        a = torch.ones(128, 128, dtype=dtype)
+        seconds = _best_seconds(lambda: a @ a, a.device)
+    finally:
+        torch.set_num_threads(threads)
+    return next(size for size in (1024, 512, 256, 128) if seconds * (size / 128) ** 3 <= limit_s or size == 128)
+
+
+def _launch_overhead(device: torch.device, calls: int = 500) -> float:
+    one = torch.ones(1, device=device)
+
+    def run() -> None:
+        for _ in range(calls):
+            one.neg_()
+
+    return _best_seconds(run, device) / calls
+
+
+def _fresh_memory_cost(warm: torch.Tensor) -> float:
+    """Seconds per byte of filling memory for the first time, above filling ``warm``, memory that was touched before."""
+    warm_s = _best_seconds(lambda: warm.fill_(1), warm.device)
+    fresh_s = _best_seconds(lambda: torch.empty_like(warm).fill_(1), warm.device)
+    return max(0.0, fresh_s - warm_s) / PROBE_BYTES
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
