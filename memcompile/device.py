@@ -29,7 +29,7 @@ from memcompile.support import SUPPORTED_DEVICES
 
 log = get_logger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MATMUL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PROBE_BYTES = 64 * 1024**2
 """Size of the copies and fills: beyond the caches of the processors that we know."""
@@ -40,13 +40,15 @@ class DeviceModel:
     """A device in numbers.
 
     ``bandwidth_bytes_per_s``: bytes read plus bytes written by a large copy. ``flops_per_s``: of a large matrix product, by
-    dtype name ("float32"). ``launch_overhead_s``: one op on next to no data. ``fresh_memory_s_per_byte``: what the first touch
-    of memory costs above a later one (page faults; 0 on CUDA, whose allocator keeps what it has).
+    dtype name ("float32"). ``elements_per_second``: plain elementwise work (one multiply-add an element) on data that is near,
+    so that arithmetic is the limit. ``launch_overhead_s``: one op on next to no data. ``fresh_memory_s_per_byte``: what the
+    first touch of memory costs above a later one (page faults; 0 on CUDA, whose allocator keeps what it has).
     """
 
     name: str
     bandwidth_bytes_per_s: float
     flops_per_s: Mapping[str, float]
+    elements_per_second: float
     launch_overhead_s: float
     fresh_memory_s_per_byte: float
 
@@ -142,7 +144,7 @@ def _load(path: Path, key: Mapping[str, Any]) -> DeviceModel | None:
 
 
 def _checked(model: DeviceModel) -> DeviceModel:
-    rates = (model.bandwidth_bytes_per_s, *model.flops_per_s.values())
+    rates = (model.bandwidth_bytes_per_s, model.elements_per_second, *model.flops_per_s.values())
     costs = (model.launch_overhead_s, model.fresh_memory_s_per_byte)
     if "float32" not in model.flops_per_s or not all(rate > 0 for rate in rates) or not all(cost >= 0 for cost in costs):
         raise ValueError("numbers out of range")
@@ -169,10 +171,12 @@ def measure(device: torch.device) -> DeviceModel:
         probe = torch.ones(PROBE_BYTES, dtype=torch.uint8, device=device)
         target = torch.zeros_like(probe)
         copy_s = _best_seconds(lambda: target.copy_(probe), device)
+        flops_per_s = {_dtype_name(dtype): _matmul_flops(dtype, device) for dtype in MATMUL_DTYPES}
         return DeviceModel(
             name=device_name(device),
             bandwidth_bytes_per_s=2 * PROBE_BYTES / copy_s,
-            flops_per_s={_dtype_name(dtype): _matmul_flops(dtype, device) for dtype in MATMUL_DTYPES},
+            flops_per_s=flops_per_s,
+            elements_per_second=_cpu_element_rate() if device.type == "cpu" else flops_per_s["float32"] / 2,
             launch_overhead_s=_launch_overhead(device),
             fresh_memory_s_per_byte=_fresh_memory_cost(target) if device.type == "cpu" else 0.0,
         )
@@ -186,6 +190,17 @@ def _plain_mode(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         yield
+
+
+@contextmanager
+def _one_thread() -> Iterator[int]:
+    """A CPU measurement that waits for no other thread; yields the number of threads that are used otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _best_seconds(run: Callable[[], object], device: torch.device, repeats: int = 5, limit_s: float = 0.25) -> float:
@@ -222,14 +237,22 @@ def _cpu_matmul_size(dtype: torch.dtype, limit_s: float) -> int:
 
     Asked of one thread: several wait for each other, on a busy machine for longer than a small product takes.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        a = torch.ones(128, 128, dtype=dtype)
+    a = torch.ones(128, 128, dtype=dtype)
+    with _one_thread():
         seconds = _best_seconds(lambda: a @ a, a.device)
-    finally:
-        torch.set_num_threads(threads)
     return next(size for size in (1024, 512, 256, 128) if seconds * (size / 128) ** 3 <= limit_s or size == 128)
+
+
+def _cpu_element_rate(elements: int = 1 << 18, exp_work: float = 8.0) -> float:
+    """Multiply-adds per second of vectorised elementwise code: the rate of exp, which counts for about ``exp_work`` of them.
+
+    An add would measure the bandwidth of a cache instead. Measured on one thread, times the threads: elementwise code scales.
+    """
+    source = torch.ones(elements)
+    target = torch.empty_like(source)
+    with _one_thread() as threads:
+        seconds = _best_seconds(lambda: torch.exp(source, out=target), source.device, repeats=50, limit_s=0.1)
+    return threads * exp_work * elements / seconds
 
 
 def _launch_overhead(device: torch.device, calls: int = 500) -> float:
