@@ -1,0 +1,128 @@
+"""A small 0-1 model and the engines that solve it: CP-SAT (few instants), SCIP and HiGHS (many), all through OR-tools.
+
+Every engine runs on one thread with a fixed seed; CP-SAT is limited by deterministic time, so that its answers repeat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ortools.linear_solver import pywraplp
+from ortools.sat.python import cp_model
+
+Engine = Literal["cp-sat", "scip", "highs"]
+Outcome = Literal["optimal", "feasible", "infeasible", "unknown"]
+
+
+@dataclass(slots=True)
+class Model:
+    """Minimise ``cost . x`` over integers ``0 <= x <= upper``, with clauses (some literal holds) and rows (sum <= bound)."""
+
+    cost: list[int] = field(default_factory=list)
+    upper: list[int] = field(default_factory=list)
+    clauses: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    rows: list[tuple[list[int], list[int], int]] = field(default_factory=list)
+
+    def add(self, cost: int = 0, upper: int = 1) -> int:
+        """A new variable."""
+        self.cost.append(cost)
+        self.upper.append(upper)
+        return len(self.cost) - 1
+
+    def clause(self, positive: tuple[int, ...], negative: tuple[int, ...] = ()) -> None:
+        """At least one of ``positive`` is 1 or one of ``negative`` is 0."""
+        self.clauses.append((positive, negative))
+
+    def at_most(self, variables: list[int], coefficients: list[int], bound: int) -> None:
+        """``coefficients . variables <= bound``."""
+        self.rows.append((variables, coefficients, bound))
+
+    def fix(self, variable: int, value: int) -> None:
+        """Force a value."""
+        if value:
+            self.at_most([variable], [-1], -value)
+        else:
+            self.upper[variable] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Values (empty when there are none) and a proven lower bound of the objective."""
+
+    outcome: Outcome
+    values: tuple[int, ...]
+    objective: float
+    bound: float
+
+
+def solve_model(model: Model, engine: Engine, *, time_limit_s: float, gap: int, hint: dict[int, int], seed: int) -> Answer:
+    """Solve to within ``gap`` of the optimum, or until the limit."""
+    if time_limit_s <= 0:
+        return Answer("unknown", (), 0.0, 0.0)
+    if engine == "cp-sat":
+        return _cp_sat(model, time_limit_s, gap, hint, seed)
+    return _mip(model, engine, time_limit_s, gap)
+
+
+def _cp_sat(model: Model, time_limit_s: float, gap: int, hint: dict[int, int], seed: int) -> Answer:
+    cp = cp_model.CpModel()
+    variables = [cp.new_bool_var("") if upper == 1 else cp.new_int_var(0, upper, "") for upper in model.upper]
+    for positive, negative in model.clauses:
+        cp.add_bool_or([variables[v] for v in positive] + [~variables[v] for v in negative])
+    for row, coefficients, bound in model.rows:
+        cp.add(cp_model.LinearExpr.weighted_sum([variables[v] for v in row], coefficients) <= bound)
+    cp.minimize(cp_model.LinearExpr.weighted_sum(variables, model.cost))
+    for v, value in hint.items():
+        cp.add_hint(variables[v], value)
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.random_seed = seed
+    solver.parameters.max_deterministic_time = time_limit_s
+    solver.parameters.max_time_in_seconds = 3.0 * time_limit_s
+    solver.parameters.absolute_gap_limit = float(gap)
+    status = solver.solve(cp)
+    if status == cp_model.INFEASIBLE:
+        return Answer("infeasible", (), 0.0, 0.0)
+    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return Answer("unknown", (), 0.0, max(0.0, solver.best_objective_bound))
+    values = tuple(int(solver.value(v)) for v in variables)
+    outcome: Outcome = "optimal" if status == cp_model.OPTIMAL else "feasible"
+    return Answer(outcome, values, solver.objective_value, max(0.0, solver.best_objective_bound))
+
+
+def _mip(model: Model, engine: Engine, time_limit_s: float, gap: int) -> Answer:
+    solver = pywraplp.Solver.CreateSolver("SCIP" if engine == "scip" else "HIGHS")
+    infinity = solver.infinity()
+    variables = [solver.IntVar(0, upper, "") for upper in model.upper]
+    for positive, negative in model.clauses:
+        row = solver.Constraint(1 - len(negative), infinity)
+        for v in positive:
+            row.SetCoefficient(variables[v], 1)
+        for v in negative:
+            row.SetCoefficient(variables[v], -1)
+    for names, coefficients, bound in model.rows:
+        scale = 1.0 / max(1, max((abs(c) for c in coefficients), default=1))
+        row = solver.Constraint(-infinity, bound * scale)
+        for v, coefficient in zip(names, coefficients, strict=True):
+            row.SetCoefficient(variables[v], coefficient * scale)
+    objective = solver.Objective()
+    unit = max(1, max(model.cost, default=1))
+    for variable, cost in zip(variables, model.cost, strict=True):
+        if cost:
+            objective.SetCoefficient(variable, cost / unit)
+    objective.SetMinimization()
+    solver.SetTimeLimit(int(time_limit_s * 1000))
+    parameters = pywraplp.MPSolverParameters()
+    parameters.SetDoubleParam(parameters.RELATIVE_MIP_GAP, 1e-3)
+    if engine == "scip":
+        solver.SetSolverSpecificParametersAsString(f"limits/absgap = {gap / unit:.9f}\n")
+    status = solver.Solve(parameters)
+    if status == pywraplp.Solver.INFEASIBLE:
+        return Answer("infeasible", (), 0.0, 0.0)
+    bound = max(0.0, objective.BestBound() * unit)
+    if status not in (pywraplp.Solver.OPTIMAL, pywraplp.Solver.FEASIBLE):
+        return Answer("unknown", (), 0.0, 0.0)
+    values = tuple(round(variable.solution_value()) for variable in variables)
+    done: Outcome = "optimal" if status == pywraplp.Solver.OPTIMAL else "feasible"
+    return Answer(done, values, objective.Value() * unit, min(bound, objective.Value() * unit))
