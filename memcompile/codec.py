@@ -61,7 +61,7 @@ def _decode_value(hint: Any, value: Any, where: str) -> Any:
     if origin is Mapping:
         _require(value, Mapping, where)
         return {key: _decode_value(get_args(hint)[1], item, where) for key, item in value.items()}
-    if isinstance(hint, type):
+    if hint is not Any and isinstance(hint, type):
         _require(value, (int, float) if hint is float else hint, where)
     return value
 

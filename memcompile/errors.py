@@ -142,6 +142,10 @@ class PassError(MemcompileError):
         )
 
 
+class UsageError(MemcompileError):
+    """A command line that makes no sense: a script that is not there, a function that returns something else."""
+
+
 class NoReportError(MemcompileError):
     """A report was asked for before anything was compiled with memcompile."""
 
