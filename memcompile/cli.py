@@ -18,6 +18,7 @@ from memcompile import __version__
 from memcompile.errors import MemcompileError, UsageError
 from memcompile.options import OPTION_NAMES, Options
 from memcompile.report.data import Report
+from memcompile.report.terminal import TEXT_WIDTH
 
 Command = Callable[[argparse.Namespace, Console], int]
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     command: Command = arguments.command
     try:
-        return command(arguments, Console(highlight=False, soft_wrap=False))
+        # Piped output is as wide as str(report): tables that wrap at 80 columns are hard to read and to grep.
+        return command(arguments, Console(highlight=False, width=None if sys.stdout.isatty() else TEXT_WIDTH))
     except UsageError as error:
         print(f"memcompile: {error}", file=sys.stderr)
         return 2

@@ -137,8 +137,8 @@ class PassError(MemcompileError):
         where = f" Repro: {repro}." if repro is not None else " Set options={'dump': 'some/folder'} to get a repro."
         super().__init__(
             f"pass {pass_name!r} failed: {reason.rstrip('.')}.{where} "
-            f"To go on without it, switch it off (options={{{pass_name!r}: False}}) "
-            "or let Inductor compile the graph as it is (options={'fallback': 'inductor'})."
+            "This is a bug of memcompile. To go on without a plan, let Inductor compile the graph as it is: "
+            "options={'fallback': 'inductor'}."
         )
 
 

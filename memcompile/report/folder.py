@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 from memcompile.report.data import GraphReport, KernelInfo, Report
@@ -16,6 +17,7 @@ _COMMENT = {"cpp": "//", "python": "#"}
 def save_report(report: Report, folder: Path) -> Path:
     """Write ``report`` into ``folder`` (made when missing, files of an earlier report replaced). Returns ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_earlier(folder)
     _write(folder / "report.json", report.to_json())
     _write(folder / "report.html", render_html(report))
     plans = {graph.graph_id: graph.plan for graph in report.graphs}
@@ -24,6 +26,14 @@ def save_report(report: Report, folder: Path) -> Path:
         _save_graph(graph, folder)
     _save_repros(report, folder)
     return folder
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove what an earlier report left that this one may not write again; files that are not a report's stay."""
+    for old in (folder / "graphs", folder / "kernels"):
+        shutil.rmtree(old, ignore_errors=True)
+    for old in folder.glob("repro*.py"):
+        old.unlink()
 
 
 def _save_graph(graph: GraphReport, folder: Path) -> None:

@@ -1,0 +1,153 @@
+"""The command line: what it prints, what it refuses, its exit status."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import memcompile
+from memcompile import cli, doctor
+from memcompile.report import Report
+from memcompile.target import load_target
+from tests import report_samples
+
+SCRIPT = """
+import torch
+
+def make():
+    return torch.nn.Linear(4, 1), (torch.ones(2, 4),)
+
+def make_single():
+    return torch.nn.Linear(4, 1), torch.ones(2, 4), {}
+
+def wrong():
+    return torch.nn.Linear(4, 1)
+
+model = torch.nn.Linear(4, 1)
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return report_samples.single().save(tmp_path / "saved")
+
+
+def test_show(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", str(saved)]) == 0
+    assert "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines()) == str(report_samples.single())
+    assert cli.main(["show", str(saved / "report.json"), "--json"]) == 0
+    assert Report.from_json(capsys.readouterr().out) == report_samples.single()
+
+
+def test_show_says_by_its_status_that_a_plan_does_not_fit(tmp_path: Path) -> None:
+    report = report_samples.single()
+    report.step_peak_bytes = 2**50
+    assert cli.main(["show", str(report.save(tmp_path))]) == 1
+
+
+def test_diff(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = report_samples.single()
+    other.graphs = [report_samples.inference_graph()]
+    other.save(tmp_path / "other")
+    assert cli.main(["diff", str(saved), str(tmp_path / "other")]) == 0
+    text = capsys.readouterr().out
+    assert "planned peak" in text
+    assert "mm_2" in text
+    assert cli.main(["diff", "--json", str(saved), str(tmp_path / "other")]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert {fate["storage"] for fate in data["fates"]} == {"gelu_4", "mm_2", "drop_2"}
+    assert cli.main(["diff", str(saved), str(saved)]) == 0
+    assert "the same" in capsys.readouterr().out
+
+
+def test_plan_and_run_hand_the_target_over(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = {}
+
+    def plan(model: object, *args: object, options: object, **kwargs: object) -> Report:
+        seen.update(model=model, args=args, options=options, kwargs=kwargs)
+        return report_samples.single()
+
+    monkeypatch.setattr(memcompile, "plan", plan)
+    command = ["plan", f"{script}:make", "--budget", "6GiB", "--option", "rematerialize=false", "--save", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    assert seen["options"] == {"memory_budget": "6GiB", "rematerialize": False}
+    assert (tmp_path / "out" / "report.html").exists()
+    assert "7.94 GiB planned" in capsys.readouterr().out
+
+
+def test_targets(script: Path) -> None:
+    assert load_target(f"{script}:make").args[0].shape == (2, 4)
+    assert len(load_target(f"{script}:make_single").args) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("SCRIPT", "is not SCRIPT.py:FUNCTION"),
+        ("SCRIPT:nothing", "has no 'nothing'"),
+        ("SCRIPT:model", "is not a function"),
+        ("SCRIPT:wrong", "returned Linear, not (model, args)"),
+        ("missing.py:make", "no such script"),
+        ("no_such_module_here:make", "no module 'no_such_module_here'"),
+    ],
+)
+def test_bad_targets(name: str, message: str, script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", name.replace("SCRIPT", str(script))]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["plan", "SCRIPT:make", "--budget", "-6GiB"], 2, "expected one argument"),
+        (["plan", "SCRIPT:make", "--budget=-6GiB"], 1, "InvalidOptionError"),
+        (["plan", "SCRIPT:make", "--option", "dmp=x"], 1, "Did you mean 'dump'"),
+        (["plan", "SCRIPT:make", "--option", "dump"], 2, "not NAME=VALUE"),
+        (["run", "SCRIPT:make", "--steps", "0"], 2, "not a positive whole number"),
+        (["show", "nowhere"], 2, "no saved report here"),
+        ([], 2, "required"),
+    ],
+)
+def test_bad_usage(arguments: list[str], status: int, message: str, script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        found = cli.main([argument.replace("SCRIPT", str(script)) for argument in arguments])
+    except SystemExit as stop:
+        found = int(str(stop.code))
+    assert found == status
+    assert message in capsys.readouterr().err
+
+
+def test_errors_are_json_too(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", f"{script}:make", "--budget", "0", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"] == "InvalidOptionError"
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    checks = {check["name"]: check["status"] for check in json.loads(capsys.readouterr().out)}
+    assert checks["torch"] == checks["C++ compiler"] == checks["backend name"] == "ok"
+    assert cli.main(["doctor"]) == 0
+
+
+def test_doctor_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", {}.get)
+    check = doctor.check_compiler()
+    assert check.status == "fail"
+    assert "apt-get install g++" in check.message
+    monkeypatch.undo()
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho no OpenMP here >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert "does not compile C++17 with OpenMP: no OpenMP here" in doctor.check_compiler().message

@@ -1,0 +1,177 @@
+"""The device's numbers: plausible, cached, measured again when the cache is of no use."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from memcompile import device as device_module
+from memcompile.codec import encode
+from memcompile.device import DeviceModel, cache_directory, cache_key, cache_path, device_model, free_bytes
+from memcompile.errors import UnsupportedDeviceError
+from memcompile.host_memory import host_free_bytes
+
+CPU = torch.device("cpu")
+SAMPLE = DeviceModel("sample", 1e10, {"float32": 1e11, "bfloat16": 2e11}, 1e10, 1e-6, 1e-10)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Measurements replaced by a sample; the devices they were asked for."""
+    asked: list[torch.device] = []
+
+    def measure(device: torch.device) -> DeviceModel:
+        asked.append(device)
+        return SAMPLE
+
+    monkeypatch.setattr(device_module, "measure", measure)
+    return asked
+
+
+def test_measured_numbers_are_plausible_and_leave_no_trace() -> None:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):
+        model = device_module.measure(CPU)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+    assert 1e8 < model.bandwidth_bytes_per_s < 1e13
+    assert 1e8 < model.flops(torch.float32) < 1e15
+    assert 1e7 < model.elements_per_second < 1e14
+    assert 1e-8 < model.launch_overhead_s < 1e-3
+    assert 0 <= model.fresh_memory_s_per_byte < 1e-7
+    assert model.flops(torch.int8) == model.flops(torch.float32)
+
+
+def test_measured_once(cache: Path, measured: list[torch.device]) -> None:
+    assert device_model(CPU) == device_model(CPU) == SAMPLE
+    assert measured == [CPU]
+    assert [path.suffix for path in cache.iterdir()] == [".json"]
+    device_model(CPU, refresh=True)
+    assert len(measured) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"key": {}}',
+        json.dumps({"key": "KEY", "model": {"name": "sample"}}),
+        json.dumps({"key": "KEY", "model": {**encode(SAMPLE), "bandwidth_bytes_per_s": -1.0}}),
+        json.dumps({"key": "KEY", "model": {**encode(SAMPLE), "flops_per_s": {}}}),
+        json.dumps({"key": "KEY", "model": {**encode(SAMPLE), "launch_overhead_s": "fast"}}),
+    ],
+)
+def test_a_damaged_cache_is_measured_again(
+    damage: str, cache: Path, measured: list[torch.device], caplog: pytest.LogCaptureFixture
+) -> None:
+    key = cache_key(CPU)
+    path = cache_path(key)
+    path.parent.mkdir(parents=True)
+    path.write_text(damage.replace('"KEY"', json.dumps(key)))
+    with caplog.at_level(logging.WARNING, "memcompile"):
+        assert device_model(CPU) == SAMPLE
+    assert measured == [CPU]
+    assert "not a usable device cache" in caplog.text
+    assert device_model(CPU) == SAMPLE
+    assert measured == [CPU]
+
+
+def test_threads_are_part_of_the_key() -> None:
+    threads = torch.get_num_threads()
+    before = cache_path(cache_key(CPU))
+    try:
+        torch.set_num_threads(threads + 1)
+        assert cache_path(cache_key(CPU)) != before
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    tmp_path: Path, measured: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert device_model(CPU) == SAMPLE
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEMCOMPILE_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_directory() == Path("/xdg/memcompile")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert cache_directory() == Path("/home/somebody/.cache/memcompile")
+
+
+def test_other_devices_are_refused() -> None:
+    for name in ("meta", "mps"):
+        with pytest.raises(UnsupportedDeviceError, match=name):
+            device_model(torch.device(name))
+        with pytest.raises(UnsupportedDeviceError, match=name):
+            free_bytes(torch.device(name))
+
+
+def test_free_bytes_of_the_host() -> None:
+    assert 2**20 < free_bytes(CPU) < 2**50
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda(cache: Path) -> None:
+    device = torch.device("cuda", 0)
+    assert device_model(device).flops(torch.bfloat16) > 1e11
+    assert device_model(device) == device_model(device)
+    assert 0 < free_bytes(device) <= torch.cuda.mem_get_info(device)[1]
+
+
+def _write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 5000 kB\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 5_120_000),
+        (
+            {
+                "proc/self/cgroup": "0::/box/inner\n",
+                "sys/fs/cgroup/box/memory.max": "2000\n",
+                "sys/fs/cgroup/box/memory.current": "1500\n",
+                "sys/fs/cgroup/box/memory.stat": "anon 1000\ninactive_file 200\n",
+                "sys/fs/cgroup/box/inner/memory.max": "max\n",
+                "sys/fs/cgroup/box/inner/memory.current": "1500\n",
+            },
+            700,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:devices:/\n4:memory:/box\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "1000\n",
+                "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "3000\n",
+                "sys/fs/cgroup/memory/box/memory.usage_in_bytes": "1000\n",
+            },
+            2000,
+        ),
+    ],
+)
+def test_the_containers_limit_counts(tmp_path: Path, files: dict[str, str], free: int) -> None:
+    assert host_free_bytes(_write(tmp_path, {**MEMINFO, **files})) == free
