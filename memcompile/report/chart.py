@@ -37,14 +37,14 @@ def memory_chart(graph: GraphReport, measured_peak_bytes: int | None = None) -> 
 
 
 def _nice_ceiling(size_bytes: int, ticks: int = 4) -> int:
-    """A round size above ``size_bytes`` whose ``ticks`` parts are round too: 1, 2, 2.5 or 5 times a power of ten of a unit."""
+    """A round size above ``size_bytes`` whose ``ticks`` parts are round too: a digit or so times a power of ten of a unit."""
     unit = 1
     while size_bytes / unit >= 1024:
         unit *= 1024
     target = size_bytes * 1.04 / unit / ticks
     power = 0.01
     while True:
-        for factor in (1, 2, 2.5, 5):
+        for factor in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8):
             if power * factor >= target:
                 return max(ticks, round(power * factor * ticks * unit))
         power *= 10
@@ -118,15 +118,15 @@ def _levels(graph: GraphReport, planned: Sequence[TimelinePoint], measured: int 
         named.append(("budget", "budget", graph.budget_bytes))
     if measured is not None:
         named.append(("measured", "measured", measured))
-    parts, last = [], 0.0
+    lines, labels, last = [], [], 0.0
     for style, name, level in sorted(named, key=lambda item: -item[2]):
         y = _y(level, top)
         label = max(y + 4, last + 14, TOP + 4.0)
         last = label
-        parts.append(f'<line class="level {style}" x1="{LEFT}" x2="{LEFT + PLOT_WIDTH}" y1="{y}" y2="{y}"/>')
+        lines.append(f'<line class="level {style}" x1="{LEFT}" x2="{LEFT + PLOT_WIDTH}" y1="{y}" y2="{y}"/>')
         text = f"{name} {format_bytes(level)}"
-        parts.append(f'<text class="label {style}" x="{LEFT + PLOT_WIDTH + 8}" y="{round(label, 1)}">{text}</text>')
-    return parts
+        labels.append(f'<text class="label {style}" x="{LEFT + PLOT_WIDTH + 8}" y="{round(label, 1)}">{text}</text>')
+    return [*reversed(lines), *labels]  # higher levels on top: a budget is not hidden by the peak just below it
 
 
 def _hover_columns(planned: Sequence[TimelinePoint]) -> list[str]:
