@@ -49,16 +49,16 @@ __all__ = [
 
 def report(model: Callable[..., Any]) -> Report:
     """The report of a compiled model. Raises `NoReportError` before its first call."""
-    from memcompile import backend
+    from memcompile.backend import report as report_of
 
-    return backend.report(model)
+    return report_of(model)
 
 
 def last_report() -> Report:
     """The report of the model that was compiled last in this process. Raises `NoReportError` when there is none."""
-    from memcompile import backend
+    from memcompile.backend import last_report as newest
 
-    return backend.last_report()
+    return newest()
 
 
 def plan(
@@ -68,6 +68,6 @@ def plan(
 
     Works for models larger than the machine. Raises what compiling would raise, such as `BudgetInfeasibleError`.
     """
-    from memcompile import backend
+    from memcompile.backend import plan as dry_run
 
-    return backend.plan(model, *args, options=options, **kwargs)
+    return dry_run(model, *args, options=options, **kwargs)

@@ -26,6 +26,7 @@ def surface(error: E) -> E:
     """
     caller = inspect.currentframe()
     if not isinstance(error, ShortenTraceback):
+        error.plain_message = str(error)  # type: ignore[attr-defined]
         cls: Any = type(error)  # mypy does not follow an instance whose class changes
         error.__class__ = _passing(cls)
     error.first_useful_frame = caller.f_back if caller else None  # type: ignore[attr-defined]
@@ -34,5 +35,7 @@ def surface(error: E) -> E:
 
 @cache
 def _passing(cls: Any) -> Any:
-    # The same name and module: the traceback shows the class that users know.
-    return type(cls.__name__, (cls, ShortenTraceback), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    # The same name and module: the traceback shows the class that users know. And the same text: Dynamo appends hints to
+    # `args` that speak of internal stack traces and of bugs in PyTorch, of no use to whom only the budget is too small.
+    members = {"__module__": cls.__module__, "__doc__": cls.__doc__, "__str__": lambda error: error.plain_message}
+    return type(cls.__name__, (cls, ShortenTraceback), members)

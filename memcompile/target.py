@@ -88,7 +88,8 @@ def run_target(target: Target, options: Mapping[str, object], steps: int) -> Rep
     compiled = torch.compile(target.model, backend="memcompile", options=any_options)
 
     def step() -> None:
-        loss = _scalar(compiled(*target.args, **target.kwargs))
+        output = compiled(*target.args, **target.kwargs)  # held through the backward, as training loops do
+        loss = _scalar(output)
         if loss is not None:
             loss.backward()  # type: ignore[no-untyped-call]
         target.model.zero_grad(set_to_none=True)

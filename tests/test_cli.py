@@ -85,6 +85,22 @@ def test_plan_and_run_hand_the_target_over(
     assert "7.94 GiB planned" in capsys.readouterr().out
 
 
+def test_run(script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", f"{script}:make", "--budget", "1GiB", "--steps", "1", "--json"]) == 0
+    report = Report.from_json(capsys.readouterr().out)
+    assert report.budget_bytes == 1024**3
+    assert report.measured_peak_bytes is not None
+    assert 0 < report.measured_peak_bytes <= report.budget_bytes
+    assert report.measured_seconds is not None
+
+
+def test_run_below_the_floor(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", f"{script}:make", "--budget", "1"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("memcompile: BudgetInfeasibleError: the step does not fit in 1 B")
+    assert "TORCHDYNAMO_VERBOSE" not in error
+
+
 def test_targets(script: Path) -> None:
     assert load_target(f"{script}:make").args[0].shape == (2, 4)
     assert len(load_target(f"{script}:make_single").args) == 1

@@ -23,6 +23,7 @@ def test_dynamo_does_not_wrap() -> None:
         torch.compile(torch.nn.Linear(2, 2), backend=refuse)(torch.ones(1, 2))
     assert type(caught.value).__name__ == "BudgetInfeasibleError"
     assert caught.value.floor_bytes == 2
+    assert str(caught.value) == str(BudgetInfeasibleError(1, 2, 1))
     files = [frame.filename for frame in traceback.extract_tb(caught.tb)]
     assert not any("convert_frame" in file for file in files)
 
