@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from memcompile.solvers.index import Index
 from memcompile.solvers.milp import Answer, Engine, Model, solve_model
 
+SMALL_MODEL = 800  # variables up to which CP-SAT is the faster engine
 COST_UNITS = 10_000_000  # the base order's seconds, in units of the integer objective
 
 
@@ -55,7 +56,7 @@ def solve_frontier(
     index: Index,
     caps: Mapping[int, int],
     *,
-    engine: Engine = "cp-sat",
+    engine: Engine | None = None,
     time_limit_s: float,
     gap_seconds: float = 0.0,
     at_least_seconds: float = 0.0,
@@ -70,6 +71,7 @@ def solve_frontier(
         paying = [v for v, c in enumerate(model.cost) if c]
         model.at_most(paying, [-model.cost[v] for v in paying], -int(at_least_seconds / unit))
     hints = {v: int(s in hint[w]) for k, w in enumerate(stages.start) if hint and w in hint for s, v in stages.x[k].items()}
+    engine = engine or ("cp-sat" if len(model.cost) < SMALL_MODEL and len(caps) < 3 else "scip")
     answer = solve_model(model, engine, time_limit_s=time_limit_s, gap=int(gap_seconds / unit), hint=hints, seed=seed)
     return _frontier(stages, answer, unit)
 

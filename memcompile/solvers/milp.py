@@ -1,4 +1,4 @@
-"""A small 0-1 model and the engines that solve it: CP-SAT (few instants), SCIP and HiGHS (many), all through OR-tools.
+"""A small 0-1 model and the engines that solve it through OR-tools: CP-SAT (small models) and SCIP (large ones).
 
 Every engine runs on one thread with a fixed seed; CP-SAT is limited by deterministic time, so that its answers repeat.
 """
@@ -11,7 +11,7 @@ from typing import Literal
 from ortools.linear_solver import pywraplp
 from ortools.sat.python import cp_model
 
-Engine = Literal["cp-sat", "scip", "highs"]
+Engine = Literal["cp-sat", "scip"]
 Outcome = Literal["optimal", "feasible", "infeasible", "unknown"]
 
 
@@ -62,7 +62,7 @@ def solve_model(model: Model, engine: Engine, *, time_limit_s: float, gap: int, 
         return Answer("unknown", (), 0.0, 0.0)
     if engine == "cp-sat":
         return _cp_sat(model, time_limit_s, gap, hint, seed)
-    return _mip(model, engine, time_limit_s, gap)
+    return _scip(model, time_limit_s, gap)
 
 
 def _cp_sat(model: Model, time_limit_s: float, gap: int, hint: dict[int, int], seed: int) -> Answer:
@@ -91,8 +91,8 @@ def _cp_sat(model: Model, time_limit_s: float, gap: int, hint: dict[int, int], s
     return Answer(outcome, values, solver.objective_value, max(0.0, solver.best_objective_bound))
 
 
-def _mip(model: Model, engine: Engine, time_limit_s: float, gap: int) -> Answer:
-    solver = pywraplp.Solver.CreateSolver("SCIP" if engine == "scip" else "HIGHS")
+def _scip(model: Model, time_limit_s: float, gap: int) -> Answer:
+    solver = pywraplp.Solver.CreateSolver("SCIP")
     infinity = solver.infinity()
     variables = [solver.IntVar(0, upper, "") for upper in model.upper]
     for positive, negative in model.clauses:
@@ -115,8 +115,7 @@ def _mip(model: Model, engine: Engine, time_limit_s: float, gap: int) -> Answer:
     solver.SetTimeLimit(int(time_limit_s * 1000))
     parameters = pywraplp.MPSolverParameters()
     parameters.SetDoubleParam(parameters.RELATIVE_MIP_GAP, 1e-3)
-    if engine == "scip":
-        solver.SetSolverSpecificParametersAsString(f"limits/absgap = {gap / unit:.9f}\n")
+    solver.SetSolverSpecificParametersAsString(f"limits/absgap = {gap / unit:.9f}\n")
     status = solver.Solve(parameters)
     if status == pywraplp.Solver.INFEASIBLE:
         return Answer("infeasible", (), 0.0, 0.0)

@@ -49,7 +49,7 @@ class Polisher:
 
     def removable(self, position: int) -> bool:
         """Whether an earlier execution can serve what this one wrote (positions removed have no op, -1)."""
-        if self.sequence[position] < 0:
+        if self.sequence[position] < 0 or not self.outputs[position]:
             return False
         for i in self.outputs[position]:
             before = self.previous[i]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from memcompile.solvers.bisection import bisect_cap
+from memcompile.solvers.blocks import find_chain
+from memcompile.solvers.chain import chain_floor, chain_search, model_chain
 from memcompile.solvers.decode import decode
 from memcompile.solvers.evict import CapExceededError, decode_capped
 from memcompile.solvers.floor import floor_bound
@@ -18,6 +20,9 @@ from memcompile.solvers.problem import InfeasibleError, Problem, Schedule, Solut
 from memcompile.solvers.simulate import Ints, Replay, Timeline
 
 TOLERANCE = 1e-4  # of the base time: a plan this close to its bound is optimal
+GOOD_GAP = 5e-4  # of the base time: a plan this close to its bound ends the search
+DISTANCE_POWERS = (0.5, 0.0, 0.25)  # variants of the greedy decoder
+CHAIN_BLOCKS = (16, 64)  # granularities of the chain
 
 
 @dataclass(slots=True)
@@ -31,12 +36,17 @@ class Search:
     seed: int
     best: tuple[Schedule, Timeline, str] | None = None
     bound_seconds: float = 0.0
-    tried: list[str] = field(default_factory=list)
+    lowest: tuple[Schedule, Timeline, str] | None = None
 
     @property
     def left(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - time.monotonic()
+
+    @property
+    def lowest_peak(self) -> int:
+        """The smallest peak found."""
+        return self.lowest[1].peak_bytes if self.lowest is not None else self.budget
 
     @property
     def closed(self) -> bool:
@@ -60,15 +70,23 @@ class Search:
                 self.best = (better, result, method)
         return timeline
 
+    def offer_lowest(self, schedule: Schedule, method: str) -> int:
+        """Replay a schedule; keep it if its peak is the smallest. Returns its peak."""
+        timeline = self.replay.run(schedule)
+        if self.lowest is None or timeline.peak_bytes < self.lowest[1].peak_bytes:
+            self.lowest = (schedule, timeline, method)
+        return timeline.peak_bytes
+
 
 def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, seed: int = 0) -> Solution:
     """The cheapest schedule found within ``budget_bytes``; InfeasibleError with the smallest peak found when there is none."""
     began = time.monotonic()
     index = Index.of(problem)
-    search = Search(index, Replay(problem), budget_bytes, began + time_limit_s, seed)
+    search = Search(index, Replay(problem), budget_bytes, began + effort_s(problem, time_limit_s), seed)
     base = search.offer(decode(index), "base")
     if not search.closed:
-        _search(search, base)
+        sequence = decode(index).sequence
+        _search(search, base, binding_instant(index, sequence, base.live_bytes))
     if search.best is None:
         floor, lower = minimum_peak(problem, time_limit_s=max(1.0, search.left))
         if floor.peak_bytes > budget_bytes:
@@ -77,6 +95,11 @@ def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, see
     assert search.best is not None
     schedule, timeline, method = search.best
     return _solution(search, schedule, timeline, method, time.monotonic() - began)
+
+
+def effort_s(problem: Problem, time_limit_s: float) -> float:
+    """Seconds worth spending: planning time grows with the graph."""
+    return min(time_limit_s, 0.7 + 1.25e-3 * len(problem.ops))
 
 
 def _solution(search: Search, schedule: Schedule, timeline: Timeline, method: str, seconds: float) -> Solution:
@@ -92,38 +115,49 @@ def _solution(search: Search, schedule: Schedule, timeline: Timeline, method: st
     )
 
 
-def _search(search: Search, base: Timeline) -> None:
-    """Run the portfolio until the gap closes or the time is spent."""
+def _search(search: Search, base: Timeline, instant: int) -> None:
+    """Run the portfolio, the surest first, until the gap closes or the time is spent."""
     index, total = search.index, search.index.problem.total_seconds
-    sequence = decode(index).sequence
-    instant = binding_instant(index, sequence, base.live_bytes)
     found = solve_frontier(
-        index, {instant: search.budget}, time_limit_s=search.left * 0.2, gap_seconds=total * 1e-4, seed=search.seed
+        index, {instant: search.budget}, time_limit_s=search.left * 0.4, gap_seconds=total * TOLERANCE, seed=search.seed
     )
     search.bound_seconds = max(search.bound_seconds, found.bound_seconds)
     if found.resident:
         search.offer(decode(index, found.resident), "frontier")
-    if search.closed:
-        return
-    plan = bisect_cap(index, search.replay, search.budget, instant, tries=8, time_limit_s=search.left * 0.3, seed=search.seed)
+    steps = (_bisect, _evict, _chain, _stage)
+    for step in steps:
+        if search.gap() <= GOOD_GAP or (search.left <= 0 and search.best is not None):
+            return
+        step(search, instant)
+
+
+def _bisect(search: Search, instant: int) -> None:
+    plan = bisect_cap(
+        search.index, search.replay, search.budget, instant, tries=6, time_limit_s=search.left * 0.25, seed=search.seed
+    )
     if plan is not None:
         search.offer(plan.schedule, "bisection")
-    _evict(search)
-    if search.closed:
-        return
-    _stage(search, instant)
 
 
-def _evict(search: Search) -> None:
-    limit = 12 * len(search.index.reads) + 1000
-    for power in (0.5, 1.0, 0.0):
-        if search.left <= 0 and search.best is not None:
-            return
+def _evict(search: Search, _: int) -> None:
+    limit = 3 * len(search.index.reads) + 1000
+    for power in DISTANCE_POWERS:
         try:
             schedule = decode_capped(search.index, search.budget, max_executions=limit, distance_power=power)
         except CapExceededError:
             continue
         search.offer(schedule, "eviction")
+
+
+def _chain(search: Search, _: int) -> None:
+    for blocks in CHAIN_BLOCKS:
+        if search.left <= 0 and search.best is not None:
+            return
+        chain = find_chain(search.index, blocks)
+        if chain is not None:
+            model = model_chain(search.index, chain, search.seed)
+            for schedule in chain_search(search.index, search.replay, model, search.budget):
+                search.offer(schedule, "chain")
 
 
 def _stage(search: Search, instant: int) -> None:
@@ -133,14 +167,13 @@ def _stage(search: Search, instant: int) -> None:
     exact = True
     hint: dict[int, frozenset[int]] = {}
     for _ in range(12):
-        if search.left < 0.1 or search.closed:
+        if search.left < 0.1 or search.gap() <= GOOD_GAP:
             return
         found = solve_frontier(
             index,
             caps,
-            engine="cp-sat" if len(caps) < 3 else "scip",
-            time_limit_s=min(search.left, 0.5 * search.left + 0.2),
-            gap_seconds=index.problem.total_seconds * 5e-4,
+            time_limit_s=0.6 * search.left,
+            gap_seconds=index.problem.total_seconds * TOLERANCE,
             at_least_seconds=search.bound_seconds,
             hint=hint,
             seed=search.seed,
@@ -207,27 +240,45 @@ def minimum_peak(problem: Problem, *, time_limit_s: float) -> tuple[Solution, in
     began = time.monotonic()
     index, replay = Index.of(problem), Replay(problem)
     lower = floor_bound(index)
-    best = decode(index)
-    peak, method = replay.run(best).peak_bytes, "base"
-    low, high = lower, peak
-    limit = 12 * len(index.reads) + 1000
-    while high - low > max(1, lower // 500) and time.monotonic() - began < time_limit_s:
-        cap = (low + high) // 2
-        fits = False
-        for power in (0.5, 1.0, 0.0):
-            try:
-                schedule = decode_capped(index, cap, max_executions=limit, distance_power=power)
-            except CapExceededError:
-                continue
-            timeline = replay.run(schedule)
-            if timeline.peak_bytes < peak:
-                best, peak, method = schedule, timeline.peak_bytes, "eviction"
-            fits = timeline.peak_bytes <= cap
-            break
-        low, high = (low, min(peak, cap)) if fits else (cap, high)
-    timeline = replay.run(best)
-    search = Search(index, replay, peak, began, 0)
-    search.offer(best, method)
+    base = decode(index)
+    search = Search(index, replay, replay.run(base).peak_bytes, began + time_limit_s, 0)
+    search.lowest = (base, replay.run(base), "base")
+    _lowest_by_eviction(search, lower)
+    _lowest_by_chain(search, lower)
+    schedule, timeline, method = search.lowest
+    search.budget = timeline.peak_bytes
+    search.offer(schedule, method)
     assert search.best is not None
     schedule, timeline, method = search.best
     return _solution(search, schedule, timeline, method, time.monotonic() - began), lower
+
+
+def _lowest_by_eviction(search: Search, lower: int) -> None:
+    """Bisect the cap of the greedy decoder."""
+    limit = 8 * len(search.index.reads) + 1000
+    for power in DISTANCE_POWERS:
+        low, high = lower, search.lowest_peak
+        while high - low > max(1, lower // 500) and (search.left > 0 or search.lowest_peak == search.budget):
+            cap = (low + high) // 2
+            try:
+                schedule = decode_capped(search.index, cap, max_executions=limit, distance_power=power)
+            except CapExceededError:
+                low = cap
+                continue
+            peak = search.offer_lowest(schedule, "eviction")
+            low, high = (low, min(peak, cap)) if peak <= cap else (cap, high)
+
+
+def _lowest_by_chain(search: Search, lower: int) -> None:
+    """Ask the chain for less and less, at each granularity, finest first."""
+    for blocks in reversed(CHAIN_BLOCKS):
+        chain = find_chain(search.index, blocks) if search.left > 0 else None
+        if chain is None:
+            continue
+        model = model_chain(search.index, chain, search.seed)
+        for _ in range(3):
+            before = search.lowest_peak
+            for schedule in chain_floor(search.index, model, before):
+                search.offer_lowest(schedule, "chain")
+            if search.lowest_peak > before - before // 50 or search.lowest_peak <= lower or search.left <= 0:
+                break

@@ -1,0 +1,47 @@
+"""The Dynamo entry point: ``torch.compile(model, backend="memcompile", options={...})``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from memcompile.options import Options
+from memcompile.report.data import Report
+from memcompile.runtime.ledger import LEDGER
+from memcompile.session import Session
+from memcompile.support import check_devices, check_torch
+
+
+def memcompile(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, object] | None = None, mode: str | None = None
+) -> Callable[..., Any]:
+    """Compile one captured graph under the options' budget. Called by Dynamo.
+
+    Raises ``UnknownOptionError``, ``InvalidOptionError``, ``UnsupportedTorchError``, ``UnsupportedDeviceError`` before any
+    compile time is spent, and ``BudgetInfeasibleError`` before any kernel is compiled.
+    """
+    from memcompile.errors import InvalidOptionError, MemcompileError
+    from memcompile.surface import surface
+
+    try:
+        check_torch()
+        if mode not in (None, "default"):
+            raise InvalidOptionError("mode", mode, "None; Inductor's settings go to options={'inductor': {...}}")
+        parsed = Options.from_mapping(options)
+        device = check_devices(t.device for t in example_inputs if isinstance(t, torch.Tensor))
+        return Session(gm, example_inputs, parsed, device).compile()
+    except MemcompileError as error:
+        raise surface(error) from None
+
+
+def report(model: Callable[..., Any]) -> Report:
+    """The report of a compiled model. Raises ``NoReportError`` when it was not compiled by this backend, or not yet."""
+    return LEDGER.report(model)
+
+
+def last_report() -> Report:
+    """The report of the model compiled last. Raises ``NoReportError`` when there is none."""
+    return LEDGER.last_report()

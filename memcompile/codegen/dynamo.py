@@ -1,0 +1,26 @@
+"""What Dynamo knows about the graph that it hands over: the code it came from, and whether more graphs follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import CodeType
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureInfo:
+    """``graph_break``: the step goes on after this graph, in Python and in further graphs. ``code``: the captured function."""
+
+    graph_break: bool = False
+    code: CodeType | None = None
+
+
+def capture_info() -> CaptureInfo:
+    """Facts about the capture under way; empty ones where a graph is compiled without Dynamo."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        translator = InstructionTranslator.current_tx()
+    except AttributeError:  # thread-local state that only a capture sets
+        return CaptureInfo()
+    reason = translator.output.compile_subgraph_reason
+    return CaptureInfo(bool(reason is not None and reason.graph_break), translator.output.root_tx.f_code)

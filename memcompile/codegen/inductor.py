@@ -1,0 +1,243 @@
+"""Inductor as the base that lowers everything: the one place that touches PyTorch's private compile pipeline.
+
+Seams in use (present in PyTorch 2.11 to 2.15): ``compile_fx`` with configuration patches and an inner compile function,
+``custom_partitioner_fn``, the wrapper class per device (``device_codegens``) whose ``run_wrapper_ir_passes`` sees every
+allocation of the scheduled code, and ``force_non_lazy_backward_lowering``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from memcompile.codegen.lines import trace_of
+from memcompile.codegen.trace import GraphTrace
+
+OnTrace = Callable[[GraphTrace, str], None]
+Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
+Rewrite = Callable[[fx.GraphModule], fx.GraphModule]
+
+
+def compile_graph(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    partition: Partition,
+    rewrite_inference: Rewrite,
+    on_trace: OnTrace,
+    on_code: Callable[[str, str], None],
+    patches: Mapping[str, object],
+) -> Callable[..., Any]:
+    """Compile a Dynamo graph with Inductor; forward and backward are lowered together, now.
+
+    ``partition(joint, joint_inputs, num_fwd_outputs=..., **kwargs)`` splits a joint graph. ``rewrite_inference`` may replace an
+    inference graph before it is lowered. ``on_trace(trace, kind)`` and ``on_code(source, kind)`` see what Inductor makes of
+    each graph. ``patches``: the user's Inductor settings. Inductor's graph caches are off: a cached graph would not be planned
+    (compiled kernels are still cached by their source).
+    """
+    import torch._functorch.config as functorch_config
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+    from torch._inductor.custom_graph_pass import CustomPartitionerFn
+
+    class Partitioner(CustomPartitionerFn):
+        def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
+            return partition(gm, joint_inputs, **kwargs)
+
+        def uuid(self) -> None:
+            return None
+
+    def inner_compile(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
+        kind = "inference" if kwargs.get("is_inference") else "backward" if kwargs.get("is_backward") else "forward"
+        if kind == "inference":
+            graph = rewrite_inference(graph)
+        with recording(on_trace):
+            code = compile_fx_inner(graph, inputs, **kwargs)
+        on_code(getattr(code, "source_code", ""), kind)
+        return code
+
+    settings = {
+        **patches,
+        "custom_partitioner_fn": Partitioner(),
+        "fx_graph_cache": False,
+        "fx_graph_remote_cache": False,
+    }
+    with functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True):
+        compiled = compile_fx(gm, list(example_inputs), inner_compile=inner_compile, config_patches=settings)
+    return compiled  # type: ignore[no-any-return]
+
+
+class _TraceReady(BaseException):
+    """Ends a trial lowering as soon as the trace is known. Not an Exception: Inductor would wrap it."""
+
+
+@contextlib.contextmanager
+def recording(on_trace: OnTrace) -> Iterator[None]:
+    """While active, ``on_trace(trace, kind)`` is called for each top-level graph that Inductor lowers.
+
+    ``kind`` is "forward", "backward" or "inference". Wrapper classes are swapped for recording subclasses for the time of
+    the context only; code that is lowered outside of it is untouched.
+    """
+    from torch._inductor.codegen.common import device_codegens, init_backend_registration
+
+    init_backend_registration()
+    before = dict(device_codegens)
+    for device, entry in before.items():
+        if entry.wrapper_codegen is not None:
+            device_codegens[device] = dataclasses.replace(
+                entry, wrapper_codegen=_recording_wrapper(entry.wrapper_codegen, on_trace)
+            )
+    try:
+        yield
+    finally:
+        device_codegens.clear()
+        device_codegens.update(before)
+
+
+def _recording_wrapper(base: Any, on_trace: OnTrace) -> Any:
+    from torch._inductor.virtualized import V
+
+    class RecordingWrapper(base):  # type: ignore[misc]
+        @staticmethod
+        def create(
+            is_subgraph: bool, subgraph_name: str | None, parent_wrapper: Any, partition_signatures: Any = None
+        ) -> Any:
+            if is_subgraph:
+                return base.create(is_subgraph, subgraph_name, parent_wrapper, partition_signatures)
+            return RecordingWrapper()
+
+        def run_wrapper_ir_passes(self, is_inference: bool) -> None:
+            super().run_wrapper_ir_passes(is_inference)
+            kind = "backward" if V.graph.is_backward else "inference" if V.graph.is_inference else "forward"
+            on_trace(trace_of(self.lines, V.graph), kind)
+
+    return RecordingWrapper
+
+
+def lower(
+    gm: fx.GraphModule,
+    *,
+    kind: str,
+    num_user_outputs: int | None = None,
+    input_strides: dict[int, tuple[int, ...]] | None = None,
+    donated: Sequence[int] = (),
+) -> GraphTrace:
+    """Lower and schedule ``gm`` as the real compilation will, stop before any kernel is compiled, return its trace.
+
+    ``kind``: "forward", "backward" or "inference". ``input_strides``: strides that replace those of the placeholders
+    (saved tensors whose layout the lowered forward chose). ``donated``: indices of backward inputs that die in the backward.
+    """
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.cudagraph_utils import BoxedDeviceIndex
+    from torch._inductor.utils import BoxedBool, count_tangents
+
+    caught: list[GraphTrace] = []
+
+    def stop(trace: GraphTrace, _: str) -> None:
+        caught.append(trace)
+        raise _TraceReady
+
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        trial = copy.deepcopy(gm)
+    placeholders = trial.graph.find_nodes(op="placeholder")
+    inputs = [node.meta["val"] for node in placeholders]
+    for index, stride in (input_strides or {}).items():
+        if isinstance(inputs[index], torch.Tensor) and tuple(inputs[index].stride()) != stride:
+            inputs[index] = inputs[index].as_strided(inputs[index].size(), stride)
+    output = trial.graph.output_node()
+    count = len(output.args[0]) if kind != "forward" or num_user_outputs is None else num_user_outputs
+    visible = [i for i, out in enumerate(output.args[0][:count]) if isinstance(out, fx.Node)]
+    output.meta["user_visible_output_idxs"] = visible
+    static = list(range(count_tangents(trial))) if kind == "backward" else []
+    context = torch._guards.TracingContext.try_get()
+    metadata = context.fw_metadata if context is not None else None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(recording(stop))
+        stack.enter_context(config.patch(fx_graph_cache=False, fx_graph_remote_cache=False))
+        stack.enter_context(_attribute(metadata, "bw_donated_idxs", list(donated) if kind == "backward" else []))
+        try:
+            compile_fx_inner(
+                trial,
+                inputs,
+                static_input_idxs=static,
+                cudagraphs=BoxedBool(False),
+                is_backward=kind == "backward",
+                is_inference=kind == "inference",
+                graph_id=None,
+                boxed_forward_device_index=BoxedDeviceIndex(None),
+            )
+        except _TraceReady:
+            pass
+    if not caught:  # a graph without any call is not lowered at all
+        return GraphTrace(
+            inputs=tuple((n.name, 0) for n in placeholders),
+            outputs=tuple(out.name if isinstance(out, fx.Node) else "" for out in output.args[0]),
+            output_strides=(None,) * len(output.args[0]),
+            events=(),
+            buffers={},
+        )
+    return caught[0]
+
+
+@contextlib.contextmanager
+def _attribute(target: Any, name: str, value: Any) -> Iterator[None]:
+    if target is None:
+        yield
+        return
+    before = getattr(target, name)
+    setattr(target, name, value)
+    try:
+        yield
+    finally:
+        setattr(target, name, before)
+
+
+def lower_step(
+    forward: fx.GraphModule, backward: fx.GraphModule, num_user_outputs: int
+) -> tuple[GraphTrace, GraphTrace]:
+    """Trial lowering of both halves, the backward with the layouts that the lowered forward gives its saved tensors."""
+    forward_trace = lower(forward, kind="forward", num_user_outputs=num_user_outputs)
+    saved_nodes = forward.graph.output_node().args[0][num_user_outputs:]
+    symbols = sum(1 for node in saved_nodes if not isinstance(node.meta["val"], torch.Tensor))
+    strides = {
+        symbols + i: stride
+        for i, stride in enumerate(forward_trace.output_strides[num_user_outputs:])
+        if stride is not None
+    }
+    backward_trace = lower(
+        backward,
+        kind="backward",
+        input_strides=strides,
+        donated=donated_inputs(forward, backward, num_user_outputs, symbols),
+    )
+    return forward_trace, backward_trace
+
+
+def donated_inputs(
+    forward: fx.GraphModule, backward: fx.GraphModule, num_user_outputs: int, num_symbols: int
+) -> list[int]:
+    """Indices of backward inputs that nobody else holds: saved tensors that alias no input, user output or gradient."""
+    from torch._functorch import config
+
+    if not config.donated_buffer:
+        return []
+    outputs = forward.graph.output_node().args[0]
+    held = {_storage_key(n) for n in forward.graph.find_nodes(op="placeholder")}
+    held |= {_storage_key(n) for n in outputs[:num_user_outputs] if isinstance(n, fx.Node)}
+    held |= {_storage_key(n) for n in backward.graph.output_node().args[0] if isinstance(n, fx.Node)}
+    return [
+        num_symbols + index
+        for index, node in enumerate(outputs[num_user_outputs:])
+        if isinstance(node.meta["val"], torch.Tensor) and _storage_key(node) not in held
+    ]
+
+
+def _storage_key(node: fx.Node) -> Any:
+    value = node.meta.get("val")
+    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else id(node)

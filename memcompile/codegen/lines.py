@@ -1,0 +1,153 @@
+"""Inductor's wrapper lines -> ``GraphTrace``.
+
+Each wrapper line that allocates, aliases or frees a buffer becomes one event. Sizes are the bytes that the allocator is asked
+for, rounded up to the 512-byte blocks of the caching allocator on CUDA.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from memcompile.codegen.trace import Buffer, Event, GraphTrace
+
+CUDA_BLOCK_BYTES = 512
+
+
+def trace_of(lines: Sequence[Any], graph: Any) -> GraphTrace:
+    """Read the planned wrapper lines of a top-level ``GraphLowering``."""
+    reader = _Reader(graph)
+    for index, line in enumerate(lines):
+        reader.read(line, lines[index + 1 :])
+    outputs, strides = reader.outputs()
+    inputs = tuple((name, reader.input_bytes(value)) for name, value in graph.graph_inputs.items())
+    return GraphTrace(inputs, outputs, strides, tuple(reader.events), reader.buffers)
+
+
+class _Reader:
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
+        self.events: list[Event] = []
+        self.buffers: dict[str, Buffer] = {}
+
+    def read(self, line: Any, rest: Sequence[Any]) -> None:
+        match type(line).__name__:
+            case "AllocateLine":
+                self._alloc(line.node)
+            case "ReuseLine":
+                self._describe(line.reused_as)
+                self._alias(line.reused_as.get_name(), line.node.get_name())
+                if line.delete_old and line.node.get_name() not in self.graph.get_output_names():
+                    self._free(line.node.get_name())
+            case "ReinterpretLine":
+                self._alias(line.reused_as.get_name(), line.node.get_name())
+            case "FreeIfNotReusedLine":
+                if not line.is_reused:
+                    self._free(line.node.get_name())
+            case "FreeLine":
+                self._free(line.node.get_name())
+            case "ExternKernelAllocLine":
+                self._extern_alloc(line.node, rest)
+            case "ExternKernelOutLine" | "KernelCallLine" | "ExternKernelMultiOutLine":
+                name = line.kernel_name if hasattr(line, "kernel_name") else line.node.get_name()
+                self.events.append(Event("kernel", name))
+            case "DeferredLine":
+                alias = re.match(r"(?:auto )?(\w+) = .*?\b((?:buf|arg|primals|tangents|view|permute)\w*)\b", line.line)
+                if alias and alias[1] not in self.graph.removed_buffers:
+                    self._alias(alias[1], alias[2])
+            case "str":
+                self._text(line)
+
+    def _text(self, line: str) -> None:
+        for statement in line.split(";"):
+            free = re.match(r"\s*del (\w+(?:\s*,\s*\w+)*)", statement)
+            if free:
+                for name in re.split(r"\s*,\s*", free[1]):
+                    self._free(name)
+
+    def _alloc(self, node: Any) -> None:
+        if node.get_name() in self.graph.removed_buffers:
+            return
+        self.events.append(Event("alloc", node.get_name(), self._describe(node)))
+
+    def _alias(self, name: str, base: str) -> None:
+        self.events.append(Event("alias", name, base=base))
+
+    def _free(self, name: str) -> None:
+        self.events.append(Event("free", name))
+
+    def _extern_alloc(self, node: Any, rest: Sequence[Any]) -> None:
+        """The kernel allocates its outputs itself: one tensor, or a tuple that MultiOutput lines take apart."""
+        name = node.get_name()
+        aliased = list(node.get_inputs_that_alias_output())
+        if type(node.layout).__name__ in ("MultiOutputLayout", "NoneLayout"):
+            parts = [line for line in rest if type(line).__name__ == "MultiOutputLine" and line.arg_name == name]
+            for part in parts:
+                buffer = self.graph.try_get_buffer(part.result_name)
+                if buffer is not None:
+                    self.events.append(Event("alloc", part.result_name, self._describe(buffer)))
+        elif aliased:
+            self._alias(name, aliased[0])
+        else:
+            self.events.append(Event("alloc", name, self._describe(node)))
+        self.events.append(Event("kernel", name))
+
+    def _describe(self, node: Any) -> int:
+        size = buffer_bytes(node, self.graph)
+        origin = node.get_origin_node() if hasattr(node, "get_origin_node") else None
+        nodes = [n for n in ([origin] if origin is not None else [])]
+        nodes += sorted((n for n in node.get_origins() if n is not origin), key=lambda n: n.name)
+        source = next((s for s in (source_line(n) for n in nodes) if s), "")
+        self.buffers[node.get_name()] = Buffer(node.get_name(), size, tuple(n.name for n in nodes), source)
+        return size
+
+    def outputs(self) -> tuple[tuple[str, ...], tuple[tuple[int, ...] | None, ...]]:
+        names: list[str] = []
+        strides: list[tuple[int, ...] | None] = []
+        for out in self.graph.graph_outputs:
+            try:
+                names.append(out.get_name())
+            except (AttributeError, NotImplementedError):
+                names.append("")
+            tensor = hasattr(out, "has_tensor_output") and out.has_tensor_output()
+            strides.append(self._hints(out.get_layout().stride) if tensor else None)
+        return tuple(names), tuple(strides)
+
+    def _hints(self, values: Iterable[Any]) -> tuple[int, ...]:
+        return tuple(size_hint(self.graph, value) for value in values)
+
+    def input_bytes(self, value: Any) -> int:
+        return buffer_bytes(value, self.graph) if hasattr(value, "get_layout") else 0
+
+
+def size_hint(graph: Any, value: Any) -> int:
+    """Concrete size for the shapes in hand."""
+    sizes = graph.sizevars
+    hint = sizes.optimization_hint if hasattr(sizes, "optimization_hint") else sizes.size_hint
+    return int(hint(value, fallback=0))
+
+
+def buffer_bytes(node: Any, graph: Any) -> int:
+    """Bytes that the allocator is asked for: storage size of the layout times the element size."""
+    layout = node.get_layout()
+    numel = size_hint(graph, layout.storage_size()) - size_hint(graph, layout.offset)
+    allocation = getattr(graph, "get_allocation_storage_size", None)
+    if allocation is not None and node.get_name() not in graph.graph_inputs:
+        numel = size_hint(graph, allocation(node))
+    size = int(numel * torch._utils._element_size(node.get_dtype()))
+    if layout.device.type == "cuda":
+        size = -(-size // CUDA_BLOCK_BYTES) * CUDA_BLOCK_BYTES
+    return size
+
+
+def source_line(node: Any) -> str:
+    """"file.py:12" of the user's code that made an FX node, "" when it is not known."""
+    trace = node.meta.get("stack_trace") or ""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', trace)
+    if not frames:
+        return ""
+    path, line = frames[-1]
+    return f"{path.rsplit('/', 1)[-1]}:{line}"

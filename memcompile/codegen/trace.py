@@ -1,0 +1,194 @@
+"""What lowered code allocates and frees, as plain data, and the exact peak that follows.
+
+``codegen/inductor.py`` reads the wrapper lines of a scheduled graph into a ``GraphTrace``: the order in which buffers are
+allocated, reused and freed is then known before anything is compiled or run. ``step_peak`` replays forward and backward one
+after the other: saved tensors live from the one to the other, user outputs and gradients to the end of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+EventKind = Literal["alloc", "alias", "free", "kernel", "workspace"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """``alloc``: ``name`` takes ``size_bytes``. ``alias``: ``name`` shares the storage of ``base``. ``free``: ``name`` is
+    deleted (its storage dies with its last name). ``kernel``: a kernel runs. ``workspace``: the kernel ``name`` takes
+    ``size_bytes`` while it runs."""
+
+    kind: EventKind
+    name: str
+    size_bytes: int = 0
+    base: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Where a buffer comes from: FX nodes in ``origins`` (the first one wrote it) and the user's source line."""
+
+    name: str
+    size_bytes: int
+    origins: tuple[str, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphTrace:
+    """One lowered graph.
+
+    ``inputs``: (buffer name, bytes) per graph input, in order; bytes is 0 for symbols. ``outputs``: buffer name per graph
+    output, "" for None and constants. ``output_strides``: per output, None where it has none.
+    """
+
+    inputs: tuple[tuple[str, int], ...]
+    outputs: tuple[str, ...]
+    output_strides: tuple[tuple[int, ...] | None, ...]
+    events: tuple[Event, ...]
+    buffers: dict[str, Buffer]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Live bytes right after an allocation or at a kernel; ``where`` is "forward" or "backward"."""
+
+    where: str
+    name: str
+    live_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPeak:
+    """Result of a replay. ``peak_bytes`` includes ``entry_bytes`` (the graph's own inputs)."""
+
+    peak_bytes: int
+    entry_bytes: int
+    saved_bytes: int
+    held_bytes: int
+    forward_peak_bytes: int
+    backward_peak_bytes: int
+    timeline: tuple[Moment, ...]
+    live_at_peak: tuple[tuple[str, int], ...]
+
+    @property
+    def peak_moment(self) -> Moment:
+        """The first moment that reaches the peak."""
+        return max(self.timeline, key=lambda m: m.live_bytes, default=Moment("forward", "entry", self.entry_bytes))
+
+
+class _Replay:
+    """Storages with their names; a storage dies with its last name."""
+
+    def __init__(self) -> None:
+        self.root: dict[str, int] = {}
+        self.size: dict[int, int] = {}
+        self.names: dict[int, int] = {}
+        self.label: dict[int, str] = {}
+        self.live = 0
+        self._next = 0
+
+    def new(self, name: str, size_bytes: int, label: str = "") -> int:
+        storage = self._next
+        self._next += 1
+        self.size[storage], self.names[storage], self.label[storage] = size_bytes, 0, label or name
+        self.live += size_bytes
+        self.bind(name, storage)
+        return storage
+
+    def bind(self, name: str, storage: int) -> None:
+        self.free(name)
+        self.root[name] = storage
+        self.names[storage] += 1
+
+    def free(self, name: str) -> None:
+        storage = self.root.pop(name, None)
+        if storage is None:
+            return
+        self.names[storage] -= 1
+        if not self.names[storage]:
+            self.live -= self.size.pop(storage)
+            del self.names[storage]
+
+    def run(self, trace: GraphTrace, where: str, prefix: str) -> Iterator[Moment]:
+        for event in trace.events:
+            name = prefix + event.name
+            match event.kind:
+                case "alloc":
+                    self.new(name, event.size_bytes)
+                    yield Moment(where, event.name, self.live)
+                case "alias":
+                    base = self.root.get(prefix + event.base)
+                    if base is not None:
+                        self.bind(name, base)
+                case "free":
+                    self.free(name)
+                case "workspace":
+                    yield Moment(where, event.name, self.live + event.size_bytes)
+                case "kernel":
+                    yield Moment(where, event.name, self.live)
+
+    def live_storages(self) -> tuple[tuple[str, int], ...]:
+        alive = [(self.label[s], size) for s, size in self.size.items() if size]
+        return tuple(sorted(alive, key=lambda item: -item[1]))
+
+
+def step_peak(
+    forward: GraphTrace,
+    backward: GraphTrace | None = None,
+    *,
+    num_user_outputs: int = 0,
+    num_symbols: int = 0,
+) -> StepPeak:
+    """Replay forward and backward.
+
+    ``num_user_outputs``: leading forward outputs that the user holds. The backward's first inputs are ``num_symbols`` symbols,
+    then the saved tensors (the forward's outputs after the user's, in order), then the tangents: the autograd engine hands
+    these over, so they die where the lowered code deletes them.
+    """
+    replay = _Replay()
+    for name, size in forward.inputs:
+        if size:
+            replay.new("f." + name, size, name)
+            replay.bind("entry." + name, replay.root["f." + name])
+    entry = replay.live
+    timeline: list[Moment] = []
+    peak, at_peak = entry, replay.live_storages()
+
+    def follow(moments: Iterator[Moment]) -> int:
+        nonlocal peak, at_peak
+        highest = replay.live
+        for moment in moments:
+            timeline.append(moment)
+            highest = max(highest, moment.live_bytes)
+            if moment.live_bytes > peak:
+                peak, at_peak = moment.live_bytes, replay.live_storages()
+        return highest
+
+    forward_peak = follow(replay.run(forward, "forward", "f."))
+    kept = [name for name in forward.outputs]
+    for index, name in enumerate(kept):
+        storage = replay.root.get("f." + name) if name else None
+        if storage is not None:
+            replay.bind(f"{'user' if index < num_user_outputs else 'saved'}.{index}", storage)
+    for name in [n for n in replay.root if n.startswith("f.")]:
+        replay.free(name)
+    held = replay.live - entry
+    backward_peak = 0
+    user = sum({replay.root[n]: replay.size[replay.root[n]] for n in replay.root if n.startswith("user.")}.values())
+    if backward is not None:
+        saved = len(kept) - num_user_outputs - num_symbols
+        for position, (name, size) in enumerate(backward.inputs):
+            index = num_user_outputs + position - num_symbols
+            source = f"saved.{index}"
+            if 0 <= position - num_symbols < saved and source in replay.root:
+                replay.bind("b." + name, replay.root[source])
+                replay.free(source)
+            elif position - num_symbols >= saved and size:
+                replay.new("b." + name, size, name)
+        for name in [n for n in replay.root if n.startswith("saved.")]:
+            replay.free(name)
+        backward_peak = follow(replay.run(backward, "backward", "b."))
+    return StepPeak(peak, entry, held - user, held, forward_peak, backward_peak, tuple(timeline), at_peak)

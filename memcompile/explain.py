@@ -1,0 +1,213 @@
+"""Outcome -> ``GraphReport``: why the step fits, what was decided, what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from memcompile.codegen.dump import kernels_of
+from memcompile.codegen.trace import GraphTrace, StepPeak
+from memcompile.errors import Contributor
+from memcompile.passes.rematerialize import Recomputation, recomputations
+from memcompile.pipeline import Lowered, Outcome
+from memcompile.report.data import (
+    DecisionRow,
+    GraphReport,
+    KernelInfo,
+    PassReport,
+    PeakPoint,
+    Report,
+    TimelinePoint,
+)
+
+if TYPE_CHECKING:
+    from memcompile.session import Session
+
+
+def graph_report(session: Session, peak: StepPeak) -> GraphReport:
+    """The report of one compiled graph; ``peak``: of the code that was compiled."""
+    outcome, outside = session.outcome, session.outside_bytes
+    kind = "inference" if "inference" in session.traces or session.graphs is None else "train"
+    common = {
+        "graph_id": session.graph_id,
+        "kind": kind,
+        "device": str(session.device),
+        "planned_peak_bytes": peak.peak_bytes + outside,
+        "entry_bytes": peak.entry_bytes + outside,
+        "saved_bytes": peak.saved_bytes,
+        "peak_at": _peak_point(peak, session.traces),
+        "kernels": _kernels(session),
+        "forward_timeline": _timeline(peak, "forward", outside),
+        "backward_timeline": _timeline(peak, "backward", outside),
+    }
+    if outcome is None:
+        return GraphReport(unplanned_peak_bytes=peak.peak_bytes + outside, **common)  # type: ignore[arg-type]
+    return GraphReport(
+        budget_bytes=None if outcome.budget_bytes is None else outcome.budget_bytes + outside,
+        unplanned_peak_bytes=outcome.base.peak.peak_bytes + outside,
+        lower_bound_bytes=outcome.lower_bound_bytes + outside if outcome.lower_bound_bytes else 0,
+        graphs=_graph_texts(outcome),
+        base_timeline=_timeline(outcome.base.peak, None, outside),
+        notes=_notes(session, outcome),
+        **_planned(outcome, outside),  # type: ignore[arg-type]
+        **common,  # type: ignore[arg-type]
+    )
+
+
+def save(report: GraphReport, folder: Path) -> None:
+    """Write one graph's report below ``folder``."""
+    Report(graphs=[report]).save(folder / f"graph_{report.graph_id}")
+
+
+def contributors(outcome: Outcome) -> list[Contributor]:
+    """The storages that are alive at the peak of the smallest plan, largest first, with their source lines."""
+    lowered = outcome.final
+    rows = []
+    for label, size in lowered.peak.live_at_peak[:20]:
+        name, source = _origin(label, lowered.traces)
+        rows.append(Contributor(name, size, source))
+    return rows
+
+
+def next_lever(outcome: Outcome) -> str:
+    """What to change to get below the floor."""
+    peak = outcome.final.peak
+    if peak.entry_bytes * 2 > peak.peak_bytes:
+        return "parameters and inputs make most of the floor: a smaller model or batch, or lower precision"
+    if outcome.base.graphs.backward is None:
+        return "one op's inputs and outputs make the floor: a smaller batch"
+    return "a smaller batch with gradient accumulation, or lower precision (autocast)"
+
+
+def _planned(outcome: Outcome, outside: int) -> dict[str, object]:
+    if outcome.chosen is None or outcome.facts is None:
+        return {"status": "optimal" if outcome.fits else "none", "solver": "nothing to do"}
+    solution, problem = outcome.chosen.solution, outcome.facts.problem
+    rows = recomputations(outcome.facts, solution.schedule)
+    base_seconds = problem.total_seconds
+    summary = f"{len(rows)} storages recomputed ({solution.status}, bound {_percent(solution.lower_bound_seconds, base_seconds)})"
+    done = PassReport(
+        name="rematerialize",
+        peak_before_bytes=outcome.base.peak.peak_bytes + outside,
+        peak_after_bytes=outcome.final.peak.peak_bytes + outside,
+        seconds_before=base_seconds,
+        seconds_after=base_seconds + solution.extra_seconds,
+        compile_seconds=outcome.plan_seconds + outcome.lower_seconds,
+        summary=summary,
+    )
+    return {
+        "planned_seconds": base_seconds + solution.extra_seconds,
+        "lower_bound_seconds": base_seconds + solution.lower_bound_seconds,
+        "base_seconds": base_seconds,
+        "status": solution.status,
+        "solver": solution.method,
+        "passes": (done,),
+        "decisions": (*_decisions(rows), *_refusals(outcome)),
+        "plan": {
+            "schedule": [outcome.facts.ops[op].root.name if outcome.facts.ops[op].root else "tangents" for op in solution.schedule.sequence],
+            "backward_starts_at": solution.schedule.split,
+            "model_peak_bytes": solution.peak_bytes,
+            "exact_peak_bytes": outcome.final.peak.peak_bytes,
+            "targets": [attempt.target_bytes for attempt in outcome.attempts],
+            "plan_seconds": outcome.plan_seconds,
+            "lower_seconds": outcome.lower_seconds,
+            "ops": len(problem.ops),
+            "storages": len(problem.storages),
+        },
+    }
+
+
+def _percent(seconds: float, total: float) -> str:
+    return f"{100 * seconds / total:.1f} %" if total else "0 %"
+
+
+def _decisions(rows: tuple[Recomputation, ...]) -> list[DecisionRow]:
+    return [
+        DecisionRow(
+            "recompute",
+            row.storage,
+            row.source,
+            row.size_bytes,
+            row.seconds,
+            "dropped after its last use in the forward" if row.times == 1 else f"made again {row.times} times",
+        )
+        for row in rows
+    ]
+
+
+def _refusals(outcome: Outcome) -> list[DecisionRow]:
+    assert outcome.facts is not None
+    return [DecisionRow("refused", name, source, None, None, why) for name, source, why in outcome.facts.refused]
+
+
+def _graph_texts(outcome: Outcome) -> dict[str, str]:
+    texts = _texts("before", outcome.base)
+    if outcome.chosen is not None:
+        texts["joint after rematerialize"] = _readable(outcome.chosen.joint.module)
+        texts.update(_texts("after rematerialize", outcome.chosen.lowered))
+    return texts
+
+
+def _texts(stage: str, lowered: Lowered) -> dict[str, str]:
+    texts = {f"forward {stage}": _readable(lowered.graphs.forward)}
+    if lowered.graphs.backward is not None:
+        texts[f"backward {stage}"] = _readable(lowered.graphs.backward)
+    return texts
+
+
+def _readable(module: fx.GraphModule) -> str:
+    return module.print_readable(print_output=False, include_stride=False, include_device=False)
+
+
+def _notes(session: Session, outcome: Outcome) -> tuple[str, ...]:
+    notes = []
+    if session.capture.graph_break:
+        notes.append("a graph break follows: room is left for the graphs after it")
+    if session.outside_bytes:
+        notes.append(f"{session.outside_bytes} bytes of other graphs and of existing gradients are alive beside this graph")
+    if not outcome.fits:
+        notes.append("best effort: the budget lies below the smallest peak that was found")
+    return tuple(notes)
+
+
+def _kernels(session: Session) -> tuple[KernelInfo, ...]:
+    return tuple(
+        KernelInfo(f"{kind}_{kernel.name}", kernel.source_lines, kernel.code, kernel.language)
+        for kind, source in session.sources.items()
+        for kernel in kernels_of(source)
+    )
+
+
+def _timeline(peak: StepPeak, where: str | None, outside: int) -> tuple[TimelinePoint, ...]:
+    return tuple(
+        TimelinePoint(moment.name, moment.live_bytes + outside) for moment in peak.timeline if where in (None, moment.where)
+    )
+
+
+def _peak_point(peak: StepPeak, traces: dict[str, GraphTrace]) -> PeakPoint:
+    moment = peak.peak_moment
+    trace = traces.get(moment.where) or traces.get("inference")
+    buffer = trace.buffers.get(moment.name) if trace is not None else None
+    name = buffer.origins[0] if buffer and buffer.origins else moment.name
+    breakdown = {"inputs and parameters": 0, "saved for backward": 0, "temporaries and gradients": 0}
+    for label, size in peak.live_at_peak:
+        if not label.startswith(("f.", "b.")):
+            breakdown["inputs and parameters"] += size
+        elif label.startswith("f.") and moment.where == "backward":
+            breakdown["saved for backward"] += size
+        else:
+            breakdown["temporaries and gradients"] += size
+    return PeakPoint(f"{moment.where}/{name}", buffer.source if buffer else "", breakdown)
+
+
+def _origin(label: str, traces: tuple[GraphTrace, ...]) -> tuple[str, str]:
+    """(FX node, source line) behind a storage's label in a replay: "f.buf3", "b.buf1" or an input's name."""
+    half, _, name = label.partition(".")
+    if half in ("f", "b") and name:
+        buffer = traces[0 if half == "f" else -1].buffers.get(name)
+        if buffer is not None and buffer.origins:
+            return buffer.origins[0], buffer.source
+        return name, ""
+    return label, "input"

@@ -1,0 +1,306 @@
+"""FX graphs -> storages, operations, lifetimes, costs: what the planners know.
+
+The facts start from the partition that plain ``torch.compile`` uses (PyTorch's min-cut of the joint graph, which already
+recomputes what fuses for free): a plan without recomputation is exactly plain ``torch.compile``, and every second that a plan
+adds is a second above it.
+
+What is materialised is not guessed: ``traces`` are the lowered graphs of that partition, so a node is a storage where
+Inductor allocated a buffer for it. All other nodes are *virtual*: they are fused into the kernels that read them, and run
+again with them. Facts live beside the graphs, never in ``node.meta``.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from operator import getitem
+from typing import Literal
+
+import torch
+from torch import fx
+
+from memcompile.codegen.trace import Buffer, GraphTrace
+from memcompile.cost import CostModel
+from memcompile.fxutil import is_pure, is_view, node_bytes, source_of, tensors_of
+from memcompile.solvers.problem import Op, Problem, Storage
+
+Half = Literal["forward", "backward"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepGraphs:
+    """Forward and backward as partitioned; ``backward`` is None for an inference graph.
+
+    ``num_user_outputs``: leading outputs of the forward that the user receives; saved tensors follow.
+    """
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule | None
+    num_user_outputs: int
+
+    def saved_nodes(self) -> list[fx.Node]:
+        """Outputs of the forward that the backward reads, in order."""
+        return [n for n in self.forward.graph.output_node().args[0][self.num_user_outputs :] if isinstance(n, fx.Node)]
+
+    def num_saved_tensors(self) -> int:
+        """How many of the saved values are tensors; the others are sizes."""
+        return sum(isinstance(node.meta.get("val"), torch.Tensor) for node in self.saved_nodes())
+
+
+@dataclass(frozen=True, slots=True)
+class OpFacts:
+    """``root`` runs the kernel; ``storages``: the (node, storage index) pairs that it materialises."""
+
+    half: Half
+    root: fx.Node | None
+    storages: tuple[tuple[fx.Node, int], ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """``problem`` for the solvers, and the FX nodes behind it (parallel tuples: ``ops``, ``storage_nodes``)."""
+
+    graphs: StepGraphs
+    problem: Problem
+    ops: tuple[OpFacts, ...]
+    storage_nodes: tuple[fx.Node, ...]
+    storage_of: dict[fx.Node, int]
+    refused: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Where in the lowered code a node's buffer comes to life, and whether it takes over the memory of another one."""
+
+    position: int
+    reuses: bool
+
+
+@dataclass(slots=True)
+class _Half:
+    """One graph while it is read. ``leaves``: storages of the nodes that hold memory (placeholders and roots)."""
+
+    half: Half
+    graph: fx.Graph
+    roots: set[fx.Node]
+    mutated: set[fx.Node]
+    made: dict[fx.Node, _Made]
+    leaves: dict[fx.Node, frozenset[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cluster:
+    """A root with the virtual nodes that are fused into it."""
+
+    leaves: frozenset[int]
+    seconds: float
+    pure: bool
+
+
+def gather_facts(graphs: StepGraphs, traces: Sequence[GraphTrace], costs: CostModel, entry_bytes: int) -> Facts:
+    """Storages and operations of a step. ``traces``: lowered forward (and backward). ``entry_bytes``: bytes of the inputs."""
+    return _Builder(graphs, traces, costs, entry_bytes).build()
+
+
+class _Builder:
+    def __init__(self, graphs: StepGraphs, traces: Sequence[GraphTrace], costs: CostModel, entry_bytes: int) -> None:
+        self.graphs, self.traces, self.costs, self.entry_bytes = graphs, traces, costs, entry_bytes
+        self.storages: list[Storage] = []
+        self.storage_nodes: list[fx.Node] = []
+        self.storage_of: dict[fx.Node, int] = {}
+        self.ops: list[Op] = []
+        self.op_facts: list[OpFacts] = []
+        self.refused: dict[str, tuple[str, str, str]] = {}
+
+    def build(self) -> Facts:
+        forward = self.graphs.forward.graph
+        part = self._open("forward", forward)
+        part.leaves.update((node, frozenset()) for node in forward.find_nodes(op="placeholder"))
+        self._read(part, forward.output_node().args[0][: self.graphs.num_user_outputs])
+        boundary = len(self.ops)
+        if self.graphs.backward is not None:
+            backward = self.graphs.backward.graph
+            saved = {node.name: _leaves_of(node, part.leaves) for node in self.graphs.saved_nodes()}
+            part = self._open("backward", backward)
+            self._add_tangents(part, saved)
+            self._read(part, backward.output_node().args[0])
+        problem = Problem(tuple(self.storages), tuple(self.ops), boundary, self.entry_bytes)
+        refused = tuple(self.refused.values())
+        return Facts(self.graphs, problem, tuple(self.op_facts), tuple(self.storage_nodes), self.storage_of, refused)
+
+    def _open(self, half: Half, graph: fx.Graph) -> _Half:
+        made = _made_at(self.traces[0 if half == "forward" else 1], graph)
+        written = [*made, *(node for node in graph.output_node().args[0] if isinstance(node, fx.Node))]
+        roots = {_producer(base_of(node)) for node in written}
+        roots |= {n for n in graph.nodes if n.op == "call_function" and self._runs_alone(n, made, roots)}
+        return _Half(half, graph, {n for n in roots if n.op == "call_function"}, _mutated_inputs(graph), made)
+
+    def _runs_alone(self, node: fx.Node, made: dict[fx.Node, _Made], roots: set[fx.Node]) -> bool:
+        """Library kernels and ops with effects run by themselves, unless Inductor merged them into an output (mm + add)."""
+        if not is_pure(node):
+            return True
+        user = next(iter(node.users), None)
+        merged = node not in made and len(node.users) == 1 and user in roots and user not in made
+        return self.costs.is_extern(node) and not merged
+
+    def _add_tangents(self, part: _Half, saved: dict[str, frozenset[int]]) -> None:
+        """Inputs of the backward: saved tensors, and tangents, which come to life as it starts."""
+        writes = []
+        for node in part.graph.find_nodes(op="placeholder"):
+            if node.name in saved:
+                part.leaves[node] = saved[node.name]
+            else:
+                size = node_bytes(node)
+                writes += [(node, self._new_storage(node, size, is_output=False))] if size else []
+                part.leaves[node] = frozenset(index for target, index in writes if target is node)
+        if writes:
+            self._add_op("tangents", part.half, None, _Cluster(frozenset(), 0.0, pure=False), writes)
+
+    def _read(self, part: _Half, held: Iterable[object]) -> None:
+        held_bases = {base_of(node) for node in held if isinstance(node, fx.Node)}
+        for node in _lowered_order(part):
+            cluster = self._cluster(part, node)
+            writes = []
+            for result in _results(node):
+                size = node_bytes(result)
+                if size:
+                    writes.append((result, self._new_storage(result, size, is_output=result in held_bases)))
+                part.leaves[result] = frozenset(index for target, index in writes if target is result)
+            part.leaves.setdefault(node, frozenset(index for _, index in writes))
+            made = part.made.get(node)
+            self._add_op(node.name, part.half, node, cluster, writes, inplace=made is not None and made.reuses)
+
+    def _cluster(self, part: _Half, root: fx.Node) -> _Cluster:
+        leaves: set[int] = set()
+        seconds, pure = self.costs.node_seconds(root), is_pure(root)
+        seen: set[fx.Node] = {root}
+        stack = list(root.all_input_nodes)
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            pure = pure and base_of(node) not in part.mutated
+            if node in part.leaves:
+                leaves |= part.leaves[node]
+            else:
+                seconds += self.costs.node_seconds(node)
+                pure = pure and is_pure(node)
+                stack += node.all_input_nodes
+        return _Cluster(frozenset(leaves), seconds, pure)
+
+    def _new_storage(self, node: fx.Node, size: int, *, is_output: bool) -> int:
+        index = len(self.storages)
+        self.storages.append(Storage(node.name, size, is_output=is_output))
+        self.storage_nodes.append(node)
+        self.storage_of[node] = index
+        return index
+
+    def _add_op(
+        self,
+        name: str,
+        half: Half,
+        root: fx.Node | None,
+        cluster: _Cluster,
+        writes: list[tuple[fx.Node, int]],
+        inplace: bool = False,
+    ) -> None:
+        indices = tuple(index for _, index in writes)
+        seconds, workspace = cluster.seconds, 0
+        if root is not None:
+            touched = sum(self.storages[i].size_bytes for i in {*cluster.leaves, *indices})
+            seconds += self.costs.kernel_seconds(touched)
+            workspace = self.costs.workspace_bytes(root)
+        if half == "forward" and writes and not cluster.pure and root is not None:
+            self.refused[name] = (name, source_of(root), "random state, mutation or side effect: runs once")
+        reads = tuple(sorted(cluster.leaves))
+        self.ops.append(Op(name, reads, indices, seconds, workspace, recomputable=cluster.pure, inplace=inplace))
+        self.op_facts.append(OpFacts(half, root, tuple(writes), source_of(root) if root is not None else ""))
+
+
+def _made_at(trace: GraphTrace, graph: fx.Graph) -> dict[fx.Node, _Made]:
+    """The nodes whose values get a buffer in the lowered code."""
+    nodes = {node.name: node for node in graph.nodes}
+    made: dict[fx.Node, _Made] = {}
+    for position, event in enumerate(trace.events):
+        buffer = trace.buffers.get(event.name)
+        if event.kind in ("alloc", "alias") and buffer is not None:
+            node = _materialised(buffer, nodes)
+            if node is not None and _producer(node) not in made:
+                made[_producer(node)] = _Made(position, event.kind == "alias")
+    return made
+
+
+def _materialised(buffer: Buffer, nodes: dict[str, fx.Node]) -> fx.Node | None:
+    """The node whose value a buffer holds: of its origins the first whose size it has."""
+    for name in buffer.origins:
+        node = nodes.get(name)
+        if node is not None and any(node_bytes(base_of(result)) == buffer.size_bytes for result in _results(node)):
+            return node
+    return None
+
+
+def _lowered_order(part: _Half) -> list[fx.Node]:
+    """Roots in the order in which the lowered code runs them, inputs before users."""
+    order = {node: index for index, node in enumerate(part.graph.nodes)}
+    inputs: dict[fx.Node, set[fx.Node]] = {}
+    for node in part.graph.nodes:
+        direct = {i for i in node.all_input_nodes if i in part.roots}
+        inputs[node] = direct.union(*(inputs[i] for i in node.all_input_nodes if i not in part.roots), set())
+    users: dict[fx.Node, list[fx.Node]] = {root: [] for root in part.roots}
+    waiting = {root: len(inputs[root]) for root in part.roots}
+    for root in part.roots:
+        for source in inputs[root]:
+            users[source].append(root)
+    position: dict[fx.Node, int] = {}
+    for root in sorted(part.roots, key=order.__getitem__):
+        made = part.made.get(root)
+        position[root] = made.position if made else max((position[i] for i in inputs[root]), default=-1)
+    ready = [(position[root], order[root], root) for root in part.roots if not waiting[root]]
+    heapq.heapify(ready)
+    result = []
+    while ready:
+        root = heapq.heappop(ready)[2]
+        result.append(root)
+        for user in users[root]:
+            waiting[user] -= 1
+            if not waiting[user]:
+                heapq.heappush(ready, (position[user], order[user], user))
+    return result
+
+
+def _leaves_of(node: fx.Node, leaves: dict[fx.Node, frozenset[int]]) -> frozenset[int]:
+    """Storages behind a node that may be a view."""
+    return leaves.get(node) or leaves.get(base_of(node)) or frozenset()
+
+
+def _producer(node: fx.Node) -> fx.Node:
+    """The node that runs: for an item of a tuple, the one that made the tuple."""
+    return node.all_input_nodes[0] if node.target is getitem else node
+
+
+def base_of(node: fx.Node) -> fx.Node:
+    """The node whose memory ``node`` is a view of (itself, when it is none)."""
+    while is_view(node) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _results(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a node makes: itself, or its ``getitem`` nodes."""
+    if isinstance(node.meta.get("val"), torch.Tensor):
+        return [node]
+    return [user for user in node.users if user.target is getitem and tensors_of(user)]
+
+
+def _mutated_inputs(graph: fx.Graph) -> set[fx.Node]:
+    """Placeholders that a node of the graph writes to: what reads them must not run again later."""
+    mutated: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            for argument, value in zip(node.target._schema.arguments, node.args):
+                if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
+                    mutated.add(base_of(value))
+    return mutated

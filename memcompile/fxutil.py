@@ -1,0 +1,81 @@
+"""Small questions about FX nodes: is it a view, is it pure, how many bytes, which source line."""
+
+from __future__ import annotations
+
+import re
+from operator import getitem
+
+import torch
+from torch import fx
+
+_UNSAFE_VIEWS = frozenset({"aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias", "prims::view_of"})
+_DRAWS_RANDOM_STATE = frozenset({"prims::inductor_seed", "prims::inductor_seeds"})
+_COMMUNICATION = frozenset({"_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "symm_mem", "_dtensor"})
+
+
+def tensors_of(node: fx.Node) -> list[torch.Tensor]:
+    """The (fake) tensors that a node yields."""
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [v for v in value if isinstance(v, torch.Tensor)] if isinstance(value, (tuple, list)) else []
+
+
+def hint(value: object) -> int:
+    """A size as a plain int: for a symbolic one, the value it has for the shapes in hand."""
+    if isinstance(value, torch.SymInt):
+        return int(value.node.hint if value.node.hint is not None else value.node.require_hint())
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def node_bytes(node: fx.Node) -> int:
+    """Bytes of the dense tensor that a node yields, 0 for anything that is not one tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return 0
+    size = value.element_size()
+    for length in value.shape:
+        size *= hint(length)
+    return size
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the node only renames the memory of its first input."""
+    if node.op != "call_function":
+        return False
+    if node.target is getitem:
+        return is_view(node.all_input_nodes[0])
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    schema = node.target._schema
+    if schema.name in _UNSAFE_VIEWS:
+        return True
+    returns = [r.alias_info for r in schema.returns]
+    return bool(returns) and all(info is not None and not info.is_write for info in returns)
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Whether running the node again gives the same value and changes nothing else.
+
+    Random ops that draw from a generator, ops that mutate, communication and operators of higher order are not pure.
+    ``inductor_random`` is: it is a function of a seed tensor that was drawn once.
+    """
+    if node.op in ("placeholder", "get_attr"):
+        return True
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, torch._ops.OpOverload):
+        target = node.target
+        return not (
+            target._schema.is_mutable
+            or torch.Tag.nondeterministic_seeded in target.tags
+            or target._schema.name in _DRAWS_RANDOM_STATE
+            or target.namespace in _COMMUNICATION
+        )
+    return not isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def source_of(node: fx.Node) -> str:
+    """"file.py:12" of the user's code that made the node, "" when it is not known."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""

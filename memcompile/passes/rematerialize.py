@@ -1,0 +1,216 @@
+"""Rematerialization: drop a storage and make it again just before its next use.
+
+``plan`` asks the solvers for a schedule within the budget. ``apply`` writes that schedule down as one joint graph (forward,
+then backward with the recomputed operations in their places) from which forward and backward are extracted. The joint graph
+is an ordinary FX graph: readable, and runnable in eager mode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from memcompile.facts import Facts, OpFacts
+from memcompile.solvers.problem import Schedule, Solution
+from memcompile.solvers.solve import solve
+
+
+def plan(facts: Facts, budget_bytes: int, time_limit_s: float) -> Solution:
+    """The cheapest schedule found whose modelled peak is at most ``budget_bytes``.
+
+    Raises ``solvers.problem.InfeasibleError`` when there is none.
+    """
+    return solve(facts.problem, budget_bytes, time_limit_s=time_limit_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputation:
+    """One storage that is made again: how often, what it saves and what that costs."""
+
+    storage: str
+    source: str
+    size_bytes: int
+    times: int
+    seconds: float
+
+
+def recomputations(facts: Facts, schedule: Schedule) -> tuple[Recomputation, ...]:
+    """What a schedule makes again, largest first."""
+    runs: dict[int, int] = {}
+    for op in schedule.sequence:
+        runs[op] = runs.get(op, 0) + 1
+    rows = [
+        Recomputation(
+            facts.problem.storages[index].name,
+            facts.ops[op].source,
+            facts.problem.storages[index].size_bytes,
+            count - 1,
+            (count - 1) * facts.problem.ops[op].seconds,
+        )
+        for op, count in runs.items()
+        if count > 1
+        for index in facts.problem.ops[op].writes
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.size_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class JointGraph:
+    """A step in one graph: ``forward_nodes`` (inputs included) come first, the backward follows.
+
+    The first ``num_user_outputs`` outputs are the forward's, the rest are gradients.
+    """
+
+    module: fx.GraphModule
+    forward_nodes: frozenset[fx.Node]
+    num_user_outputs: int
+
+
+def apply(facts: Facts, schedule: Schedule) -> JointGraph:
+    """Write a schedule down as a joint graph with the same inputs and outputs."""
+    return _Writer(facts).write(schedule)
+
+
+@dataclass(slots=True)
+class _Instance:
+    """One execution's storage: the node that stands for it, and when it was made."""
+
+    node: fx.Node
+    stamp: int
+
+
+@dataclass(slots=True)
+class _Writer:
+    facts: Facts
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    placeholders: dict[str, fx.Node] = field(default_factory=dict)
+    instances: dict[fx.Node, _Instance] = field(default_factory=dict)
+    virtual: dict[tuple[fx.Node, tuple[int, ...], bool], fx.Node] = field(default_factory=dict)
+    saved: dict[str, fx.Node] = field(default_factory=dict)
+    forward_nodes: set[fx.Node] = field(default_factory=set)
+    user_outputs: list[object] = field(default_factory=list)
+    in_backward: bool = False
+    stamp: int = 0
+
+    def write(self, schedule: Schedule) -> JointGraph:
+        graphs = self.facts.graphs
+        self.saved = {node.name: node for node in graphs.saved_nodes()}
+        self._open(graphs.forward.graph)
+        if graphs.backward is not None:
+            self._open(graphs.backward.graph)
+        for position, op in enumerate(schedule.sequence):
+            if position == schedule.split:
+                self._enter_backward(graphs.forward.graph)
+            self._run(self.facts.ops[op])
+        if schedule.split >= len(schedule.sequence):
+            self._enter_backward(graphs.forward.graph)
+        self._close()
+        return JointGraph(fx.GraphModule(graphs.forward, self.graph), frozenset(self.forward_nodes), graphs.num_user_outputs)
+
+    def _open(self, graph: fx.Graph) -> None:
+        for node in graph.find_nodes(op="placeholder"):
+            if not self._is_saved_input(node):
+                new = self.graph.placeholder(node.name)
+                new.meta = dict(node.meta)
+                self.placeholders[node.name] = new
+
+    def _enter_backward(self, forward: fx.Graph) -> None:
+        """Everything that the forward returns is written before the backward starts."""
+        count = self.facts.graphs.num_user_outputs
+        self.user_outputs = [self._value(out) for out in forward.output_node().args[0][:count]]
+        self.forward_nodes = set(self.graph.nodes)
+        self.in_backward = True
+
+    def _close(self) -> None:
+        graphs = self.facts.graphs
+        descriptions = list(graphs.forward.graph.output_node().meta.get("desc", ()))[: graphs.num_user_outputs]
+        outputs = list(self.user_outputs)
+        if graphs.backward is not None:
+            node = graphs.backward.graph.output_node()
+            outputs += [self._value(out) for out in node.args[0]]
+            descriptions += list(node.meta.get("desc", ()))
+        output = self.graph.output(tuple(outputs))
+        output.meta["desc"] = descriptions or [None] * len(outputs)
+        self.graph.lint()
+
+    def _run(self, op: OpFacts) -> None:
+        if op.root is None:
+            return
+        self.stamp += 1
+        new = self._copy(op.root)
+        self.instances[op.root] = _Instance(new, self.stamp)
+        for target, _ in op.storages:
+            if target is not op.root:
+                self.instances[target] = _Instance(self._copy(target), self.stamp)
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        recomputed = self.in_backward and node.graph is self.facts.graphs.forward.graph or node in self.instances
+        mapping = {source: self._value(source) for source in node.all_input_nodes}
+        new = self.graph.node_copy(node, lambda source: mapping[source])
+        new.meta = dict(node.meta)
+        if recomputed:
+            new._rename(f"{node.name}_recompute")
+            new.meta.pop("partitioner_tag", None)
+            new.meta.pop("recompute", None)
+        return new
+
+    def _value(self, node: object) -> fx.Node | object:
+        """The new node that holds the value of ``node`` now."""
+        if not isinstance(node, fx.Node):
+            return node
+        if self._is_saved_input(node):
+            return self._value(self.saved[node.name])
+        if node.op == "placeholder":
+            return self.placeholders[node.name]
+        if node in self.instances:
+            return self.instances[node].node
+        key = (node, self._stamps(node), self.in_backward and not self._crosses(node))
+        if key not in self.virtual:
+            self.virtual[key] = self._copy(node)
+        return self.virtual[key]
+
+    def _is_saved_input(self, node: fx.Node) -> bool:
+        """Whether a node is an input of the backward that the forward saved."""
+        return node.op == "placeholder" and node.name in self.saved and node.graph is not self.facts.graphs.forward.graph
+
+    def _crosses(self, node: fx.Node) -> bool:
+        """Whether a virtual node of the forward may be read by the backward as it is: the unplanned step saves it too, or it
+        is no tensor (sizes cost nothing)."""
+        if node.graph is not self.facts.graphs.forward.graph:
+            return False
+        return node.name in self.saved or not isinstance(node.meta.get("val"), torch.Tensor)
+
+    def _stamps(self, node: fx.Node) -> tuple[int, ...]:
+        """When the storages behind a virtual node were made: a later copy of them needs a new copy of it."""
+        stamps: set[int] = set()
+        stack, seen = [node], {node}
+        while stack:
+            for source in stack.pop().all_input_nodes:
+                if source in seen:
+                    continue
+                seen.add(source)
+                if self._is_saved_input(source):
+                    source = self.saved[source.name]
+                if source in self.instances:
+                    stamps.add(self.instances[source].stamp)
+                else:
+                    stack.append(source)
+        return tuple(sorted(stamps))
+
+
+def saved_nodes(joint: JointGraph) -> tuple[list[fx.Node], list[fx.Node]]:
+    """(tensors, symbols) of the forward half that the backward half reads, in graph order."""
+    gradients = joint.module.graph.output_node().args[0][joint.num_user_outputs :]
+    tensors, symbols = [], []
+    for node in joint.module.graph.nodes:
+        if node not in joint.forward_nodes or (node.op == "placeholder" and str(node.target).startswith(_BACKWARD_INPUTS)):
+            continue
+        if node not in gradients and not any(user not in joint.forward_nodes and user.op != "output" for user in node.users):
+            continue
+        (tensors if isinstance(node.meta.get("val"), torch.Tensor) else symbols).append(node)
+    return tensors, symbols
+
+
+_BACKWARD_INPUTS = ("tangents", "bwd_seed", "bwd_base_offset", "backward_state")

@@ -1,0 +1,156 @@
+"""From a captured graph to one that fits: read this file first.
+
+    partition as plain torch.compile does      codegen/partition.py
+    lower it, count its exact peak             codegen/inductor.py, codegen/trace.py
+    fits? then nothing is changed
+    else gather facts                          facts.py, cost.py
+    plan within a target                       passes/rematerialize.py, solvers/
+    write the plan down as a joint graph       passes/rematerialize.py
+    verify it                                  verify.py
+    lower again, count again; above the budget: tighten the target and plan again
+
+The model of the planner guides; the exact count of the lowered code decides. Nothing has run and no kernel has been compiled
+when the promise holds or ``BudgetInfeasibleError`` is raised.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from memcompile.codegen.inductor import lower, lower_step
+from memcompile.codegen.partition import extract
+from memcompile.codegen.trace import GraphTrace, StepPeak, step_peak
+from memcompile.cost import CostModel
+from memcompile.facts import Facts, StepGraphs, gather_facts
+from memcompile.logs import get_logger
+from memcompile.passes import rematerialize
+from memcompile.solvers.problem import InfeasibleError, Schedule, Solution
+from memcompile.solvers.simulate import simulate
+from memcompile.verify import verify
+
+log = get_logger(__name__)
+
+MAX_LOWERINGS = 5
+CLOSE_ENOUGH = 0.97
+"""A plan whose exact peak is at least this share of the budget is not worth another lowering for a few percent of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A step as Inductor schedules it, with its exact peak."""
+
+    graphs: StepGraphs
+    traces: tuple[GraphTrace, ...]
+    peak: StepPeak
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One plan: what the planner was asked for, what it answered, and what the lowered code really takes."""
+
+    target_bytes: int
+    solution: Solution
+    joint: rematerialize.JointGraph
+    lowered: Lowered
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one graph. ``chosen`` is None when the step fits as it is (or no budget was named).
+
+    ``floor_bytes`` and ``lower_bound_bytes`` are known where the budget could not be kept.
+    """
+
+    base: Lowered
+    budget_bytes: int | None
+    facts: Facts | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    chosen: Attempt | None = None
+    floor_bytes: int | None = None
+    lower_bound_bytes: int = 0
+    plan_seconds: float = 0.0
+    lower_seconds: float = 0.0
+
+    @property
+    def final(self) -> Lowered:
+        """What is compiled."""
+        return self.chosen.lowered if self.chosen else self.base
+
+    @property
+    def fits(self) -> bool:
+        """Whether the exact peak keeps the budget."""
+        return self.budget_bytes is None or self.final.peak.peak_bytes <= self.budget_bytes
+
+
+def lower_graphs(graphs: StepGraphs) -> Lowered:
+    """Trial lowering of a step (or of an inference graph) and its exact peak."""
+    if graphs.backward is None:
+        traces: tuple[GraphTrace, ...] = (lower(graphs.forward, kind="inference"),)
+        return Lowered(graphs, traces, step_peak(traces[0], num_user_outputs=graphs.num_user_outputs))
+    traces = lower_step(graphs.forward, graphs.backward, graphs.num_user_outputs)
+    peak = step_peak(
+        *traces, num_user_outputs=graphs.num_user_outputs, num_symbols=len(graphs.saved_nodes()) - graphs.num_saved_tensors()
+    )
+    return Lowered(graphs, traces, peak)
+
+
+def fit(base: Lowered, budget_bytes: int | None, costs: Callable[[], CostModel], time_limit_s: float) -> Outcome:
+    """Make a lowered step keep ``budget_bytes``, at the least time that the planner finds.
+
+    Returns the best attempt even when none keeps the budget: the caller raises or takes it (``Outcome.fits``).
+    """
+    outcome = Outcome(base, budget_bytes)
+    if budget_bytes is None or base.peak.peak_bytes <= budget_bytes:
+        return outcome
+    start = time.perf_counter()
+    outcome.facts = facts = gather_facts(base.graphs, base.traces, costs(), base.peak.entry_bytes)
+    unplanned = Schedule(tuple(range(len(facts.problem.ops))), facts.problem.boundary)
+    model_error = base.peak.peak_bytes - simulate(facts.problem, unplanned).peak_bytes
+    outcome.plan_seconds += time.perf_counter() - start
+    target = budget_bytes - max(0, model_error)
+    for _ in range(MAX_LOWERINGS):
+        attempt, at_floor = _attempt(outcome, facts, target, time_limit_s)
+        exact = attempt.lowered.peak.peak_bytes
+        log.info("target %d: model %d, exact %d of %d", target, attempt.solution.peak_bytes, exact, budget_bytes)
+        if _better(attempt, outcome.chosen, budget_bytes):
+            outcome.chosen = attempt
+        cheap = attempt.solution.extra_seconds <= 0.002 * facts.problem.total_seconds
+        if exact <= budget_bytes and (cheap or exact >= CLOSE_ENOUGH * budget_bytes or len(outcome.attempts) > 2):
+            break
+        if at_floor and exact > budget_bytes:
+            outcome.floor_bytes = min(a.lowered.peak.peak_bytes for a in outcome.attempts)
+            break
+        target = attempt.solution.peak_bytes + (budget_bytes - exact)
+    return outcome
+
+
+def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -> tuple[Attempt, bool]:
+    start = time.perf_counter()
+    at_floor = False
+    try:
+        solution = rematerialize.plan(facts, target, time_limit_s)
+    except InfeasibleError as infeasible:
+        solution, at_floor = infeasible.floor, True
+        outcome.lower_bound_bytes = infeasible.lower_bound_bytes
+    joint = rematerialize.apply(facts, solution.schedule)
+    planned = time.perf_counter()
+    graphs = extract(joint)
+    verify(facts, solution, joint, graphs)
+    lowered = lower_graphs(graphs)
+    outcome.plan_seconds += planned - start
+    outcome.lower_seconds += time.perf_counter() - planned
+    attempt = Attempt(target, solution, joint, lowered)
+    outcome.attempts.append(attempt)
+    return attempt, at_floor
+
+
+def _better(new: Attempt, old: Attempt | None, budget_bytes: int) -> bool:
+    """Within the budget the faster one; outside of it the smaller one."""
+    if old is None:
+        return True
+    new_peak, old_peak = new.lowered.peak.peak_bytes, old.lowered.peak.peak_bytes
+    if new_peak <= budget_bytes and old_peak <= budget_bytes:
+        return new.solution.extra_seconds < old.solution.extra_seconds
+    return new_peak < old_peak

@@ -1,0 +1,182 @@
+"""One captured graph on its way through the compiler, and the callable that comes out."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from memcompile import explain
+from memcompile.codegen.dynamo import capture_info
+from memcompile.codegen.inductor import compile_graph
+from memcompile.codegen.partition import default_partition
+from memcompile.codegen.trace import GraphTrace, StepPeak, step_peak
+from memcompile.cost import CostModel
+from memcompile.device import device_model, free_bytes
+from memcompile.errors import BudgetInfeasibleError, MemcompileError, PassError
+from memcompile.facts import StepGraphs
+from memcompile.logs import get_logger
+from memcompile.options import Options
+from memcompile.pipeline import Outcome, fit, lower_graphs
+from memcompile.runtime.ledger import LEDGER, GraphEntry, Profile, gradient_bytes, storages
+from memcompile.surface import surface
+
+log = get_logger(__name__)
+
+LOSS_RESERVE = 4
+"""A graph that ends at a graph break leaves room for what follows: this many times the bytes that it returns. A loss in fp32
+over logits needs a cast, its log-softmax, and their gradients."""
+
+
+class Session:
+    """Compiles one graph under ``options`` on ``device``. ``example_inputs``: the real inputs, parameters among them."""
+
+    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, device: torch.device) -> None:
+        self.gm, self.inputs, self.options, self.device = gm, list(example_inputs), options, device
+        self.tensors = [t for t in example_inputs if isinstance(t, torch.Tensor)]
+        self.capture = capture_info()
+        self.graph_id = LEDGER.next_id()
+        self.outside_bytes = LEDGER.outside_bytes(self.tensors)
+        self.outcome: Outcome | None = None
+        self.graphs: StepGraphs | None = None
+        self.traces: dict[str, GraphTrace] = {}
+        self.sources: dict[str, str] = {}
+
+    def compile(self) -> CompiledGraph:
+        """Lower the graph within its budget. Raises ``BudgetInfeasibleError`` and ``PassError``."""
+        original = copy.deepcopy(self.gm)
+        function = compile_graph(
+            self.gm,
+            self.inputs,
+            partition=self._partition,
+            rewrite_inference=self._rewrite_inference,
+            on_trace=self._on_trace,
+            on_code=self._on_code,
+            patches=self.options.inductor,
+        )
+        peak = self._exact_peak()
+        report = explain.graph_report(self, peak)
+        if self.options.dump is not None:
+            explain.save(report, self.options.dump)
+        entry = GraphEntry(self._profile(peak), report, tuple(weakref.ref(t) for t in self._owned()), self.capture.code)
+        LEDGER.add(entry)
+        return CompiledGraph(function, entry, self, original)
+
+    def _partition(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        graphs = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
+        self.graphs = self._fit(graphs)
+        assert self.graphs.backward is not None
+        return self.graphs.forward, self.graphs.backward
+
+    def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
+        self.graphs = self._fit(StepGraphs(gm, None, len(gm.graph.output_node().args[0])))
+        return self.graphs.forward
+
+    def _fit(self, graphs: StepGraphs) -> StepGraphs:
+        """Plan within the budget; the unplanned graphs where there is nothing to plan."""
+        budget = self.options.memory_budget
+        if budget.to_option() is None or not self.options.enabled("rematerialize"):
+            return graphs
+        try:
+            base = lower_graphs(graphs)
+            total = budget.resolve(
+                unplanned_peak_bytes=base.peak.peak_bytes + self.outside_bytes,
+                free_bytes=free_bytes(self.device),
+                entry_bytes=base.peak.entry_bytes,
+            )
+            assert total is not None
+            room = total - self.outside_bytes - self._reserve_bytes(base.peak)
+            self.outcome = fit(base, room, lambda: CostModel(device_model(self.device)), self.options.solver_time_limit_s)
+        except MemcompileError:
+            raise
+        except Exception as error:  # a bug of ours: named, with its cause, unless the user chose the fallback
+            if self.options.fallback == "inductor":
+                log.warning("rematerialize failed, Inductor compiles the graph as it is: %s", error)
+                return graphs
+            raise surface(PassError("rematerialize", f"{type(error).__name__}: {error}")) from error
+        if not self.outcome.fits and self.options.on_infeasible == "raise":
+            raise surface(self._infeasible(self.outcome, total))
+        return self.outcome.final.graphs
+
+    def _reserve_bytes(self, peak: StepPeak) -> int:
+        """Room for the graphs that follow a graph break."""
+        return LOSS_RESERVE * (peak.held_bytes - peak.saved_bytes) if self.capture.graph_break else 0
+
+    def _infeasible(self, outcome: Outcome, total: int) -> BudgetInfeasibleError:
+        beside = total - (outcome.budget_bytes or 0)
+        floor = (outcome.floor_bytes or outcome.final.peak.peak_bytes) + beside
+        return BudgetInfeasibleError(
+            total, floor, outcome.lower_bound_bytes + beside, explain.contributors(outcome), explain.next_lever(outcome)
+        )
+
+    def _on_trace(self, trace: GraphTrace, kind: str) -> None:
+        self.traces[kind] = trace
+
+    def _on_code(self, source: str, kind: str) -> None:
+        self.sources[kind] = source
+
+    def _exact_peak(self) -> StepPeak:
+        """Peak of the code that was compiled."""
+        if "inference" in self.traces or self.graphs is None or "forward" not in self.traces:
+            trace = self.traces.get("inference") or self.traces.get("forward")
+            if trace is None:
+                return StepPeak(0, 0, 0, 0, 0, 0, (), ())
+            return step_peak(trace, num_user_outputs=len(trace.outputs))
+        symbols = len(self.graphs.saved_nodes()) - self.graphs.num_saved_tensors()
+        return step_peak(
+            self.traces["forward"],
+            self.traces.get("backward"),
+            num_user_outputs=self.graphs.num_user_outputs,
+            num_symbols=symbols,
+        )
+
+    def _profile(self, peak: StepPeak) -> Profile:
+        return Profile(
+            storages(self.tensors),
+            peak.held_bytes,
+            peak.forward_peak_bytes,
+            peak.backward_peak_bytes,
+            sum(t.untyped_storage().nbytes() for t in self._owned() if t.requires_grad),
+        )
+
+    def _owned(self) -> list[torch.Tensor]:
+        """Parameters among the inputs: they outlive the step."""
+        return [t for t in self.tensors if isinstance(t, torch.nn.Parameter)]
+
+
+class CompiledGraph:
+    """The compiled graph as Dynamo calls it.
+
+    Before each call the gradients that the parameters already have are counted: a plan made for an empty ``.grad`` is made
+    again, once, for a step that accumulates.
+    """
+
+    def __init__(self, function: Callable[..., Any], entry: GraphEntry, session: Session, original: fx.GraphModule) -> None:
+        self.function, self.entry, self.session, self.original = function, entry, session, original
+        self.variants: dict[bool, Callable[..., Any]] = {gradient_bytes(session.tensors) > 0: function}
+        self.planned = session.outcome is not None and session.outcome.budget_bytes is not None
+        self.parameters = [weakref.ref(t) for t in session.tensors if t.is_leaf and t.requires_grad] if self.planned else []
+        self.gradient_bytes = gradient_bytes(session.tensors)
+        session.inputs, session.tensors = [], []
+
+    def __call__(self, *args: Any) -> Any:
+        function = self._variant(args) if self.planned else self.function
+        outputs = function(*args)
+        if self.entry.report.kind == "train":
+            LEDGER.hold(self.entry, outputs)
+        return outputs
+
+    def _variant(self, args: Sequence[Any]) -> Callable[..., Any]:
+        """The plan for this step: with or without gradients alive at entry."""
+        accumulates = any((p := ref()) is not None and p.grad is not None for ref in self.parameters)
+        if accumulates not in self.variants:
+            log.info("graph %s: gradients are alive at entry, planned again", self.entry.report.graph_id)
+            again = Session(copy.deepcopy(self.original), args, self.session.options, self.session.device)
+            self.variants[accumulates] = again.compile().function
+        return self.variants[accumulates]

@@ -1,0 +1,82 @@
+"""Invariants of a planned step, checked after every pass. Shares no code with the planners."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from memcompile.facts import Facts, StepGraphs
+from memcompile.fxutil import is_pure
+from memcompile.passes.rematerialize import JointGraph
+from memcompile.solvers.problem import Solution
+from memcompile.solvers.simulate import validate
+
+
+class VerificationError(AssertionError):
+    """A pass broke an invariant. Always a bug of memcompile; the message names the node."""
+
+
+def verify(facts: Facts, solution: Solution, joint: JointGraph, graphs: StepGraphs) -> None:
+    """Check a plan, the graph it was written to, and the halves extracted from that.
+
+    Raises VerificationError (or ValueError from the schedule's own rules).
+    """
+    validate(facts.problem, solution.schedule)
+    before = facts.graphs
+    check_runs_once(before, joint)
+    check_signature(before, graphs)
+    joint.module.graph.lint()
+    for module in (graphs.forward, graphs.backward):
+        if module is not None:
+            module.graph.lint()
+            check_shapes(module)
+
+
+def check_runs_once(before: StepGraphs, joint: JointGraph) -> None:
+    """Every op with an effect or random state appears exactly as often as in the unplanned step."""
+
+    def effects(graph: fx.Graph) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for node in graph.nodes:
+            if node.op == "call_function" and not is_pure(node):
+                counts[str(node.target)] = counts.get(str(node.target), 0) + 1
+        return counts
+
+    expected = effects(before.forward.graph)
+    if before.backward is not None:
+        for name, count in effects(before.backward.graph).items():
+            expected[name] = expected.get(name, 0) + count
+    found = effects(joint.module.graph)
+    if found != expected:
+        raise VerificationError(f"ops with effects changed: {expected} before, {found} after")
+
+
+def check_signature(before: StepGraphs, after: StepGraphs) -> None:
+    """Same inputs, same user outputs, same gradients: shapes, strides and dtypes."""
+    pairs = [(before.forward, after.forward, before.num_user_outputs)]
+    if before.backward is not None and after.backward is not None:
+        pairs.append((before.backward, after.backward, len(before.backward.graph.output_node().args[0])))
+    for old, new, count in pairs:
+        old_out, new_out = old.graph.output_node().args[0][:count], new.graph.output_node().args[0][:count]
+        for index, (a, b) in enumerate(zip(old_out, new_out, strict=True)):
+            if _signature(a) != _signature(b):
+                raise VerificationError(f"output {index} changed: {_signature(a)} before, {_signature(b)} after")
+    names = [n.target for n in before.forward.graph.find_nodes(op="placeholder")]
+    if names != [n.target for n in after.forward.graph.find_nodes(op="placeholder")]:
+        raise VerificationError("inputs of the forward changed")
+
+
+def check_shapes(module: fx.GraphModule) -> None:
+    """Every node carries the value that shape propagation needs."""
+    for node in module.graph.nodes:
+        if node.op in ("placeholder", "call_function") and "val" not in node.meta:
+            raise VerificationError(f"{node} ({node.target}) has no fake value")
+
+
+def _signature(output: object) -> object:
+    if not isinstance(output, fx.Node):
+        return output
+    value = output.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return (tuple(map(str, value.shape)), tuple(map(str, value.stride())), value.dtype, value.device)
+    return type(value)
