@@ -1,7 +1,7 @@
 """A deep model as a chain of blocks: where few bytes cross the forward it is cut; each block becomes a problem of its own.
 
-A block is a run of forward ops with the run of backward ops that needs what it wrote. Its problem knows the rest of the chain only
-as a *phantom*: one op at the split whose workspace stands for everything the later blocks hold at once.
+A block is a run of forward ops with the run of backward ops that needs what it wrote. Its problem knows the rest of the chain
+only as a *phantom*: one op at the split whose workspace stands for everything the later blocks hold at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Signature = tuple[tuple[object, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Forward ops ``[first, last)``, backward ops ``[begin, end)``, and ``cut``: storages that enter it from the block before."""
+    """Forward ops ``[first, last)``, backward ops ``[begin, end)``; ``cut``: storages that enter it from earlier blocks."""
 
     first: int
     last: int
@@ -112,8 +112,8 @@ def _backward_starts(index: Index, starts: list[int], shared: frozenset[int]) ->
 class Part:
     """The problem of one block. ``ops[i]``: op of the whole problem (-1: a source or the phantom); ``storages`` likewise.
 
-    ``external_bytes``: forward inputs, always alive in the part and counted by the chain. ``through_bytes``: gradients alive over
-    the block's backward that it does not read. ``grad_bytes``: outputs it leaves behind.
+    ``external_bytes``: forward inputs, always alive in the part and counted by the chain. ``through_bytes``: gradients alive
+    over the block's backward that it does not read. ``grad_bytes``: outputs it leaves behind.
     """
 
     problem: Problem

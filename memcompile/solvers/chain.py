@@ -2,8 +2,8 @@
 
 The recursion of rotor (Beaumont et al., 2019, "Optimal checkpointing for heterogeneous chains", section 4.2), with several
 options a block as in Rockmate (Zhao et al., 2023, section 3.3). On homogeneous chains with one option it is Revolve
-(Griewank and Walther, 2000) and the strategy of Gruslys et al. (2016). ``cost(s, t, m)``: least forward seconds to run blocks s..t
-forward and backward within m units of memory beside the input of s, where m also counts the gradients that blocks after t leave:
+(Griewank and Walther, 2000) and the strategy of Gruslys et al. (2016). ``cost(s, t, m)``: least forward seconds to run blocks
+s..t forward and backward within m units of memory beside the input of s (m also counts the gradients of blocks after t):
 
     cost(s, t, m) = min  forward(s) + extra(o) + cost(s+1, t, m - cut(s+1) - saved(o))             keep block s with option o
                          sum forward(s..k-1) + cost(k, t, m - cut(k)) + cost(s, k-1, m)             checkpoint k only
@@ -178,9 +178,7 @@ class ChainDecoder:
             emitter.cross_split()
         for i in option.backward:
             p = part.ops[i]
-            if p >= block.begin and not emitter.executed[p]:
-                emitter.run(p)
-            elif emitter.may_run(p):
+            if (p >= block.begin and not emitter.executed[p]) or emitter.may_run(p):
                 emitter.run(p)
 
 

@@ -21,7 +21,7 @@ from memcompile.solvers.index import Index
 
 @dataclass(slots=True)
 class Lookback:
-    """The recursion, with a bounded number of cases over all ops. ``held[w]``: base, outputs and unmakeable bytes at progress w."""
+    """The recursion, with a bounded number of cases. ``held[w]``: bytes of base, outputs and unmakeable storages at progress w."""
 
     index: Index
     held: list[int]
@@ -91,7 +91,7 @@ def floor_bound(index: Index, depth: int = 8, nodes: int = 60_000) -> int:
 
 
 def _held(index: Index) -> tuple[list[int], list[set[int]]]:
-    """Per progress w: bytes of base, outputs created and unmakeable storages alive for certain; and which storages these are."""
+    """Per progress w: bytes of base, outputs and unmakeable storages that are alive for certain; and which these are."""
     count = len(index.reads)
     enter: list[list[int]] = [[] for _ in range(count + 1)]
     leave: list[list[int]] = [[] for _ in range(count + 1)]

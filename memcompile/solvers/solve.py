@@ -86,7 +86,7 @@ def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, see
     base = search.offer(decode(index), "base")
     if not search.closed:
         sequence = decode(index).sequence
-        _search(search, base, binding_instant(index, sequence, base.live_bytes))
+        _search(search, binding_instant(index, sequence, base.live_bytes))
     if search.best is None:
         floor, lower = minimum_peak(problem, time_limit_s=max(1.0, search.left))
         if floor.peak_bytes > budget_bytes:
@@ -115,7 +115,7 @@ def _solution(search: Search, schedule: Schedule, timeline: Timeline, method: st
     )
 
 
-def _search(search: Search, base: Timeline, instant: int) -> None:
+def _search(search: Search, instant: int) -> None:
     """Run the portfolio, the surest first, until the gap closes or the time is spent."""
     index, total = search.index, search.index.problem.total_seconds
     found = solve_frontier(

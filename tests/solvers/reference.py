@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+
 from memcompile.solvers.problem import Op, Problem, Schedule
 
 
@@ -49,3 +51,62 @@ def transient(problem: Problem, op: Op, dying: frozenset[int]) -> int:
             free.remove(problem.storages[s].size_bytes)
             total -= problem.storages[s].size_bytes
     return total
+
+
+State = tuple[int, int, frozenset[int], frozenset[int]]
+
+
+def exhaustive(problem: Problem, budget: int | None) -> tuple[int, float] | None:
+    """(smallest peak, 0) with no budget, else (0, least extra seconds) or None: Dijkstra over all states.
+
+    A state is (next base op, split crossed, ops run, storages resident); dropping is free, so a storage may die at any time.
+    """
+    total = sum(op.seconds for op in problem.ops)
+    start: State = (0, 0, frozenset(), frozenset())
+    best: dict[State, float] = {start: 0.0}
+    queue: list[tuple[float, int, State]] = [(0.0, 0, start)]
+    counter = 0
+    while queue:
+        key, _, state = heapq.heappop(queue)
+        if key > best[state]:
+            continue
+        if state[0] == len(problem.ops) and state[1] and len(state[2]) == len(problem.ops):
+            return (int(key), 0.0) if budget is None else (0, key - total)
+        for cost, peak, after in _moves(problem, state):
+            if budget is not None and peak > budget:
+                continue
+            new = max(key, float(peak)) if budget is None else key + cost
+            if new < best.get(after, float("inf")):
+                best[after] = new
+                counter += 1
+                heapq.heappush(queue, (new, counter, after))
+    return None
+
+
+def _moves(problem: Problem, state: State) -> list[tuple[float, int, State]]:
+    base, crossed, ran, resident = state
+    storages, ops = problem.storages, problem.ops
+    moves: list[tuple[float, int, State]] = []
+    for s in resident:
+        if not storages[s].is_output:
+            moves.append((0.0, 0, (base, crossed, ran, resident - {s})))
+    if base == problem.boundary and not crossed:
+        kept = frozenset(s for s in resident if storages[s].can_save or storages[s].is_output)
+        moves.append((0.0, 0, (base, 1, ran, kept)))
+    if base < problem.boundary and ops[base].deferrable:
+        moves.append((0.0, 0, (base + 1, crossed, ran, resident)))
+    for p, op in enumerate(ops):
+        in_order = p == base and (crossed or p < problem.boundary)
+        deferred = p < base and p not in ran and bool(crossed)
+        again = p in ran and op.recomputable and not any(storages[s].is_output for s in op.writes)
+        if not (in_order or deferred or again) or not set(op.reads) <= resident:
+            continue
+        before = resident - set(op.writes)
+        held = problem.base_bytes + sum(storages[s].size_bytes for s in before)
+        mortal = [s for s in set(op.reads) if not storages[s].is_output]
+        for mask in range(1 << len(mortal)) if op.inplace else [0]:
+            dying = frozenset(s for i, s in enumerate(mortal) if mask >> i & 1)
+            peak = held + transient(problem, op, dying)
+            after = (before - dying) | set(op.writes)
+            moves.append((op.seconds, peak, (base + 1 if in_order else base, crossed, ran | {p}, after)))
+    return moves
