@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from memcompile.solvers.index import Index
 from memcompile.solvers.problem import Op, Problem, Storage
 
+MAX_BLOCK_OPS = 320  # larger blocks take too long to solve
 Signature = tuple[tuple[object, ...], ...]
 
 
@@ -43,7 +44,7 @@ def find_chain(index: Index, max_blocks: int) -> Chain | None:
     cuts = [p for p in range(1, boundary) if _is_cut(crossing, p)]
     if len(cuts) < 2:
         return None
-    group = -(-(len(cuts) + 1) // max_blocks)
+    group = -(-(len(cuts) + 1) // max(max_blocks, len(index.reads) // MAX_BLOCK_OPS))
     cuts = cuts[group - 1 :: group]
     starts, ends = [0, *cuts], [*cuts, boundary]
     begins = _backward_starts(index, starts, shared)

@@ -21,7 +21,7 @@ from memcompile.solvers.index import Index
 
 @dataclass(slots=True)
 class Lookback:
-    """The recursion, with a bounded number of cases. ``held[w]``: bytes of base, outputs and unmakeable storages at progress w."""
+    """The recursion, with a bounded number of cases. ``held[w]``: bytes of base, outputs, unmakeable storages at progress w."""
 
     index: Index
     held: list[int]

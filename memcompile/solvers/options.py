@@ -14,6 +14,8 @@ from memcompile.solvers.problem import Schedule
 from memcompile.solvers.simulate import Replay
 
 SAVED_SHARES = (0.0, 0.15, 0.35, 0.55, 0.75)
+DISTANCE_POWERS = (0.5, 0.0)
+LARGE_PART = 150  # ops above which fewer variants are tried
 PEAK_SHARES = (0.08, 0.3)
 
 
@@ -53,7 +55,7 @@ def _with_saved(part: Part, index: Index, replay: Replay, saved: int, full: Opti
     top = max((o.peak_bytes for o in options), default=full.peak_bytes)
     low, high = 0, top
     tightest = None
-    for _ in range(6):
+    for _ in range(6 if len(index.reads) <= LARGE_PART else 4):
         peak = (low + high) // 2
         option = _capped(part, saved, peak)
         if option is None:
@@ -75,7 +77,7 @@ def _capped(part: Part, saved: int, peak: int) -> Option | None:
     problem = part.with_phantom(max(0, peak - saved))
     index, replay = Index.of(problem), Replay(problem)
     best: Option | None = None
-    for power in (0.5, 0.0):
+    for power in DISTANCE_POWERS if len(index.reads) <= LARGE_PART else DISTANCE_POWERS[:1]:
         try:
             schedule = decode_capped(index, budget, max_executions=6 * len(index.reads), distance_power=power)
         except CapExceededError:

@@ -138,9 +138,13 @@ class Replay:
         return Timeline(
             peak_bytes=int(live.max()) if n else self.problem.base_bytes,
             live_bytes=live,
-            extra_seconds=float(self.seconds[sequence].sum()) - self.base_seconds,
+            extra_seconds=self.extra_seconds(schedule),
             saved=tuple(int(s) for s in saved),
         )
+
+    def extra_seconds(self, schedule: Schedule) -> float:
+        """Seconds of a schedule above the base order."""
+        return float(self.seconds[np.array(schedule.sequence, dtype=np.int64)].sum()) - self.base_seconds
 
     @staticmethod
     def _crossing(alive: Instances, split: int) -> NDArray[np.bool_]:

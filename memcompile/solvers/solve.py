@@ -22,7 +22,7 @@ from memcompile.solvers.simulate import Ints, Replay, Timeline
 TOLERANCE = 1e-4  # of the base time: a plan this close to its bound is optimal
 GOOD_GAP = 5e-4  # of the base time: a plan this close to its bound ends the search
 DISTANCE_POWERS = (0.5, 0.0, 0.25)  # variants of the greedy decoder
-CHAIN_BLOCKS = (16, 64)  # granularities of the chain
+CHAIN_BLOCKS = (64, 16)  # granularities of the chain
 
 
 @dataclass(slots=True)
@@ -150,13 +150,16 @@ def _evict(search: Search, _: int) -> None:
 
 
 def _chain(search: Search, _: int) -> None:
+    seen: set[int] = set()
     for blocks in CHAIN_BLOCKS:
         if search.left <= 0 and search.best is not None:
             return
         chain = find_chain(search.index, blocks)
-        if chain is not None:
+        if chain is not None and len(chain.blocks) not in seen:
+            seen.add(len(chain.blocks))
             model = model_chain(search.index, chain, search.seed)
-            for schedule in chain_search(search.index, search.replay, model, search.budget):
+            plans = chain_search(search.index, search.replay, model, search.budget)
+            for schedule in sorted(plans, key=lambda s: search.replay.extra_seconds(s))[:3]:
                 search.offer(schedule, "chain")
 
 
@@ -243,8 +246,8 @@ def minimum_peak(problem: Problem, *, time_limit_s: float) -> tuple[Solution, in
     base = decode(index)
     search = Search(index, replay, replay.run(base).peak_bytes, began + time_limit_s, 0)
     search.lowest = (base, replay.run(base), "base")
-    _lowest_by_eviction(search, lower)
     _lowest_by_chain(search, lower)
+    _lowest_by_eviction(search, lower)
     schedule, timeline, method = search.lowest
     search.budget = timeline.peak_bytes
     search.offer(schedule, method)
@@ -255,10 +258,12 @@ def minimum_peak(problem: Problem, *, time_limit_s: float) -> tuple[Solution, in
 
 def _lowest_by_eviction(search: Search, lower: int) -> None:
     """Bisect the cap of the greedy decoder."""
-    limit = 8 * len(search.index.reads) + 1000
+    limit = 4 * len(search.index.reads) + 1000
     for power in DISTANCE_POWERS:
         low, high = lower, search.lowest_peak
-        while high - low > max(1, lower // 500) and (search.left > 0 or search.lowest_peak == search.budget):
+        for _ in range(10):
+            if high - low <= max(1, lower // 500) or (search.left <= 0 and search.lowest_peak < search.budget):
+                break
             cap = (low + high) // 2
             try:
                 schedule = decode_capped(search.index, cap, max_executions=limit, distance_power=power)
@@ -271,7 +276,7 @@ def _lowest_by_eviction(search: Search, lower: int) -> None:
 
 def _lowest_by_chain(search: Search, lower: int) -> None:
     """Ask the chain for less and less, at each granularity, finest first."""
-    for blocks in reversed(CHAIN_BLOCKS):
+    for blocks in CHAIN_BLOCKS:
         chain = find_chain(search.index, blocks) if search.left > 0 else None
         if chain is None:
             continue

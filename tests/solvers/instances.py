@@ -52,6 +52,7 @@ class Tape:
         """Emit the backward of all entries."""
         b = self.builder
         b.boundary = len(b.ops)
+        total = -1
         grads: dict[int, int] = {loss: b.op("d_loss", [loss], b.storages[loss].size_bytes, 1e-6)}
         for name, s, reads, kept, weight, seconds in reversed(self.entries):
             if s not in grads:
@@ -61,7 +62,10 @@ class Tape:
                 size = b.storages[u].size_bytes
                 d = b.op(f"d_{name}_{i}", list(dict.fromkeys([g, *kept])), size, seconds, inplace=not weight)
                 grads[u] = b.op(f"acc_{name}_{i}", [grads[u], d], size, seconds * 0.1, inplace=True) if u in grads else d
-            if weight:
+            if name.startswith("gates"):
+                dw = b.op(f"dw_{name}", [g, *kept], weight, seconds)
+                total = b.op(f"sum_{name}", [total, dw], weight, 1e-6, inplace=True) if total >= 0 else dw
+            elif weight:
                 b.op(f"dw_{name}", list(dict.fromkeys([g, *kept])), weight, seconds, output=True)
 
 
@@ -159,14 +163,14 @@ def unet(depth: int, *, batch: int = 4, convs: int = 2) -> Problem:
 
 
 def lstm(steps: int, *, batch: int = 64, width: int = 512) -> Problem:
-    """An unrolled LSTM: 6 forward ops a step; the weight gradient is summed over the steps and is not a part of the chain."""
+    """An unrolled LSTM: 6 forward ops a step, 14 backward; the weight gradient is summed over the steps."""
     tape = Tape(Builder())
     act = batch * width * 4
     matmul = 2.0 * batch * width * 8 * width / 10e12
     h = tape.do("h0", [], act, 1e-7, saves="")
     c = tape.do("c0", [], act, 1e-7, saves="")
     for i in range(steps):
-        gates = tape.do(f"gates_{i}", [h], 4 * act, matmul)
+        gates = tape.do(f"gates_{i}", [h], 4 * act, matmul, weight=8 * width * width * 4)
         s = tape.do(f"sigmoid_{i}", [gates], 4 * act, act * 8 / 1e12, saves="out", inplace=True)
         f = tape.do(f"forget_{i}", [s, c], act, act * 3 / 1e12)
         c = tape.do(f"cell_{i}", [s, f], act, act * 3 / 1e12)
