@@ -8,6 +8,7 @@ optimality.
 from __future__ import annotations
 
 import heapq
+import random
 from bisect import bisect_left
 
 from memcompile.solvers.index import Index
@@ -23,8 +24,9 @@ class CapExceededError(Exception):
 class CappedDecoder:
     """State of one decoding. Invariant: ``used`` = base + bytes of resident storages, at most ``cap`` at each execution."""
 
-    def __init__(self, index: Index, cap: int, max_executions: int, distance_power: float) -> None:
-        self.index, self.cap, self.max_executions, self.power = index, cap, max_executions, distance_power
+    def __init__(self, index: Index, cap: int, max_executions: int, distance_power: float, order: int) -> None:
+        self.index, self.cap, self.max_executions = index, cap, max_executions
+        self.power, self.order, self.random = distance_power, order, random.Random(order)
         self.used = index.problem.base_bytes
         self.resident = bytearray(len(index.sizes))
         self.executed = bytearray(len(index.reads))
@@ -93,12 +95,12 @@ class CappedDecoder:
                     else:
                         stack.append((v, use))
 
-    def make_room(self, size: int) -> None:
-        """Evict until ``size`` more bytes fit."""
+    def make_room(self, size: int) -> bool:
+        """Evict until ``size`` more bytes fit; False when they cannot."""
         aside: list[tuple[float, int]] = []
         while self.used + size > self.cap:
             if not self.heap:
-                raise CapExceededError
+                break
             old, s = heapq.heappop(self.heap)
             if not self.resident[s]:
                 continue
@@ -115,15 +117,23 @@ class CappedDecoder:
             self.evict(s)
         for entry in aside:
             heapq.heappush(self.heap, entry)
+        return self.used + size <= self.cap
 
     def execute(self, p: int, base: bool) -> None:
         """Run p, whose reads are resident and pinned."""
         index = self.index
         op = index.problem.ops[p]
         grow = op.workspace_bytes + sum(index.sizes[s] for s in index.writes[p] if not self.resident[s])
+        reused: list[int] = []
         if op.inplace:
-            grow -= self._in_place(p, base)
-        self.make_room(grow)
+            dead = self._in_place(p, base, sacrifice=False)
+            grow -= sum(index.sizes[s] for s in dead)
+        if not self.make_room(grow):
+            if op.inplace:
+                reused = self._in_place(p, base, sacrifice=True)
+                grow += sum(index.sizes[s] for s in dead) - sum(index.sizes[s] for s in reused)
+            if not reused or not self.make_room(grow):
+                raise CapExceededError
         if len(self.sequence) >= self.max_executions:
             raise CapExceededError
         self.sequence.append(p)
@@ -141,22 +151,27 @@ class CappedDecoder:
             if base and self.wanted.get(s, self.now) < self.now:
                 del self.wanted[s]
             heapq.heappush(self.heap, (self.score(s), s))
+        for s in reused:
+            self.evict(s)
 
-    def _in_place(self, p: int, base: bool) -> int:
-        """Bytes that p reuses: reads that nothing needs after it. They are evicted here, before the writes are counted."""
+    def _in_place(self, p: int, base: bool, sacrifice: bool) -> list[int]:
+        """Reads whose place the writes of p take: those that nothing needs after it, or any that can be remade."""
         index = self.index
-        free: dict[int, int] = {}
+        free: dict[int, list[int]] = {}
         saved, self.now = self.now, p + 1 if base else self.now
-        for s in index.reads[p]:
-            if not index.output[s] and self.pins[s] <= 1 and self.next_use(s) == float("inf"):
-                free[index.sizes[s]] = free.get(index.sizes[s], 0) + 1
+        for s in sorted(index.reads[p], key=self.next_use):
+            dead = self.next_use(s) == float("inf")
+            spare = dead or (sacrifice and index.again[index.producer[s]])
+            if spare and not index.output[s] and self.pins[s] <= 1:
+                free.setdefault(index.sizes[s], []).append(s)
         self.now = saved
-        reused = 0
-        for s in index.writes[p]:
-            if free.get(index.sizes[s], 0):
-                free[index.sizes[s]] -= 1
-                reused += index.sizes[s]
-        return reused
+        return [free[size].pop() for size in (index.sizes[s] for s in index.writes[p]) if free.get(size)]
+
+    def _choose(self, missing: list[int]) -> int | None:
+        """The missing read to make next."""
+        if not missing:
+            return None
+        return missing[-self.order] if self.order < 2 else self.random.choice(missing)
 
     def run(self, target: int) -> None:
         """Run base op ``target``, making what it reads (depth first, reads of unfinished ops pinned)."""
@@ -165,7 +180,7 @@ class CappedDecoder:
         active = {target}
         while frames:
             p, pinned = frames[-1]
-            gone = next((s for s in index.reads[p] if not self.resident[s]), None)
+            gone = self._choose([s for s in index.reads[p] if not self.resident[s]])
             for s in index.reads[p]:
                 if self.resident[s] and s not in pinned:
                     pinned.append(s)
@@ -184,12 +199,13 @@ class CappedDecoder:
             active.discard(p)
 
 
-def decode_capped(index: Index, cap: int, *, max_executions: int, distance_power: float = 1.0) -> Schedule:
+def decode_capped(index: Index, cap: int, *, max_executions: int, distance_power: float = 0.5, order: int = 0) -> Schedule:
     """A schedule whose executions each hold at most ``cap`` bytes (up to in-place reuse); CapExceededError when none is found.
 
-    ``distance_power``: how much the distance of the next use counts against the price of a remake.
+    ``distance_power``: how much the distance of the next use counts against the price of a remake. ``order``: which
+    missing read of an op is made first: 0 the first, 1 the last, from 2 on any (a seed).
     """
-    decoder = CappedDecoder(index, cap, max_executions, distance_power)
+    decoder = CappedDecoder(index, cap, max_executions, distance_power, order)
     boundary = index.problem.boundary
     split = None
     for p in range(len(index.reads)):

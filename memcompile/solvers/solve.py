@@ -21,7 +21,7 @@ from memcompile.solvers.simulate import Ints, Replay, Timeline
 
 TOLERANCE = 1e-4  # of the base time: a plan this close to its bound is optimal
 GOOD_GAP = 5e-4  # of the base time: a plan this close to its bound ends the search
-DISTANCE_POWERS = (0.5, 0.0, 0.25)  # variants of the greedy decoder
+VARIANTS = ((0.5, 0), (0.0, 1), (0.0, 0), (0.5, 1))  # distance power and order of the greedy decoder
 CHAIN_BLOCKS = (64, 16)  # granularities of the chain
 
 
@@ -97,6 +97,14 @@ def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, see
     return _solution(search, schedule, timeline, method, time.monotonic() - began)
 
 
+def variants(index: Index) -> list[tuple[float, int]]:
+    """Distance powers and orders to try with the greedy decoder: more of them on small problems."""
+    return [
+        *VARIANTS,
+        *((0.5 * (i % 3), i) for i in range(2, 2 + min(24, 2400 // max(1, len(index.reads)))) if len(index.reads) <= 240),
+    ]
+
+
 def effort_s(problem: Problem, time_limit_s: float) -> float:
     """Seconds worth spending: planning time grows with the graph."""
     return min(time_limit_s, 0.7 + 1.25e-3 * len(problem.ops))
@@ -141,9 +149,9 @@ def _bisect(search: Search, instant: int) -> None:
 
 def _evict(search: Search, _: int) -> None:
     limit = 3 * len(search.index.reads) + 1000
-    for power in DISTANCE_POWERS:
+    for power, order in variants(search.index):
         try:
-            schedule = decode_capped(search.index, search.budget, max_executions=limit, distance_power=power)
+            schedule = decode_capped(search.index, search.budget, max_executions=limit, distance_power=power, order=order)
         except CapExceededError:
             continue
         search.offer(schedule, "eviction")
@@ -259,14 +267,14 @@ def minimum_peak(problem: Problem, *, time_limit_s: float) -> tuple[Solution, in
 def _lowest_by_eviction(search: Search, lower: int) -> None:
     """Bisect the cap of the greedy decoder."""
     limit = 4 * len(search.index.reads) + 1000
-    for power in DISTANCE_POWERS:
+    for power, order in variants(search.index):
         low, high = lower, search.lowest_peak
         for _ in range(10):
             if high - low <= max(1, lower // 500) or (search.left <= 0 and search.lowest_peak < search.budget):
                 break
             cap = (low + high) // 2
             try:
-                schedule = decode_capped(search.index, cap, max_executions=limit, distance_power=power)
+                schedule = decode_capped(search.index, cap, max_executions=limit, distance_power=power, order=order)
             except CapExceededError:
                 low = cap
                 continue

@@ -1,0 +1,193 @@
+"""The planner against exhaustive search on small problems, and on the shapes of real models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from expecttest import assert_expected_inline
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memcompile.solvers.decode import decode
+from memcompile.solvers.floor import floor_bound
+from memcompile.solvers.index import Index
+from memcompile.solvers.problem import InfeasibleError, Problem, Solution
+from memcompile.solvers.simulate import simulate, validate
+from memcompile.solvers.solve import minimum_peak, solve
+from tests.solvers.instances import lstm, random_problem, resnet, transformer, unet
+from tests.solvers.reference import exhaustive
+
+EPSILON = 1e-4
+
+
+def base_peak(problem: Problem) -> int:
+    """Peak of the schedule that keeps everything."""
+    return simulate(problem, decode(Index.of(problem))).peak_bytes
+
+
+def check(problem: Problem, solution: Solution, budget: int) -> None:
+    """A solution keeps its promises."""
+    validate(problem, solution.schedule)
+    timeline = simulate(problem, solution.schedule)
+    assert timeline.peak_bytes == solution.peak_bytes <= budget
+    assert timeline.extra_seconds == pytest.approx(solution.extra_seconds)
+    assert solution.lower_bound_seconds <= solution.extra_seconds + EPSILON
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), forward=st.integers(2, 5), backward=st.integers(0, 4))
+def test_against_exhaustive_search(seed: int, forward: int, backward: int) -> None:
+    problem = random_problem(seed, forward, backward)
+    best = exhaustive(problem, None)
+    assert best is not None
+    floor, lower = minimum_peak(problem, time_limit_s=1.0)
+    check(problem, floor, floor.peak_bytes)
+    assert lower <= best[0] <= floor.peak_bytes
+    for budget in sorted({best[0], floor.peak_bytes, (floor.peak_bytes + base_peak(problem)) // 2}):
+        optimum = exhaustive(problem, budget)
+        assert optimum is not None
+        try:
+            solution = solve(problem, budget, time_limit_s=1.0)
+        except InfeasibleError as error:
+            assert budget < error.floor.peak_bytes <= floor.peak_bytes
+            assert error.lower_bound_bytes <= best[0]
+            continue
+        check(problem, solution, budget)
+        assert solution.lower_bound_seconds <= optimum[1] + EPSILON
+        assert solution.extra_seconds >= optimum[1] - EPSILON
+        if solution.status == "optimal":
+            assert solution.extra_seconds == pytest.approx(optimum[1], abs=1e-2)
+
+
+def test_most_small_problems_are_solved_optimally() -> None:
+    optimal = count = exact_floor = 0
+    for seed in range(40):
+        problem = random_problem(seed, 4, 4)
+        floor, _ = minimum_peak(problem, time_limit_s=1.0)
+        best = exhaustive(problem, None)
+        assert best is not None
+        exact_floor += floor.peak_bytes <= 1.1 * best[0]
+        budget = (floor.peak_bytes + base_peak(problem)) // 2
+        optimum = exhaustive(problem, budget)
+        assert optimum is not None
+        solution = solve(problem, budget, time_limit_s=1.0)
+        count += 1
+        optimal += solution.extra_seconds <= optimum[1] + EPSILON
+    assert optimal >= 0.9 * count
+    assert exact_floor >= 0.8 * count
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "gap"),
+    [
+        ("transformer", 0.7, 0.005),
+        ("transformer", 0.5, 0.005),
+        ("transformer", 0.25, 0.03),
+        ("resnet", 0.5, 0.01),
+        ("resnet", 0.35, 0.05),
+        ("unet", 0.5, 0.02),
+        ("unet", 0.35, 0.07),
+        ("lstm", 0.7, 0.02),
+    ],
+)
+def test_gap_on_model_shapes(name: str, share: float, gap: float) -> None:
+    problem = {"transformer": transformer(12), "resnet": resnet(16), "unet": unet(4), "lstm": lstm(60)}[name]
+    budget = int(share * base_peak(problem))
+    solution = solve(problem, budget)
+    check(problem, solution, budget)
+    assert solution.extra_seconds - solution.lower_bound_seconds <= gap * problem.total_seconds
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("transformer", 1.08), ("resnet", 1.3), ("unet", 1.06)])
+def test_floor_is_near_its_bound(name: str, ratio: float) -> None:
+    problem = {"transformer": transformer(6), "resnet": resnet(8), "unet": unet(4)}[name]
+    floor, lower = minimum_peak(problem, time_limit_s=4.0)
+    check(problem, floor, floor.peak_bytes)
+    assert lower <= floor.peak_bytes <= ratio * lower
+    assert lower == floor_bound(Index.of(problem))
+
+
+def test_recurrent_chain_saves_95_percent_for_a_third() -> None:
+    """Gruslys et al. (2016), figure 1: T = 1000 with 5 % of the activation memory costs about one third more time."""
+    problem = replace(lstm(400), base_bytes=0)
+    index = Index.of(problem)
+    inherent = floor_bound(index)
+    budget = int(0.05 * (base_peak(problem) - inherent)) + inherent
+    solution = solve(problem, budget)
+    check(problem, solution, budget)
+    assert solution.extra_seconds <= 0.36 * problem.total_seconds
+
+
+def test_generous_budget_needs_nothing() -> None:
+    problem = transformer(2)
+    solution = solve(problem, base_peak(problem))
+    assert (solution.status, solution.method, solution.extra_seconds) == ("optimal", "base", 0.0)
+
+
+def test_infeasible_budget_names_the_floor() -> None:
+    problem = unet(3)
+    floor, lower = minimum_peak(problem, time_limit_s=2.0)
+    with pytest.raises(InfeasibleError, match="below the smallest peak found") as caught:
+        solve(problem, lower - 1, time_limit_s=2.0)
+    assert caught.value.lower_bound_bytes == lower
+    check(problem, caught.value.floor, caught.value.floor.peak_bytes)
+    assert caught.value.floor.peak_bytes <= 1.02 * floor.peak_bytes
+
+
+def test_inference_graph() -> None:
+    problem = transformer(2)
+    forward = replace(problem, ops=problem.ops[: problem.boundary], storages=problem.storages[: problem.boundary])
+    budget = base_peak(forward)
+    check(forward, solve(forward, budget), budget)
+    floor, lower = minimum_peak(forward, time_limit_s=1.0)
+    assert lower <= floor.peak_bytes <= budget
+
+
+def test_same_answer_twice() -> None:
+    problem = resnet(6)
+    budget = int(0.6 * base_peak(problem))
+    assert solve(problem, budget).schedule == solve(problem, budget).schedule
+
+
+def test_golden_plan() -> None:
+    """Six storages a layer: the pointwise ones and the attention probabilities are made again, the matmuls kept."""
+    problem = transformer(2)
+    budget = int(0.6 * base_peak(problem))
+    solution = solve(problem, budget)
+    seen: set[int] = set()
+    remade = [problem.ops[p].name for p in solution.schedule.sequence if p in seen or seen.add(p)]  # type: ignore[func-returns-value]
+    saved = [problem.storages[s].name for s in simulate(problem, solution.schedule).saved]
+    assert_expected_inline("\n".join([f"{solution.status} {solution.method}", *remade, "saved:", *saved]), """\
+bounded chain
+qk_1
+softmax_1
+qk_0
+softmax_0
+dropout_0
+saved:
+embed
+ln1_0
+q_0
+k_0
+v_0
+av_0
+add1_0
+ln2_0
+up_0
+gelu_0
+add2_0
+ln1_1
+q_1
+k_1
+v_1
+dropout_1
+av_1
+add1_1
+ln2_1
+up_1
+gelu_1
+add2_1
+ln_f
+head
+loss""")
