@@ -1,0 +1,242 @@
+"""Models x budgets x peers: measured peak, step time, time of the first call, gradients. Rows go to one CSV, as they come.
+
+    python benchmarks/rematerialize.py                                  # everything: hours on two cores
+    python benchmarks/rematerialize.py --quick                          # two small models, two budgets
+    python benchmarks/rematerialize.py --models gpt2 --budgets 60 35    # add or renew rows
+    python benchmarks/rematerialize.py --resume                         # skip rows that the same versions measured
+    python benchmarks/rematerialize.py --table                          # write the table in benchmarks/README.md
+
+Every model runs in a process of its own. Within it all ways stay alive and take turns, step by step, so that the ratios are
+between neighbours in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # the first call's seconds are those of compiling
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
+
+import torch
+import transformers
+from torch._dynamo.exc import TorchDynamoException
+
+from benchmarks.models import CASES, Case
+from benchmarks.peers import PEERS, PLAIN, Running, Way, gradient_gap, interleave, prepare_process
+from benchmarks.rows import RESULTS, Results, Row, Setting
+from benchmarks.table import README, write_table
+from memcompile import report as report_of
+from memcompile.errors import BudgetInfeasibleError, MemcompileError
+
+BUDGETS = (80, 60, 45, 35, 25)
+DEFAULT_MODELS = ("gpt2", "bert", "llama", "vit", "resnet50", "unet", "lstm")
+QUICK_MODELS = ("llama", "unet")
+QUICK_BUDGETS = (60, 35)
+ERRORS = (MemcompileError, TorchDynamoException, RuntimeError, ValueError, TypeError, LookupError, AssertionError)
+"""What a failing way may raise: it becomes a row, and the other ways go on."""
+
+
+def memcompile_way(percent: int, plain_peak_bytes: int, best_effort: bool = False) -> Way:
+    """memcompile at a share of plain torch.compile's measured peak."""
+    name = f"memcompile {percent}%" + (" best effort" if best_effort else "")
+    return Way(name, "memcompile", memory_budget=plain_peak_bytes * percent // 100, best_effort=best_effort)
+
+
+class Benchmark:
+    """One model: prepares its ways one after the other, keeps them alive, then times them in turns."""
+
+    def __init__(self, case: Case, setting: Setting, results: Results, args: argparse.Namespace) -> None:
+        self.case = case
+        self.setting = setting
+        self.results = results
+        self.args = args
+        self.alive: dict[str, Running] = {}
+        self.plain: Running | None = None
+        self.plain_row: Row | None = None
+
+    def run(self) -> None:
+        """Plain torch.compile first: everything else is measured against it."""
+        wanted = [way for way in PEERS if way is not PLAIN and self._wanted(way)]
+        self._prepare(PLAIN)
+        if self.plain_row is None or self.plain_row.measured_peak_bytes is None:
+            return
+        for way in wanted:
+            self._prepare(way)
+        for percent in self.args.budgets:
+            self._at_budget(percent, self.plain_row.measured_peak_bytes)
+        if self.args.timings and self.plain is not None:
+            self._time(self.plain)
+
+    def _at_budget(self, percent: int, plain_peak_bytes: int) -> None:
+        way = memcompile_way(percent, plain_peak_bytes)
+        best_effort = memcompile_way(percent, plain_peak_bytes, best_effort=True)
+        row = self._prepare(way) if self._wanted(way) else self.results.find(self._row(way))
+        if row is not None and row.status == "infeasible" and self._wanted(best_effort):
+            self._prepare(best_effort)
+
+    def _wanted(self, way: Way) -> bool:
+        if not any(way.kind == each or way.name.startswith(each) for each in self.args.ways):
+            return False
+        old = self.results.find(self._row(way)) if self.args.resume else None
+        if old is None or not self.setting.same_versions(old) or old.status == "failed":
+            return True
+        return old.status == "ok" and self.args.timings and not old.timed
+
+    def _row(self, way: Way) -> Row:
+        return self.setting.row(self.case.name, way.name, uses_memcompile=way.kind == "memcompile")
+
+    def _prepare(self, way: Way) -> Row:
+        row = self._row(way)
+        if way.memory_budget is not None and self.plain_row is not None:
+            share = way.memory_budget / (self.plain_row.measured_peak_bytes or 1)
+            row = dataclasses.replace(row, budget_bytes=way.memory_budget, budget_share=share)
+        try:
+            row = self._measured(way, row)
+        except ERRORS as error:
+            row = _refused(row, error)
+        self.results.put(row)
+        _say(row)
+        return row
+
+    def _measured(self, way: Way, row: Row) -> Row:
+        running = Running(self.case, way, self.args.device, self.args.batch_scale)
+        running.first_call()
+        peak = running.peak()
+        row = dataclasses.replace(
+            row,
+            measured_peak_bytes=peak.peak_bytes,
+            entry_bytes=peak.entry_bytes,
+            first_call_seconds=running.first_call_seconds if way.kind != "eager" else None,
+            nodes=running.joint_nodes or None,
+            loss=running.loss,
+        )
+        if way is PLAIN:
+            self.plain = running
+            self.plain_row = row = dataclasses.replace(row, peak_share=1.0, first_call_ratio=1.0)
+        elif self.plain is not None and self.plain_row is not None and self.plain_row.measured_peak_bytes:
+            row = dataclasses.replace(row, peak_share=peak.peak_bytes / self.plain_row.measured_peak_bytes)
+            if way.kind != "eager":
+                ratio = running.first_call_seconds / self.plain.first_call_seconds
+                gap = gradient_gap(self.plain, running)
+                row = dataclasses.replace(row, first_call_ratio=ratio, gradient_gap=max(gap.worst, gap.loss))
+        self.alive[way.name] = running
+        return _reported(row, running) if way.kind == "memcompile" else row
+
+    def _time(self, plain: Running) -> None:
+        for name, timing in interleave(list(self.alive.values()), plain, self.args.rounds).items():
+            row = self.results.find(self._row(self.alive[name].way))
+            if row is None:
+                continue
+            row = dataclasses.replace(
+                row,
+                step_seconds=timing.seconds,
+                ratio=timing.ratio,
+                ratio_q1=timing.ratio_q1,
+                ratio_q3=timing.ratio_q3,
+            )
+            self.results.put(row)
+            _say(row)
+
+
+def _reported(row: Row, running: Running) -> Row:
+    """`row` with what memcompile's report says about its plan."""
+    report = report_of(running.model)
+    base = report.base_seconds
+    return dataclasses.replace(
+        row,
+        planned_peak_bytes=report.planned_peak_bytes,
+        lower_bound_bytes=report.lower_bound_bytes,
+        plan_seconds=sum(item.compile_seconds for item in report.passes),
+        planned_overhead=report.planned_seconds / base - 1 if base else None,
+        bound_overhead=report.lower_bound_seconds / base - 1 if base else None,
+        note="; ".join(dict.fromkeys(f"{graph.solver} {graph.status}".strip() for graph in report.graphs)),
+    )
+
+
+def _refused(row: Row, error: BaseException) -> Row:
+    """`row` of a way that raised: infeasible with its floor, or failed with the error's first line."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, BudgetInfeasibleError):
+        cause = getattr(cause, "inner_exception", None) or cause.__cause__ or cause.__context__
+    if cause is not None:
+        return dataclasses.replace(
+            row, status="infeasible", floor_bytes=cause.floor_bytes, lower_bound_bytes=cause.lower_bound_bytes
+        )
+    first_line = str(error).strip().splitlines()[:1] or [""]
+    return dataclasses.replace(row, status="failed", note=f"{type(error).__name__}: {first_line[0]}"[:200])
+
+
+def _say(row: Row) -> None:
+    def show(value: Any, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    peak_mib = None if row.measured_peak_bytes is None else row.measured_peak_bytes / 2**20
+    print(
+        f"{row.model:14} {row.way:26} {row.status:10} peak {show(peak_mib, '8.2f')} MiB {show(row.peak_share, '.3f'):>5}"
+        f"  step {show(row.step_seconds, '.3f')} s x{show(row.ratio, '.3f')} [{show(row.ratio_q1, '.3f')}, "
+        f"{show(row.ratio_q3, '.3f')}]  first call {show(row.first_call_seconds, '.1f')} s"
+        f"  gradients {show(row.gradient_gap, '.1e')}  {row.note}",
+        flush=True,
+    )
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=CASES, default=None, metavar="MODEL", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--budgets", nargs="*", type=int, default=None, metavar="PERCENT", help="of plain's measured peak")
+    parser.add_argument("--ways", nargs="+", default=("eager", "compile", "budget", "checkpoint", "memcompile"))
+    parser.add_argument("--rounds", type=int, default=15, help="steps of each way (default 15)")
+    parser.add_argument("--timings", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--quick", action="store_true", help="two small models, two budgets, five rounds")
+    parser.add_argument("--resume", action="store_true", help="skip rows that the same versions measured")
+    parser.add_argument("--table", action="store_true", help="only write the table from the CSV")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-scale", type=int, default=1, help="multiplies every batch (a GPU wants more)")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: as torch chooses")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    args.models = args.models or (QUICK_MODELS if args.quick else DEFAULT_MODELS)
+    args.budgets = args.budgets if args.budgets is not None else list(QUICK_BUDGETS if args.quick else BUDGETS)
+    args.rounds = min(args.rounds, 5) if args.quick else args.rounds
+    return args
+
+
+def _in_processes(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """One child process for each model, so that a crash or a leak stays with its model; the number that failed."""
+    failed = 0
+    for name in args.models:
+        command = [sys.executable, __file__, *argv, "--models", name, "--in-process"]
+        failed += subprocess.run(command, check=False).returncode != 0
+    return failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; the number of models that failed."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = _arguments(argv)
+    failed = 0
+    if args.in_process:
+        transformers.logging.set_verbosity_error()
+        prepare_process(args.threads)
+        for name in args.models:
+            Benchmark(CASES[name], Setting.here(args.device), Results(args.results), args).run()
+        return 0
+    if not args.table:
+        failed = _in_processes(args, argv)
+    if args.table or args.results == RESULTS:
+        write_table(list(Results(args.results)), args.readme)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The results as markdown tables, between two markers in benchmarks/README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.rows import Row
+
+README = Path(__file__).resolve().parent / "README.md"
+START, END = "<!-- results: written by rematerialize.py -->", "<!-- end of results -->"
+WRONG_GRADIENT = 1e-2
+"""A gap above this is no rounding: the peer's dropout masks differ between forward and backward."""
+
+
+def write_table(rows: Sequence[Row], readme: Path = README) -> None:
+    """Replace what stands between the markers. Raises `ValueError` when the file lacks them."""
+    text = readme.read_text()
+    if START not in text or END not in text:
+        raise ValueError(f"{readme} lacks the markers {START!r} and {END!r}")
+    before, after = text.split(START)[0], text.split(END)[1]
+    readme.write_text(f"{before}{START}\n\n{tables(rows)}\n{END}{after}")
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """For each device: the peers, one model a line; then memcompile, one budget a line."""
+    parts = []
+    for device, threads, version in dict.fromkeys((row.device, row.threads, row.torch) for row in rows):
+        here = [row for row in rows if (row.device, row.threads, row.torch) == (device, threads, version)]
+        dates = sorted(row.date for row in here)
+        title = f"### {device}, {threads} threads, torch {version}, {dates[0]} to {dates[-1]}"
+        parts += [title, "", _peer_table(here), "", _budget_table(here), ""]
+    return "\n".join(parts)
+
+
+def best_peer(rows: Iterable[Row], model: str, budget_bytes: int) -> Row | None:
+    """The fastest way without memcompile whose measured peak keeps the budget."""
+    fitting = [
+        row
+        for row in rows
+        if row.model == model and row.budget_bytes is None and row.ratio is not None and row.way != "eager"
+        if row.measured_peak_bytes is not None and row.measured_peak_bytes <= budget_bytes
+    ]
+    return min(fitting, key=lambda row: row.ratio or 0.0, default=None)
+
+
+def _peer_table(rows: Sequence[Row]) -> str:
+    ways = [way for way in dict.fromkeys(row.way for row in rows if row.budget_bytes is None) if way != "compile"]
+    head = ["model", "nodes", "peak", "step", "first call", *ways]
+    by_key = {(row.model, row.way): row for row in rows}
+    lines = []
+    for plain in (row for row in rows if row.way == "compile"):
+        cells = [
+            plain.model,
+            _form(plain.nodes, "d"),
+            f"{_mib(plain.measured_peak_bytes)} MiB",
+            f"{_form(plain.step_seconds, '.2f')} s",
+            f"{_form(plain.first_call_seconds, '.0f')} s",
+        ]
+        lines.append(cells + [_peer_cell(by_key.get((plain.model, way))) for way in ways])
+    caption = "Peers: share of plain torch.compile's peak, at its step time times. † gradients differ (dropout masks)."
+    return f"{caption}\n\n{_markdown(head, lines)}"
+
+
+def _peer_cell(row: Row | None) -> str:
+    if row is None or row.status != "ok":
+        return "-" if row is None else row.status
+    wrong = " †" if (row.gradient_gap or 0) > WRONG_GRADIENT else ""
+    return f"{_form(row.peak_share, '.2f')} at {_form(row.ratio, '.2f')}{wrong}"
+
+
+def _budget_table(rows: Sequence[Row]) -> str:
+    head = ["model", "budget", "planned", "measured", "time", "quartiles", "planned overhead (bound)", "first call"]
+    head += ["gradients", "best peer that fits"]
+    lines = []
+    for row in sorted(
+        (row for row in rows if row.budget_bytes is not None), key=lambda row: (row.model, -(row.budget_share or 0))
+    ):
+        name = f"{_percent(row.budget_share)} {_mib(row.budget_bytes)} MiB"
+        if row.way.endswith("best effort"):
+            name = f"{_percent(row.budget_share)} best effort"
+        if row.status != "ok":
+            what = f"floor {_mib(row.floor_bytes)} MiB" if row.status == "infeasible" else row.note
+            lines.append([row.model, name, row.status, what, *["-"] * (len(head) - 4)])
+            continue
+        peer = best_peer(rows, row.model, row.budget_bytes or 0)
+        cells = [
+            row.model,
+            name,
+            _mib(row.planned_peak_bytes),
+            _mib(row.measured_peak_bytes),
+            f"x {_form(row.ratio, '.3f')}",
+            f"{_form(row.ratio_q1, '.3f')} to {_form(row.ratio_q3, '.3f')}",
+            f"{_percent(row.planned_overhead, '.2f')} ({_percent(row.bound_overhead, '.2f')})",
+            f"x {_form(row.first_call_ratio, '.2f')}",
+            _form(row.gradient_gap, ".0e"),
+            "none" if peer is None else f"{peer.way}: {_peer_cell(peer)}",
+        ]
+        lines.append(cells)
+    caption = "memcompile: peaks in MiB; times and first calls as multiples of plain torch.compile's."
+    return f"{caption}\n\n{_markdown(head, lines)}"
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    body = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in body)
+
+
+def _form(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _mib(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / 2**20:.1f}"
+
+
+def _percent(share: float | None, form: str = ".0f") -> str:
+    return "-" if share is None else f"{share * 100:{form}} %"
