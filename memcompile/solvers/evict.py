@@ -171,7 +171,15 @@ class CappedDecoder:
         """The missing read to make next."""
         if not missing:
             return None
-        return missing[-self.order] if self.order < 2 else self.random.choice(missing)
+        if self.order == 1:
+            return max(missing, key=self.footprint)
+        return missing[0] if self.order == 0 else self.random.choice(missing)
+
+    def footprint(self, s: int) -> int:
+        """Bytes held while s is made, beside s itself."""
+        index, p = self.index, self.index.producer[s]
+        held = sum(index.sizes[u] for u in {*index.reads[p], *index.writes[p]})
+        return held + index.problem.ops[p].workspace_bytes - index.sizes[s]
 
     def run(self, target: int) -> None:
         """Run base op ``target``, making what it reads (depth first, reads of unfinished ops pinned)."""
@@ -203,7 +211,8 @@ def decode_capped(index: Index, cap: int, *, max_executions: int, distance_power
     """A schedule whose executions each hold at most ``cap`` bytes (up to in-place reuse); CapExceededError when none is found.
 
     ``distance_power``: how much the distance of the next use counts against the price of a remake. ``order``: which
-    missing read of an op is made first: 0 the first, 1 the last, from 2 on any (a seed).
+    missing read of an op is made first: 0 the first, 1 the one that needs the most room beside itself (Sethi and Ullman, 1970),
+    from 2 on any (a seed).
     """
     decoder = CappedDecoder(index, cap, max_executions, distance_power, order)
     boundary = index.problem.boundary

@@ -21,6 +21,8 @@ from memcompile.solvers.simulate import Ints, Replay, Timeline
 
 TOLERANCE = 1e-4  # of the base time: a plan this close to its bound is optimal
 GOOD_GAP = 5e-4  # of the base time: a plan this close to its bound ends the search
+FAIR_GAP = 2e-3  # of the base time: a plan this close to its bound is not worth the chain
+VERY_DEEP = 6000  # ops from which the chain comes before the greedy decoder
 VARIANTS = ((0.5, 0), (0.0, 1), (0.0, 0), (0.5, 1))  # distance power and order of the greedy decoder
 CHAIN_BLOCKS = (64, 16)  # granularities of the chain
 
@@ -132,9 +134,13 @@ def _search(search: Search, instant: int) -> None:
     search.bound_seconds = max(search.bound_seconds, found.bound_seconds)
     if found.resident:
         search.offer(decode(index, found.resident), "frontier")
-    steps = (_bisect, _evict, _chain, _stage)
-    for step in steps:
-        if search.gap() <= GOOD_GAP or (search.left <= 0 and search.best is not None):
+    steps = [(_bisect, GOOD_GAP), (_evict, GOOD_GAP), (_chain, FAIR_GAP), (_stage, GOOD_GAP)]
+    if len(index.reads) > VERY_DEEP:
+        steps[1], steps[2] = steps[2], steps[1]
+    for step, gap in steps:
+        if search.gap() <= gap:
+            continue
+        if search.left <= 0 and search.best is not None:
             return
         step(search, instant)
 
