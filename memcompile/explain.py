@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def graph_report(session: Session, peak: StepPeak) -> GraphReport:
     """The report of one compiled graph; ``peak``: of the code that was compiled."""
     outcome, outside = session.outcome, session.outside_bytes
-    kind = "inference" if "inference" in session.traces or session.graphs is None else "train"
+    kind = "inference" if "inference" in session.keeps.traces or session.graphs is None else "train"
     common = {
         "graph_id": session.graph_id,
         "kind": kind,
@@ -37,7 +37,7 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "planned_peak_bytes": peak.peak_bytes + outside,
         "entry_bytes": peak.entry_bytes + outside,
         "saved_bytes": peak.saved_bytes,
-        "peak_at": _peak_point(peak, session.traces),
+        "peak_at": _peak_point(peak, session.keeps.traces),
         "kernels": _kernels(session),
         "forward_timeline": _timeline(peak, "forward", outside),
         "backward_timeline": _timeline(peak, "backward", outside),

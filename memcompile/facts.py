@@ -32,12 +32,14 @@ Half = Literal["forward", "backward"]
 class StepGraphs:
     """Forward and backward as partitioned; ``backward`` is None for an inference graph.
 
-    ``num_user_outputs``: leading outputs of the forward that the user receives; saved tensors follow.
+    ``num_user_outputs``: leading outputs of the forward that the user receives; saved tensors follow. ``recomputed``: names of
+    the nodes that a plan inserted.
     """
 
     forward: fx.GraphModule
     backward: fx.GraphModule | None
     num_user_outputs: int
+    recomputed: frozenset[str] = frozenset()
 
     def saved_nodes(self) -> list[fx.Node]:
         """Outputs of the forward that the backward reads, in order."""

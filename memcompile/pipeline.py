@@ -84,16 +84,36 @@ class Outcome:
         return self.budget_bytes is None or self.final.peak.peak_bytes <= self.budget_bytes
 
 
-def lower_graphs(graphs: StepGraphs) -> Lowered:
+def lower_graphs(graphs: StepGraphs, budget_bytes: int | None = None) -> Lowered:
     """Trial lowering of a step (or of an inference graph) and its exact peak."""
+    keeps = KeepsBudget(graphs, budget_bytes)
     if graphs.backward is None:
-        traces: tuple[GraphTrace, ...] = (lower(graphs.forward, kind="inference"),)
-        return Lowered(graphs, traces, step_peak(traces[0], num_user_outputs=graphs.num_user_outputs))
-    traces = lower_step(graphs.forward, graphs.backward, graphs.num_user_outputs)
-    peak = step_peak(
-        *traces, num_user_outputs=graphs.num_user_outputs, num_symbols=len(graphs.saved_nodes()) - graphs.num_saved_tensors()
-    )
-    return Lowered(graphs, traces, peak)
+        lower(graphs.forward, kind="inference", recomputed=graphs.recomputed, accept=keeps)
+    else:
+        lower_step(graphs.forward, graphs.backward, graphs.num_user_outputs, graphs.recomputed, keeps)
+    return Lowered(graphs, tuple(keeps.traces.values()), keeps.peak())
+
+
+class KeepsBudget:
+    """Whether what was lowered so far keeps a budget; remembers the last trace of each half. Without a budget: always."""
+
+    def __init__(self, graphs: StepGraphs, budget_bytes: int | None) -> None:
+        self.graphs, self.budget_bytes = graphs, budget_bytes
+        self.traces: dict[str, GraphTrace] = {}
+
+    def __call__(self, trace: GraphTrace, kind: str) -> bool:
+        self.traces[kind] = trace
+        return self.budget_bytes is None or self.peak().peak_bytes <= self.budget_bytes
+
+    def peak(self) -> StepPeak:
+        """Exact peak of the halves seen so far."""
+        symbols = len(self.graphs.saved_nodes()) - self.graphs.num_saved_tensors()
+        first = self.traces.get("inference") or self.traces.get("forward")
+        if first is None:
+            return StepPeak(0, 0, 0, 0, 0, 0, (), ())
+        return step_peak(
+            first, self.traces.get("backward"), num_user_outputs=self.graphs.num_user_outputs, num_symbols=symbols
+        )
 
 
 def fit(base: Lowered, budget_bytes: int | None, costs: Callable[[], CostModel], time_limit_s: float) -> Outcome:
@@ -138,7 +158,7 @@ def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -
     planned = time.perf_counter()
     graphs = extract(joint)
     verify(facts, solution, joint, graphs)
-    lowered = lower_graphs(graphs)
+    lowered = lower_graphs(graphs, outcome.budget_bytes)
     outcome.plan_seconds += planned - start
     outcome.lower_seconds += time.perf_counter() - planned
     attempt = Attempt(target, solution, joint, lowered)

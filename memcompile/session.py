@@ -14,14 +14,14 @@ from memcompile import explain
 from memcompile.codegen.dynamo import capture_info
 from memcompile.codegen.inductor import compile_graph
 from memcompile.codegen.partition import default_partition
-from memcompile.codegen.trace import GraphTrace, StepPeak, step_peak
+from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.cost import CostModel
 from memcompile.device import device_model, free_bytes
 from memcompile.errors import BudgetInfeasibleError, MemcompileError, PassError
 from memcompile.facts import StepGraphs
 from memcompile.logs import get_logger
 from memcompile.options import Options
-from memcompile.pipeline import Outcome, fit, lower_graphs
+from memcompile.pipeline import KeepsBudget, Outcome, fit, lower_graphs
 from memcompile.runtime.ledger import LEDGER, GraphEntry, Profile, gradient_bytes, storages
 from memcompile.surface import surface
 
@@ -43,7 +43,7 @@ class Session:
         self.outside_bytes = LEDGER.outside_bytes(self.tensors)
         self.outcome: Outcome | None = None
         self.graphs: StepGraphs | None = None
-        self.traces: dict[str, GraphTrace] = {}
+        self.keeps = KeepsBudget(StepGraphs(gm, None, 0), None)
         self.sources: dict[str, str] = {}
 
     def compile(self) -> CompiledGraph:
@@ -54,11 +54,12 @@ class Session:
             self.inputs,
             partition=self._partition,
             rewrite_inference=self._rewrite_inference,
-            on_trace=self._on_trace,
+            recomputed=lambda: self.graphs.recomputed if self.graphs is not None else frozenset(),
+            accept=self._accept,
             on_code=self._on_code,
             patches=self.options.inductor,
         )
-        peak = self._exact_peak()
+        peak = self.keeps.peak()
         report = explain.graph_report(self, peak)
         if self.options.dump is not None:
             explain.save(report, self.options.dump)
@@ -115,26 +116,14 @@ class Session:
             total, floor, outcome.lower_bound_bytes + beside, explain.contributors(outcome), explain.next_lever(outcome)
         )
 
-    def _on_trace(self, trace: GraphTrace, kind: str) -> None:
-        self.traces[kind] = trace
+    def _accept(self, trace: GraphTrace, kind: str) -> bool:
+        """Whether the real lowering may hold dead buffers for later ones to the extent that made this trace."""
+        if not self.keeps.traces and self.graphs is not None:
+            self.keeps = KeepsBudget(self.graphs, self.outcome.budget_bytes if self.outcome is not None else None)
+        return self.keeps(trace, kind)
 
     def _on_code(self, source: str, kind: str) -> None:
         self.sources[kind] = source
-
-    def _exact_peak(self) -> StepPeak:
-        """Peak of the code that was compiled."""
-        if "inference" in self.traces or self.graphs is None or "forward" not in self.traces:
-            trace = self.traces.get("inference") or self.traces.get("forward")
-            if trace is None:
-                return StepPeak(0, 0, 0, 0, 0, 0, (), ())
-            return step_peak(trace, num_user_outputs=len(trace.outputs))
-        symbols = len(self.graphs.saved_nodes()) - self.graphs.num_saved_tensors()
-        return step_peak(
-            self.traces["forward"],
-            self.traces.get("backward"),
-            num_user_outputs=self.graphs.num_user_outputs,
-            num_symbols=symbols,
-        )
 
     def _profile(self, peak: StepPeak) -> Profile:
         return Profile(

@@ -11,15 +11,17 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import fx
 
+from memcompile.codegen.fusion import PlannedFusion
 from memcompile.codegen.lines import trace_of
 from memcompile.codegen.trace import GraphTrace
 
-OnTrace = Callable[[GraphTrace, str], None]
+Accept = Callable[[GraphTrace, str], bool]
 Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 Rewrite = Callable[[fx.GraphModule], fx.GraphModule]
 
@@ -30,15 +32,16 @@ def compile_graph(
     *,
     partition: Partition,
     rewrite_inference: Rewrite,
-    on_trace: OnTrace,
+    recomputed: Callable[[], frozenset[str]],
+    accept: Accept,
     on_code: Callable[[str, str], None],
     patches: Mapping[str, object],
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph with Inductor; forward and backward are lowered together, now.
 
     ``partition(joint, joint_inputs, num_fwd_outputs=..., **kwargs)`` splits a joint graph. ``rewrite_inference`` may replace an
-    inference graph before it is lowered. ``on_trace(trace, kind)`` and ``on_code(source, kind)`` see what Inductor makes of
-    each graph. ``patches``: the user's Inductor settings. Inductor's graph caches are off: a cached graph would not be planned
+    inference graph before it is lowered. ``recomputed()``: names of the planned graphs' recomputed nodes. ``accept``: see
+    ``recording``; it sees the final trace of each graph last. ``on_code(source, kind)`` sees the generated module of each graph. ``patches``: the user's Inductor settings. Inductor's graph caches are off: a cached graph would not be planned
     (compiled kernels are still cached by their source).
     """
     import torch._functorch.config as functorch_config
@@ -56,7 +59,7 @@ def compile_graph(
         kind = "inference" if kwargs.get("is_inference") else "backward" if kwargs.get("is_backward") else "forward"
         if kind == "inference":
             graph = rewrite_inference(graph)
-        with recording(on_trace):
+        with recording(accept), planned_fusion(recomputed()):
             code = compile_fx_inner(graph, inputs, **kwargs)
         on_code(getattr(code, "source_code", ""), kind)
         return code
@@ -76,12 +79,18 @@ class _TraceReady(BaseException):
     """Ends a trial lowering as soon as the trace is known. Not an Exception: Inductor would wrap it."""
 
 
-@contextlib.contextmanager
-def recording(on_trace: OnTrace) -> Iterator[None]:
-    """While active, ``on_trace(trace, kind)`` is called for each top-level graph that Inductor lowers.
+REUSE_SHARES = (1.0, 0.95, 0.9, 0.8, 0.6, 0.0)
+"""How much of its own peak estimate Inductor may fill by holding dead buffers for a later one of the same size."""
 
-    ``kind`` is "forward", "backward" or "inference". Wrapper classes are swapped for recording subclasses for the time of
-    the context only; code that is lowered outside of it is untouched.
+
+@contextlib.contextmanager
+def recording(accept: Accept, stop: bool = False) -> Iterator[None]:
+    """While active, ``accept(trace, kind)`` is asked about each top-level graph that Inductor lowers.
+
+    ``kind`` is "forward", "backward" or "inference". Inductor holds a dead buffer for a later allocation of the same size
+    (fresh memory costs page faults): as long as the answer is no, it does so less. The last trace asked about is the one that
+    is used. ``stop``: end the lowering there. Wrapper classes are swapped for recording subclasses for the time of the context
+    only; code that is lowered outside of it is untouched.
     """
     from torch._inductor.codegen.common import device_codegens, init_backend_registration
 
@@ -89,9 +98,8 @@ def recording(on_trace: OnTrace) -> Iterator[None]:
     before = dict(device_codegens)
     for device, entry in before.items():
         if entry.wrapper_codegen is not None:
-            device_codegens[device] = dataclasses.replace(
-                entry, wrapper_codegen=_recording_wrapper(entry.wrapper_codegen, on_trace)
-            )
+            wrapper = _recording_wrapper(entry.wrapper_codegen, accept, stop)
+            device_codegens[device] = dataclasses.replace(entry, wrapper_codegen=wrapper)
     try:
         yield
     finally:
@@ -99,10 +107,12 @@ def recording(on_trace: OnTrace) -> Iterator[None]:
         device_codegens.update(before)
 
 
-def _recording_wrapper(base: Any, on_trace: OnTrace) -> Any:
+def _recording_wrapper(base: Any, accept: Accept, stop: bool) -> Any:
     from torch._inductor.virtualized import V
 
     class RecordingWrapper(base):  # type: ignore[misc]
+        reuse_share = 1.0
+
         @staticmethod
         def create(
             is_subgraph: bool, subgraph_name: str | None, parent_wrapper: Any, partition_signatures: Any = None
@@ -111,10 +121,28 @@ def _recording_wrapper(base: Any, on_trace: OnTrace) -> Any:
                 return base.create(is_subgraph, subgraph_name, parent_wrapper, partition_signatures)
             return RecordingWrapper()
 
+        @property
+        def estimate_peak(self) -> Any:
+            return self._estimate_peak
+
+        @estimate_peak.setter
+        def estimate_peak(self, estimate: Any) -> None:
+            estimate.overall_peak_memory *= self.reuse_share
+            self._estimate_peak = estimate
+
         def run_wrapper_ir_passes(self, is_inference: bool) -> None:
-            super().run_wrapper_ir_passes(is_inference)
             kind = "backward" if V.graph.is_backward else "inference" if V.graph.is_inference else "forward"
-            on_trace(trace_of(self.lines, V.graph), kind)
+            lines = list(self.lines)
+            for self.reuse_share in REUSE_SHARES:
+                self.lines = list(lines)
+                for line in lines:
+                    if hasattr(line, "is_reused"):
+                        line.is_reused = False
+                super().run_wrapper_ir_passes(is_inference)
+                if accept(trace_of(self.lines, V.graph), kind):
+                    break
+            if stop:
+                raise _TraceReady
 
     return RecordingWrapper
 
@@ -126,11 +154,15 @@ def lower(
     num_user_outputs: int | None = None,
     input_strides: dict[int, tuple[int, ...]] | None = None,
     donated: Sequence[int] = (),
+    recomputed: frozenset[str] = frozenset(),
+    accept: Accept | None = None,
 ) -> GraphTrace:
     """Lower and schedule ``gm`` as the real compilation will, stop before any kernel is compiled, return its trace.
 
     ``kind``: "forward", "backward" or "inference". ``input_strides``: strides that replace those of the placeholders
     (saved tensors whose layout the lowered forward chose). ``donated``: indices of backward inputs that die in the backward.
+    ``recomputed``: names of FX nodes that must run at their planned time (see ``codegen/fusion.py``).
+    ``accept``: see ``recording``.
     """
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
@@ -139,9 +171,9 @@ def lower(
 
     caught: list[GraphTrace] = []
 
-    def stop(trace: GraphTrace, _: str) -> None:
-        caught.append(trace)
-        raise _TraceReady
+    def catch(trace: GraphTrace, kind: str) -> bool:
+        caught[:] = [trace]
+        return accept is None or accept(trace, kind)
 
     with torch._subclasses.fake_tensor.unset_fake_temporarily():
         trial = copy.deepcopy(gm)
@@ -158,7 +190,8 @@ def lower(
     context = torch._guards.TracingContext.try_get()
     metadata = context.fw_metadata if context is not None else None
     with contextlib.ExitStack() as stack:
-        stack.enter_context(recording(stop))
+        stack.enter_context(recording(catch, stop=True))
+        stack.enter_context(planned_fusion(recomputed))
         stack.enter_context(config.patch(fx_graph_cache=False, fx_graph_remote_cache=False))
         stack.enter_context(_attribute(metadata, "bw_donated_idxs", list(donated) if kind == "backward" else []))
         try:
@@ -175,13 +208,8 @@ def lower(
         except _TraceReady:
             pass
     if not caught:  # a graph without any call is not lowered at all
-        return GraphTrace(
-            inputs=tuple((n.name, 0) for n in placeholders),
-            outputs=tuple(out.name if isinstance(out, fx.Node) else "" for out in output.args[0]),
-            output_strides=(None,) * len(output.args[0]),
-            events=(),
-            buffers={},
-        )
+        outputs = tuple(out.name if isinstance(out, fx.Node) else "" for out in output.args[0])
+        catch(GraphTrace(tuple((n.name, 0) for n in placeholders), outputs, (None,) * len(outputs), (), {}), kind)
     return caught[0]
 
 
@@ -198,11 +226,24 @@ def _attribute(target: Any, name: str, value: Any) -> Iterator[None]:
         setattr(target, name, before)
 
 
+def planned_fusion(recomputed: frozenset[str]) -> AbstractContextManager[object]:
+    """While active, Inductor fuses no recomputed operation out of its time."""
+    from torch._inductor.virtualized import V
+
+    return V.set_choices_handler(PlannedFusion(recomputed)) if recomputed else contextlib.nullcontext()
+
+
 def lower_step(
-    forward: fx.GraphModule, backward: fx.GraphModule, num_user_outputs: int
+    forward: fx.GraphModule,
+    backward: fx.GraphModule,
+    num_user_outputs: int,
+    recomputed: frozenset[str] = frozenset(),
+    accept: Accept | None = None,
 ) -> tuple[GraphTrace, GraphTrace]:
     """Trial lowering of both halves, the backward with the layouts that the lowered forward gives its saved tensors."""
-    forward_trace = lower(forward, kind="forward", num_user_outputs=num_user_outputs)
+    forward_trace = lower(
+        forward, kind="forward", num_user_outputs=num_user_outputs, recomputed=recomputed, accept=accept
+    )
     saved_nodes = forward.graph.output_node().args[0][num_user_outputs:]
     symbols = sum(1 for node in saved_nodes if not isinstance(node.meta["val"], torch.Tensor))
     strides = {
@@ -215,6 +256,8 @@ def lower_step(
         kind="backward",
         input_strides=strides,
         donated=donated_inputs(forward, backward, num_user_outputs, symbols),
+        recomputed=recomputed,
+        accept=accept,
     )
     return forward_trace, backward_trace
 

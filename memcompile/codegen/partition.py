@@ -32,4 +32,4 @@ def extract(joint: JointGraph) -> StepGraphs:
     forward, backward = _extract_fwd_bwd_modules(
         joint.module, tensors, saved_sym_nodes=symbols, num_fwd_outputs=joint.num_user_outputs
     )
-    return StepGraphs(forward, backward, joint.num_user_outputs)
+    return StepGraphs(forward, backward, joint.num_user_outputs, joint.recomputed)

@@ -60,12 +60,13 @@ def recomputations(facts: Facts, schedule: Schedule) -> tuple[Recomputation, ...
 class JointGraph:
     """A step in one graph: ``forward_nodes`` (inputs included) come first, the backward follows.
 
-    The first ``num_user_outputs`` outputs are the forward's, the rest are gradients.
+    The first ``num_user_outputs`` outputs are the forward's, the rest are gradients. ``recomputed``: names of inserted nodes.
     """
 
     module: fx.GraphModule
     forward_nodes: frozenset[fx.Node]
     num_user_outputs: int
+    recomputed: frozenset[str]
 
 
 def apply(facts: Facts, schedule: Schedule) -> JointGraph:
@@ -91,6 +92,7 @@ class _Writer:
     saved: dict[str, fx.Node] = field(default_factory=dict)
     forward_nodes: set[fx.Node] = field(default_factory=set)
     user_outputs: list[object] = field(default_factory=list)
+    recomputed: set[str] = field(default_factory=set)
     in_backward: bool = False
     stamp: int = 0
 
@@ -107,7 +109,12 @@ class _Writer:
         if schedule.split >= len(schedule.sequence):
             self._enter_backward(graphs.forward.graph)
         self._close()
-        return JointGraph(fx.GraphModule(graphs.forward, self.graph), frozenset(self.forward_nodes), graphs.num_user_outputs)
+        return JointGraph(
+            fx.GraphModule(graphs.forward, self.graph),
+            frozenset(self.forward_nodes),
+            graphs.num_user_outputs,
+            frozenset(self.recomputed),
+        )
 
     def _open(self, graph: fx.Graph) -> None:
         for node in graph.find_nodes(op="placeholder"):
@@ -152,6 +159,7 @@ class _Writer:
         new.meta = dict(node.meta)
         if recomputed:
             new._rename(f"{node.name}_recompute")
+            self.recomputed.add(new.name)
             new.meta.pop("partitioner_tag", None)
             new.meta.pop("recompute", None)
         return new
