@@ -207,12 +207,14 @@ class CappedDecoder:
             active.discard(p)
 
 
-def decode_capped(index: Index, cap: int, *, max_executions: int, distance_power: float = 0.5, order: int = 0) -> Schedule:
+def decode_capped(
+    index: Index, cap: int, *, max_executions: int, distance_power: float = 0.5, order: int = 0, eager: bool = False
+) -> Schedule:
     """A schedule whose executions each hold at most ``cap`` bytes (up to in-place reuse); CapExceededError when none is found.
 
     ``distance_power``: how much the distance of the next use counts against the price of a remake. ``order``: which
     missing read of an op is made first: 0 the first, 1 the one that needs the most room beside itself (Sethi and Ullman, 1970),
-    from 2 on any (a seed).
+    from 2 on any (a seed). ``eager``: deferrable ops run at their place in the forward, not at their first use.
     """
     decoder = CappedDecoder(index, cap, max_executions, distance_power, order)
     boundary = index.problem.boundary
@@ -220,7 +222,7 @@ def decode_capped(index: Index, cap: int, *, max_executions: int, distance_power
     for p in range(len(index.reads)):
         if p == boundary:
             split = _cross(decoder)
-        if not (index.deferrable[p] and p < boundary):
+        if not index.deferrable[p] or (eager and not any(index.forbidden[s] for s in index.writes[p])):
             decoder.run(p)
     if split is None:
         split = _cross(decoder)

@@ -14,7 +14,7 @@ from memcompile.solvers.problem import Schedule
 from memcompile.solvers.simulate import Replay
 
 SAVED_SHARES = (0.0, 0.15, 0.35, 0.55, 0.75)
-DISTANCE_POWERS = (0.5, 0.0)
+DISTANCE_POWERS = (0.25, 0.0)
 LARGE_PART = 150  # ops above which fewer variants are tried
 PEAK_SHARES = (0.08, 0.3)
 
@@ -79,7 +79,7 @@ def _capped(part: Part, saved: int, peak: int) -> Option | None:
     best: Option | None = None
     for power in DISTANCE_POWERS if len(index.reads) <= LARGE_PART else DISTANCE_POWERS[:1]:
         try:
-            schedule = decode_capped(index, budget, max_executions=6 * len(index.reads), distance_power=power)
+            schedule = decode_capped(index, budget, max_executions=6 * len(index.reads), distance_power=power, order=1)
         except CapExceededError:
             continue
         option = _measure(part, index, replay, polish(replay, schedule, budget))

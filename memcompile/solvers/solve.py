@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,8 +23,20 @@ TOLERANCE = 1e-4  # of the base time: a plan this close to its bound is optimal
 GOOD_GAP = 5e-4  # of the base time: a plan this close to its bound ends the search
 FAIR_GAP = 2e-3  # of the base time: a plan this close to its bound is not worth the chain
 VERY_DEEP = 6000  # ops from which the chain comes before the greedy decoder
-VARIANTS = ((0.5, 0), (0.0, 1), (0.0, 0), (0.5, 1))  # distance power and order of the greedy decoder
+SMALL_PROBLEM = 240  # ops up to which more variants of the greedy decoder are tried
 CHAIN_BLOCKS = (64, 16)  # granularities of the chain
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How the greedy decoder weighs distance, orders remakes and treats deferrable ops (see ``decode_capped``)."""
+
+    power: float
+    order: int
+    eager: bool = False
+
+
+VARIANTS = (Variant(0.5, 1), Variant(0.25, 0), Variant(0.0, 1), Variant(0.0, 0))
 
 
 @dataclass(slots=True)
@@ -99,12 +111,25 @@ def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, see
     return _solution(search, schedule, timeline, method, time.monotonic() - began)
 
 
-def variants(index: Index) -> list[tuple[float, int]]:
-    """Distance powers and orders to try with the greedy decoder: more of them on small problems."""
-    return [
-        *VARIANTS,
-        *((0.5 * (i % 3), i) for i in range(2, 2 + min(24, 2400 // max(1, len(index.reads)))) if len(index.reads) <= 240),
-    ]
+def variants(index: Index) -> list[Variant]:
+    """Variants of the greedy decoder to try: more of them on small problems."""
+    chosen = list(VARIANTS)
+    if any(index.deferrable):
+        chosen += [replace(v, eager=True) for v in VARIANTS]
+    if len(index.reads) <= SMALL_PROBLEM:
+        chosen += [Variant(0.25 * (i % 3), i, bool(i & 1)) for i in range(2, 12)]
+    return chosen
+
+
+def greedy(index: Index, cap: int, variant: Variant, repeats: int) -> Schedule | None:
+    """One run of the greedy decoder, of at most ``repeats`` executions per op."""
+    limit = repeats * len(index.reads) + 1000
+    try:
+        return decode_capped(
+            index, cap, max_executions=limit, distance_power=variant.power, order=variant.order, eager=variant.eager
+        )
+    except CapExceededError:
+        return None
 
 
 def effort_s(problem: Problem, time_limit_s: float) -> float:
@@ -154,13 +179,12 @@ def _bisect(search: Search, instant: int) -> None:
 
 
 def _evict(search: Search, _: int) -> None:
-    limit = 3 * len(search.index.reads) + 1000
-    for power, order in variants(search.index):
-        try:
-            schedule = decode_capped(search.index, search.budget, max_executions=limit, distance_power=power, order=order)
-        except CapExceededError:
-            continue
-        search.offer(schedule, "eviction")
+    for variant in variants(search.index):
+        if search.left <= 0 and search.best is not None:
+            return
+        schedule = greedy(search.index, search.budget, variant, 3)
+        if schedule is not None:
+            search.offer(schedule, "eviction")
 
 
 def _chain(search: Search, _: int) -> None:
@@ -272,16 +296,14 @@ def minimum_peak(problem: Problem, *, time_limit_s: float) -> tuple[Solution, in
 
 def _lowest_by_eviction(search: Search, lower: int) -> None:
     """Bisect the cap of the greedy decoder."""
-    limit = 4 * len(search.index.reads) + 1000
-    for power, order in variants(search.index):
-        low, high = lower, search.lowest_peak
+    for variant in variants(search.index):
+        low, high = lower - 1, search.lowest_peak
         for _ in range(10):
             if high - low <= max(1, lower // 500) or (search.left <= 0 and search.lowest_peak < search.budget):
                 break
             cap = (low + high) // 2
-            try:
-                schedule = decode_capped(search.index, cap, max_executions=limit, distance_power=power, order=order)
-            except CapExceededError:
+            schedule = greedy(search.index, cap, variant, 4)
+            if schedule is None:
                 low = cap
                 continue
             peak = search.offer_lowest(schedule, "eviction")
