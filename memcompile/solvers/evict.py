@@ -27,6 +27,7 @@ class CappedDecoder:
     def __init__(self, index: Index, cap: int, max_executions: int, distance_power: float, order: int) -> None:
         self.index, self.cap, self.max_executions = index, cap, max_executions
         self.power, self.order, self.random = distance_power, order, random.Random(order)
+        self.weight = [4.0 ** self.random.uniform(-1, 1) if order > 1 else 1.0 for _ in index.sizes]
         self.used = index.problem.base_bytes
         self.resident = bytearray(len(index.sizes))
         self.executed = bytearray(len(index.reads))
@@ -70,7 +71,7 @@ class CappedDecoder:
         if use == float("inf"):
             return 0.0
         distance: float = max(1.0, use - self.now) ** self.power
-        return self.remake_seconds(s) / (max(1, self.index.sizes[s]) * distance)
+        return self.weight[s] * self.remake_seconds(s) / (max(1, self.index.sizes[s]) * distance)
 
     def evictable(self, s: int) -> bool:
         """Whether s may leave memory now."""
@@ -214,7 +215,8 @@ def decode_capped(
 
     ``distance_power``: how much the distance of the next use counts against the price of a remake. ``order``: which
     missing read of an op is made first: 0 the first, 1 the one that needs the most room beside itself (Sethi and Ullman, 1970),
-    from 2 on any (a seed). ``eager``: deferrable ops run at their place in the forward, not at their first use.
+    from 2 on any, with noise on the scores (a seed). ``eager``: deferrable ops run at their place in the forward, not at their
+    first use.
     """
     decoder = CappedDecoder(index, cap, max_executions, distance_power, order)
     boundary = index.problem.boundary

@@ -14,7 +14,7 @@ from memcompile.solvers.problem import Schedule
 from memcompile.solvers.simulate import Replay
 
 SAVED_SHARES = (0.0, 0.15, 0.35, 0.55, 0.75)
-DISTANCE_POWERS = (0.25, 0.0)
+VARIANTS = ((0.25, 1), (0.0, 1))  # distance power and order of the greedy decoder
 LARGE_PART = 150  # ops above which fewer variants are tried
 PEAK_SHARES = (0.08, 0.3)
 
@@ -77,9 +77,9 @@ def _capped(part: Part, saved: int, peak: int) -> Option | None:
     problem = part.with_phantom(max(0, peak - saved))
     index, replay = Index.of(problem), Replay(problem)
     best: Option | None = None
-    for power in DISTANCE_POWERS if len(index.reads) <= LARGE_PART else DISTANCE_POWERS[:1]:
+    for power, order in VARIANTS if len(index.reads) <= LARGE_PART else VARIANTS[:1]:
         try:
-            schedule = decode_capped(index, budget, max_executions=6 * len(index.reads), distance_power=power, order=1)
+            schedule = decode_capped(index, budget, max_executions=6 * len(index.reads), distance_power=power, order=order)
         except CapExceededError:
             continue
         option = _measure(part, index, replay, polish(replay, schedule, budget))

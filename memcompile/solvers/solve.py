@@ -23,7 +23,7 @@ TOLERANCE = 1e-4  # of the base time: a plan this close to its bound is optimal
 GOOD_GAP = 5e-4  # of the base time: a plan this close to its bound ends the search
 FAIR_GAP = 2e-3  # of the base time: a plan this close to its bound is not worth the chain
 VERY_DEEP = 6000  # ops from which the chain comes before the greedy decoder
-SMALL_PROBLEM = 240  # ops up to which more variants of the greedy decoder are tried
+SMALL_PROBLEM = 300  # ops up to which more variants of the greedy decoder are tried
 CHAIN_BLOCKS = (64, 16)  # granularities of the chain
 
 
@@ -116,8 +116,8 @@ def variants(index: Index) -> list[Variant]:
     chosen = list(VARIANTS)
     if any(index.deferrable):
         chosen += [replace(v, eager=True) for v in VARIANTS]
-    if len(index.reads) <= SMALL_PROBLEM:
-        chosen += [Variant(0.25 * (i % 3), i, bool(i & 1)) for i in range(2, 12)]
+    if 0 < len(index.reads) <= SMALL_PROBLEM:
+        chosen += [Variant(0.25 * (i % 3), i, bool(i & 1)) for i in range(2, 2 + min(40, 2400 // len(index.reads)))]
     return chosen
 
 
