@@ -21,6 +21,11 @@ def tensors_of(node: fx.Node) -> list[torch.Tensor]:
     return [v for v in value if isinstance(v, torch.Tensor)] if isinstance(value, (tuple, list)) else []
 
 
+def is_symbol(node: fx.Node) -> bool:
+    """Whether the node is a size (or a truth value about sizes), not a tensor: it costs no memory."""
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int, float))
+
+
 def hint(value: object) -> int:
     """A size as a plain int: for a symbolic one, the value it has for the shapes in hand."""
     if isinstance(value, torch.SymInt):

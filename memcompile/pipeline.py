@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from memcompile.calibrate import base_names, calibrated
 from memcompile.codegen.inductor import lower, lower_step
 from memcompile.codegen.partition import extract
 from memcompile.codegen.trace import GraphTrace, StepPeak, step_peak
@@ -27,7 +28,6 @@ from memcompile.facts import Facts, StepGraphs, gather_facts
 from memcompile.logs import get_logger
 from memcompile.passes import rematerialize
 from memcompile.solvers.problem import InfeasibleError, Schedule, Solution
-from memcompile.solvers.simulate import simulate
 from memcompile.verify import verify
 
 log = get_logger(__name__)
@@ -35,6 +35,8 @@ log = get_logger(__name__)
 MAX_LOWERINGS = 5
 CLOSE_ENOUGH = 0.97
 """A plan whose exact peak is at least this share of the budget is not worth another lowering for a few percent of time."""
+NEAR = 0.7
+"""Moments of the lowered code below this share of the budget are not compared with the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,10 @@ class Lowered:
     traces: tuple[GraphTrace, ...]
     peak: StepPeak
 
+    def by_half(self) -> dict[str, GraphTrace]:
+        """Traces as "forward" and "backward"."""
+        return dict(zip(("forward", "backward"), self.traces, strict=False))
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -54,6 +60,11 @@ class Attempt:
     solution: Solution
     joint: rematerialize.JointGraph
     lowered: Lowered
+    base_seconds: float
+
+    def is_cheap(self) -> bool:
+        """Whether a looser plan could gain next to nothing."""
+        return self.solution.extra_seconds <= 0.002 * self.base_seconds
 
 
 @dataclass(slots=True)
@@ -125,24 +136,33 @@ def fit(base: Lowered, budget_bytes: int | None, costs: Callable[[], CostModel],
     if budget_bytes is None or base.peak.peak_bytes <= budget_bytes:
         return outcome
     start = time.perf_counter()
-    outcome.facts = facts = gather_facts(base.graphs, base.traces, costs(), base.peak.entry_bytes)
+    facts = gather_facts(base.graphs, base.traces, costs(), base.peak.entry_bytes)
+    matters = int(NEAR * budget_bytes)
     unplanned = Schedule(tuple(range(len(facts.problem.ops))), facts.problem.boundary)
-    model_error = base.peak.peak_bytes - simulate(facts.problem, unplanned).peak_bytes
+    facts = calibrated(facts, unplanned, base_names(facts), base.by_half(), base.peak, matters)
     outcome.plan_seconds += time.perf_counter() - start
-    target = budget_bytes - max(0, model_error)
+    target = budget_bytes
     for _ in range(MAX_LOWERINGS):
+        outcome.facts = facts
         attempt, at_floor = _attempt(outcome, facts, target, time_limit_s)
         exact = attempt.lowered.peak.peak_bytes
         log.info("target %d: model %d, exact %d of %d", target, attempt.solution.peak_bytes, exact, budget_bytes)
         if _better(attempt, outcome.chosen, budget_bytes):
             outcome.chosen = attempt
-        cheap = attempt.solution.extra_seconds <= 0.002 * facts.problem.total_seconds
-        if exact <= budget_bytes and (cheap or exact >= CLOSE_ENOUGH * budget_bytes or len(outcome.attempts) > 2):
-            break
-        if at_floor and exact > budget_bytes:
+        if exact <= budget_bytes:
+            if len(outcome.attempts) > 2 or exact >= CLOSE_ENOUGH * budget_bytes or attempt.is_cheap():
+                break
+            target = target + (budget_bytes - exact)
+            continue
+        if at_floor:
             outcome.floor_bytes = min(a.lowered.peak.peak_bytes for a in outcome.attempts)
             break
-        target = attempt.solution.peak_bytes + (budget_bytes - exact)
+        known = calibrated(
+            facts, attempt.solution.schedule, attempt.joint.positions, attempt.lowered.by_half(), attempt.lowered.peak, matters
+        )
+        if known is facts:
+            target -= exact - budget_bytes
+        facts = known
     return outcome
 
 
@@ -161,7 +181,7 @@ def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -
     lowered = lower_graphs(graphs, outcome.budget_bytes)
     outcome.plan_seconds += planned - start
     outcome.lower_seconds += time.perf_counter() - planned
-    attempt = Attempt(target, solution, joint, lowered)
+    attempt = Attempt(target, solution, joint, lowered, facts.problem.total_seconds)
     outcome.attempts.append(attempt)
     return attempt, at_floor
 

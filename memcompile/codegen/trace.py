@@ -58,6 +58,7 @@ class Moment:
     where: str
     name: str
     live_bytes: int
+    is_kernel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class _Replay:
                 case "workspace":
                     yield Moment(where, event.name, self.live + event.size_bytes)
                 case "kernel":
-                    yield Moment(where, event.name, self.live)
+                    yield Moment(where, event.name, self.live, is_kernel=True)
 
     def live_storages(self) -> tuple[tuple[str, int], ...]:
         alive = [(self.label[s], size) for s, size in self.size.items() if size]

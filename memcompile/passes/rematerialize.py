@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from memcompile.facts import Facts, OpFacts
+from memcompile.fxutil import is_symbol
 from memcompile.solvers.problem import Schedule, Solution
 from memcompile.solvers.solve import solve
 
@@ -61,12 +62,14 @@ class JointGraph:
     """A step in one graph: ``forward_nodes`` (inputs included) come first, the backward follows.
 
     The first ``num_user_outputs`` outputs are the forward's, the rest are gradients. ``recomputed``: names of inserted nodes.
+    ``positions``: (half, node name) -> position in the schedule of the op that the node belongs to.
     """
 
     module: fx.GraphModule
     forward_nodes: frozenset[fx.Node]
     num_user_outputs: int
     recomputed: frozenset[str]
+    positions: dict[tuple[str, str], int]
 
 
 def apply(facts: Facts, schedule: Schedule) -> JointGraph:
@@ -93,6 +96,7 @@ class _Writer:
     forward_nodes: set[fx.Node] = field(default_factory=set)
     user_outputs: list[object] = field(default_factory=list)
     recomputed: set[str] = field(default_factory=set)
+    positions: dict[tuple[str, str], int] = field(default_factory=dict)
     in_backward: bool = False
     stamp: int = 0
 
@@ -105,7 +109,7 @@ class _Writer:
         for position, op in enumerate(schedule.sequence):
             if position == schedule.split:
                 self._enter_backward(graphs.forward.graph)
-            self._run(self.facts.ops[op])
+            self._run(self.facts.ops[op], position)
         if schedule.split >= len(schedule.sequence):
             self._enter_backward(graphs.forward.graph)
         self._close()
@@ -114,6 +118,7 @@ class _Writer:
             frozenset(self.forward_nodes),
             graphs.num_user_outputs,
             frozenset(self.recomputed),
+            self.positions,
         )
 
     def _open(self, graph: fx.Graph) -> None:
@@ -142,15 +147,14 @@ class _Writer:
         output.meta["desc"] = descriptions or [None] * len(outputs)
         self.graph.lint()
 
-    def _run(self, op: OpFacts) -> None:
+    def _run(self, op: OpFacts, position: int) -> None:
         if op.root is None:
             return
         self.stamp += 1
-        new = self._copy(op.root)
-        self.instances[op.root] = _Instance(new, self.stamp)
-        for target, _ in op.storages:
-            if target is not op.root:
-                self.instances[target] = _Instance(self._copy(target), self.stamp)
+        for node in (op.root, *(target for target, _ in op.storages if target is not op.root)):
+            new = self._copy(node)
+            self.instances[node] = _Instance(new, self.stamp)
+            self.positions["backward" if self.in_backward else "forward", new.name] = position
 
     def _copy(self, node: fx.Node) -> fx.Node:
         recomputed = self.in_backward and node.graph is self.facts.graphs.forward.graph or node in self.instances
@@ -188,7 +192,7 @@ class _Writer:
         is no tensor (sizes cost nothing)."""
         if node.graph is not self.facts.graphs.forward.graph:
             return False
-        return node.name in self.saved or not isinstance(node.meta.get("val"), torch.Tensor)
+        return node.name in self.saved or is_symbol(node)
 
     def _stamps(self, node: fx.Node) -> tuple[int, ...]:
         """When the storages behind a virtual node were made: a later copy of them needs a new copy of it."""
@@ -217,7 +221,9 @@ def saved_nodes(joint: JointGraph) -> tuple[list[fx.Node], list[fx.Node]]:
             continue
         if node not in gradients and not any(user not in joint.forward_nodes and user.op != "output" for user in node.users):
             continue
-        (tensors if isinstance(node.meta.get("val"), torch.Tensor) else symbols).append(node)
+        if not is_symbol(node) and not isinstance(node.meta.get("val"), torch.Tensor):
+            raise AssertionError(f"{node} is neither a tensor nor a size, but the backward reads it")
+        (symbols if is_symbol(node) else tensors).append(node)
     return tensors, symbols
 
 

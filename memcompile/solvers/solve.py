@@ -22,7 +22,7 @@ from memcompile.solvers.simulate import Ints, Replay, Timeline
 TOLERANCE = 1e-4  # of the base time: a plan this close to its bound is optimal
 GOOD_GAP = 5e-4  # of the base time: a plan this close to its bound ends the search
 FAIR_GAP = 2e-3  # of the base time: a plan this close to its bound is not worth the chain
-VERY_DEEP = 6000  # ops from which the chain comes before the greedy decoder
+VERY_DEEP = 6000  # ops from which the greedy decoder gets one short try
 SMALL_PROBLEM = 300  # ops up to which more variants of the greedy decoder are tried
 CHAIN_BLOCKS = (64, 16)  # granularities of the chain
 
@@ -123,7 +123,7 @@ def variants(index: Index) -> list[Variant]:
 
 def greedy(index: Index, cap: int, variant: Variant, repeats: int) -> Schedule | None:
     """One run of the greedy decoder, of at most ``repeats`` executions per op."""
-    limit = repeats * len(index.reads) + 1000
+    limit = repeats * len(index.reads) + len(index.reads) // 2 + 1000
     try:
         return decode_capped(
             index, cap, max_executions=limit, distance_power=variant.power, order=variant.order, eager=variant.eager
@@ -159,9 +159,7 @@ def _search(search: Search, instant: int) -> None:
     search.bound_seconds = max(search.bound_seconds, found.bound_seconds)
     if found.resident:
         search.offer(decode(index, found.resident), "frontier")
-    steps = [(_bisect, GOOD_GAP), (_evict, GOOD_GAP), (_chain, FAIR_GAP), (_stage, GOOD_GAP)]
-    if len(index.reads) > VERY_DEEP:
-        steps[1], steps[2] = steps[2], steps[1]
+    steps = ((_bisect, GOOD_GAP), (_evict, GOOD_GAP), (_chain, FAIR_GAP), (_stage, GOOD_GAP))
     for step, gap in steps:
         if search.gap() <= gap:
             continue
@@ -179,10 +177,11 @@ def _bisect(search: Search, instant: int) -> None:
 
 
 def _evict(search: Search, _: int) -> None:
-    for variant in variants(search.index):
+    deep = len(search.index.reads) > VERY_DEEP
+    for variant in VARIANTS[:1] if deep else variants(search.index):
         if search.left <= 0 and search.best is not None:
             return
-        schedule = greedy(search.index, search.budget, variant, 3)
+        schedule = greedy(search.index, search.budget, variant, 1 if deep else 3)
         if schedule is not None:
             search.offer(schedule, "eviction")
 

@@ -1,0 +1,71 @@
+"""Model against lowered code, operation by operation.
+
+The planner's model frees a storage right after its last reader; a fused kernel holds all its inputs until it ends, and a
+reused buffer lives a little longer. Where the lowered code holds more than the model says, the difference becomes the
+operation's workspace: the next plan knows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from memcompile.codegen.trace import GraphTrace, StepPeak
+from memcompile.facts import Facts
+from memcompile.solvers.problem import Schedule
+from memcompile.solvers.simulate import simulate
+
+Names = Mapping[tuple[str, str], int]
+"""(half, FX node name) -> position in a schedule."""
+
+
+def base_names(facts: Facts) -> dict[tuple[str, str], int]:
+    """Positions of the unplanned step's nodes: its schedule runs every op once, in order."""
+    return {
+        (op.half, node.name): position
+        for position, op in enumerate(facts.ops)
+        if op.root is not None
+        for node in (op.root, *(target for target, _ in op.storages))
+    }
+
+
+def calibrated(
+    facts: Facts, schedule: Schedule, names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak, floor_bytes: int
+) -> Facts:
+    """Facts whose ops carry the bytes that the lowered code holds above the model.
+
+    ``names``: which position of ``schedule`` a lowered node belongs to. Only what reaches ``floor_bytes`` counts: elsewhere the
+    difference cannot matter.
+    """
+    live = simulate(facts.problem, schedule).live_bytes
+    extra: dict[int, int] = {}
+    for position, exact_bytes in _exact(names, traces, peak).items():
+        missing = exact_bytes - int(live[position])
+        if missing > 0 and exact_bytes > floor_bytes:
+            op = schedule.sequence[position]
+            extra[op] = max(extra.get(op, 0), missing)
+    if not extra:
+        return facts
+    ops = tuple(
+        dataclasses.replace(op, workspace_bytes=op.workspace_bytes + extra[index]) if index in extra else op
+        for index, op in enumerate(facts.problem.ops)
+    )
+    return dataclasses.replace(facts, problem=dataclasses.replace(facts.problem, ops=ops))
+
+
+def _exact(names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak) -> dict[int, int]:
+    """Position -> most bytes alive in the lowered code while the op's kernel runs."""
+    found: dict[int, int] = {}
+    running: list[int] = []
+    for moment in peak.timeline:
+        trace = traces.get(moment.where) or traces.get("inference")
+        buffer = trace.buffers.get(moment.name) if trace is not None else None
+        if buffer is not None and not moment.is_kernel:
+            position = next((names[moment.where, name] for name in buffer.origins if (moment.where, name) in names), None)
+            if position is not None:
+                running.append(position)
+        for position in running:
+            found[position] = max(found.get(position, 0), moment.live_bytes)
+        if moment.is_kernel:
+            running = []
+    return found
