@@ -10,24 +10,16 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pydoc_data import topics
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    ViTConfig,
-    ViTForImageClassification,
-)
 
 from benchmarks.nets import ResNet50, UNet, UnrolledLSTM
+
+if TYPE_CHECKING:  # the transformers are imported by the cases that need them: the others run without the library
+    from transformers import PreTrainedModel
 
 BYTES = 256
 """Size of the vocabulary: one token for each byte."""
@@ -114,6 +106,8 @@ def gpt2(batch_scale: int, layers: int = 12) -> tuple[nn.Module, Batch]:
 
 
 def gpt2_as_published(batch_scale: int, layers: int = 12) -> tuple[Any, Batch]:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     config = GPT2Config(
         vocab_size=BYTES,
         n_positions=512,
@@ -128,6 +122,8 @@ def gpt2_as_published(batch_scale: int, layers: int = 12) -> tuple[Any, Batch]:
 
 
 def bert(batch_scale: int) -> tuple[nn.Module, Batch]:
+    from transformers import BertConfig, BertForMaskedLM
+
     config = BertConfig(
         vocab_size=BYTES,
         hidden_size=256,
@@ -140,6 +136,8 @@ def bert(batch_scale: int) -> tuple[nn.Module, Batch]:
 
 
 def llama(batch_scale: int) -> tuple[nn.Module, Batch]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
         vocab_size=BYTES,
         hidden_size=256,
@@ -156,6 +154,8 @@ def llama(batch_scale: int) -> tuple[nn.Module, Batch]:
 
 
 def vit(batch_scale: int) -> tuple[nn.Module, Batch]:
+    from transformers import ViTConfig, ViTForImageClassification
+
     config = ViTConfig(
         hidden_size=192,
         num_hidden_layers=12,

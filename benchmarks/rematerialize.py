@@ -23,10 +23,10 @@ from typing import Any
 
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # the first call's seconds are those of compiling
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
 
 import torch
-import transformers
 from torch._dynamo.exc import TorchDynamoException
 
 from benchmarks.models import CASES, Case
@@ -40,7 +40,7 @@ BUDGETS = (80, 60, 45, 35, 25)
 DEFAULT_MODELS = ("gpt2", "bert", "llama", "vit", "resnet50", "unet", "lstm")
 QUICK_MODELS = ("llama", "unet")
 QUICK_BUDGETS = (60, 35)
-ERRORS = (MemcompileError, TorchDynamoException, RuntimeError, ValueError, TypeError, LookupError, AssertionError)
+ERRORS = (MemcompileError, TorchDynamoException, RuntimeError, ValueError, TypeError, LookupError, AssertionError, ImportError)
 """What a failing way may raise: it becomes a row, and the other ways go on."""
 
 
@@ -226,7 +226,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     failed = 0
     if args.in_process:
-        transformers.logging.set_verbosity_error()
         prepare_process(args.threads)
         for name in args.models:
             Benchmark(CASES[name], Setting.here(args.device), Results(args.results), args).run()

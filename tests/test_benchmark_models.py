@@ -14,8 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
 
-pytest.importorskip("transformers")
-
 from benchmarks import models, nets, peers, rows, table
 
 
@@ -37,6 +35,7 @@ def small_lstm(dropout: bool = True) -> models.Case:
 
 @pytest.mark.parametrize("name", ["vit", "unet", "llama"])
 def test_a_case_is_the_same_at_every_call(name):
+    pytest.importorskip("transformers")
     first, second = (models.CASES[name].make() for _ in range(2))
     for ours, theirs in zip(first[0].state_dict().values(), second[0].state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
@@ -45,6 +44,7 @@ def test_a_case_is_the_same_at_every_call(name):
 
 
 def test_batch_scale_multiplies_the_batch():
+    pytest.importorskip("transformers")
     _, batch = models.CASES["vit"].make(batch_scale=2)
     assert batch["pixel_values"].shape == (16, 3, 224, 224)
     assert batch["labels"].shape == (16,)

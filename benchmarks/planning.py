@@ -1,0 +1,165 @@
+"""Planning alone, on fake tensors: how long it takes as graphs grow, and how well it does on a chain of 1000 time steps.
+
+    python benchmarks/planning.py                    # both, to benchmarks/results/planning.csv
+    python benchmarks/planning.py --only chain --steps 1000
+
+The chain is the one of "Memory-efficient backpropagation through time" (Gruslys et al. 2016): 95 % of the activations' memory
+saved for a third more time. Seconds and overheads are the planner's model of this machine; nothing runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import datetime
+import functools
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
+
+import torch
+from torch import Tensor, nn
+
+import memcompile
+from benchmarks.models import CASES, gpt2
+from benchmarks.nets import RecurrentChain
+from benchmarks.rows import source_hash
+from memcompile.errors import BudgetInfeasibleError
+
+RESULTS = Path(__file__).resolve().parent / "results" / "planning.csv"
+LAYERS = (2, 4, 8, 12, 16, 24)
+BUDGETS = (80, 50, 35)
+CHAIN_SAVED = 0.95
+
+Build = Callable[[], tuple[nn.Module, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One plan. `plan_seconds`: the passes; `total_seconds`: with capture. Overheads: shares of the step without a plan.
+
+    `saved_share`: how much of what the step needs on top of its entry the plan does without.
+    """
+
+    date: str
+    torch: str
+    code: str
+    model: str
+    nodes: int
+    budget_share: float
+    budget_bytes: int
+    status: str
+    planned_peak_bytes: int
+    unplanned_peak_bytes: int
+    saved_share: float
+    plan_seconds: float
+    total_seconds: float
+    planned_overhead: float
+    bound_overhead: float
+    solver: str
+
+
+def joint_nodes(report: memcompile.Report) -> int:
+    """Nodes of the training graphs as first captured: the assignments in their printed form."""
+    return sum(next(iter(graph.graphs.values()), "").count(" = ") for graph in report.graphs)
+
+
+def plan_row(name: str, build: Build, transient_share: float | None, peak_share: float | None = None) -> PlanRow:
+    """Plan one model at a share of its unplanned peak, or of what that peak has on top of the bytes alive at entry."""
+    model, batch = build()
+    free = memcompile.plan(model, **batch, options={"memory_budget": None})
+    entry_bytes = max(graph.entry_bytes for graph in free.graphs)
+    unplanned = free.unplanned_peak_bytes
+    if transient_share is not None:
+        budget_bytes = entry_bytes + math.floor(transient_share * (unplanned - entry_bytes))
+    else:
+        budget_bytes = math.floor((peak_share or 1.0) * unplanned)
+    torch._dynamo.reset()
+    start = time.perf_counter()
+    status = "ok"
+    try:
+        report = memcompile.plan(model, **batch, options={"memory_budget": budget_bytes})
+    except BudgetInfeasibleError:
+        status = "infeasible"
+        start = time.perf_counter()
+        report = memcompile.plan(model, **batch, options={"memory_budget": budget_bytes, "on_infeasible": "best_effort"})
+    total_seconds = time.perf_counter() - start
+    torch._dynamo.reset()
+    base = report.base_seconds or math.nan
+    return PlanRow(
+        date=datetime.date.today().isoformat(),
+        torch=torch.__version__,
+        code=source_hash(),
+        model=name,
+        nodes=joint_nodes(report),
+        budget_share=budget_bytes / unplanned,
+        budget_bytes=budget_bytes,
+        status=status,
+        planned_peak_bytes=report.planned_peak_bytes,
+        unplanned_peak_bytes=unplanned,
+        saved_share=(unplanned - report.planned_peak_bytes) / (unplanned - entry_bytes),
+        plan_seconds=sum(each.compile_seconds for each in report.passes),
+        total_seconds=total_seconds,
+        planned_overhead=report.planned_seconds / base - 1,
+        bound_overhead=report.lower_bound_seconds / base - 1,
+        solver="; ".join(dict.fromkeys(f"{graph.solver} {graph.status}".strip() for graph in report.graphs)),
+    )
+
+
+def chain(steps: int, width: int = 64, batch: int = 256) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The recurrent chain and its input: `steps` states of `batch` x `width` floats dominate the weights."""
+    torch.manual_seed(0)
+    return RecurrentChain(width), {"x": torch.randn(steps, batch, width)}
+
+
+def _write(row: PlanRow, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if fresh:
+            writer.writerow([field.name for field in dataclasses.fields(PlanRow)])
+        writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in dataclasses.astuple(row)])
+    print(
+        f"{row.model:16} {row.nodes:6d} nodes  budget {row.budget_share:6.1%}  {row.status:10}"
+        f"  peak {row.unplanned_peak_bytes / 2**20:8.1f} -> {row.planned_peak_bytes / 2**20:8.1f} MiB"
+        f" ({row.saved_share:.1%} saved)"
+        f"  overhead {row.planned_overhead:6.2%} (bound {row.bound_overhead:.2%})"
+        f"  planned in {row.plan_seconds:.1f} s of {row.total_seconds:.1f} s  {row.solver}",
+        flush=True,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Plan what the command line asks for, one row a plan."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("growth", "models", "chain"), default=None)
+    parser.add_argument("--layers", nargs="+", type=int, default=LAYERS, help="of the growing GPT-2")
+    parser.add_argument("--budgets", nargs="+", type=int, default=BUDGETS, metavar="PERCENT", help="of the unplanned peak")
+    parser.add_argument("--steps", nargs="+", type=int, default=(100, 1000), help="of the recurrent chain")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    builds: dict[str, Build] = {}
+    if args.only in (None, "growth"):
+        builds |= {f"gpt2-{layers}": functools.partial(gpt2, 1, layers) for layers in args.layers}
+    if args.only in (None, "models"):
+        builds |= {name: case.make for name, case in CASES.items() if not case.breaks}
+    for name, build in builds.items():
+        for percent in args.budgets:
+            _write(plan_row(name, build, None, percent / 100), args.results)
+    if args.only in (None, "chain"):
+        for steps in args.steps:
+            _write(plan_row(f"chain-{steps}", functools.partial(chain, steps), 1 - CHAIN_SAVED), args.results)
+
+
+if __name__ == "__main__":
+    main()

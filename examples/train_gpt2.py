@@ -1,0 +1,279 @@
+"""Train GPT-2 on Python's documentation in a number of bytes, then put memcompile beside what people do today.
+
+    make demo                                        # or: python examples/train_gpt2.py
+    python examples/train_gpt2.py --budget 150MiB    # bytes, or a share of the peak without a plan: --budget 60%
+    python examples/train_gpt2.py --quick            # a smaller model, fewer steps, no side-by-side
+
+The model is Hugging Face's `GPT2LMHeadModel` from a config: random weights, dropout on, one token for each byte. It runs on a
+GPU when there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the side-by-side uses the benchmark's peers
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+import memcompile
+from benchmarks import peers
+from benchmarks.models import CASES, Batch, Case, windows
+from memcompile.errors import BudgetInfeasibleError, MemcompileError
+from memcompile.runtime.measure import measure_peak
+from memcompile.units import format_bytes
+
+BUDGET_SHARES = (0.75, 0.6, 0.45)
+"""Budgets of the side-by-side, as shares of plain torch.compile's measured peak."""
+LEARNING_RATE = 1e-3
+SEED = 1234
+
+console = Console(width=None if sys.stdout.isatty() else 120)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the model and its batch."""
+
+    layers: int = 6
+    width: int = 256
+    heads: int = 8
+    sequence: int = 256
+    batch: int = 4
+
+
+def build_model(size: Size) -> nn.Module:
+    """GPT-2 with random weights for a vocabulary of 256 bytes, in training mode."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=256,
+        n_positions=size.sequence,
+        n_embd=size.width,
+        n_layer=size.layers,
+        n_head=size.heads,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
+    )
+    model = GPT2LMHeadModel(config)
+    model.loss_type = "ForCausalLM"  # the default anyway; when it is not named, the model logs a warning in every step
+    return model.train()
+
+
+def batches(size: Size, steps: int, device: torch.device) -> list[Batch]:
+    """`steps` batches of random windows of the text."""
+    tokens = windows(size.batch * steps, size.sequence).to(device)
+    return [{"input_ids": part, "labels": part} for part in tokens.split(size.batch)]
+
+
+def train_step(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> Tensor:
+    """Forward, backward, AdamW; the loss. The seed fixes the dropout masks."""
+    torch.manual_seed(seed)
+    loss = model(**batch).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def train(size: Size, steps: int, budget: str, device: torch.device) -> memcompile.Report:
+    """Train under `budget` with a progress bar, measure one step, and return the report with both peaks."""
+    torch.manual_seed(SEED)
+    model = build_model(size).to(device)
+    compiled = torch.compile(model, backend="memcompile", options={"memory_budget": _as_option(budget)})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    data = batches(size, steps, device)
+    with _progress("planning and compiling", steps) as advance:
+        for step, batch in enumerate(data):
+            advance(train_step(compiled, optimizer, batch, step).item())
+
+    def forward_backward() -> None:
+        compiled(**data[0]).loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    report = memcompile.report(compiled)
+    report.measured_peak_bytes = measure_peak(forward_backward, model=model, inputs=data[0]).peak_bytes
+    return report
+
+
+def _as_option(budget: str) -> int | str:
+    return int(budget) if budget.isdigit() else budget
+
+
+class _progress:
+    """A progress bar with the loss: `with _progress(...) as advance: advance(loss)`."""
+
+    def __init__(self, first: str, steps: int) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self.bar = Progress(*columns, TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), console=console)
+        self.task = self.bar.add_task(first, total=steps, loss="")
+
+    def __enter__(self) -> Callable[[float], None]:
+        self.bar.start()
+        return self.advance
+
+    def advance(self, loss: float, description: str = "training") -> None:
+        self.bar.update(self.task, advance=1, description=description, loss=f"loss [bold]{loss:.3f}[/]")
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+@dataclass
+class Contender:
+    """One way in the side-by-side, training its own copy of the model."""
+
+    running: peers.Running
+    measured_peak_bytes: int
+    planned_peak_bytes: int | None
+    optimizer: torch.optim.Optimizer
+    seconds: list[float] = field(default_factory=list)
+    loss: float = 0.0
+
+    def train(self, batch: Batch, seed: int) -> None:
+        """One step, timed."""
+        start = time.perf_counter()
+        self.loss = train_step(self.running.model, self.optimizer, batch, seed).item()
+        self.seconds.append(time.perf_counter() - start)
+
+
+def case_of(size: Size) -> Case:
+    """The model of `size` as a case of the benchmark, so that the benchmark's peers can run it."""
+
+    def build(_: int) -> tuple[nn.Module, Batch]:
+        return build_model(size), batches(size, 1, torch.device("cpu"))[0]
+
+    gpt2 = CASES["gpt2"]
+    return Case("gpt2", "the example's GPT-2", build, gpt2.loss, gpt2.checkpoint)
+
+
+def contenders(size: Size, device: torch.device) -> Iterator[Contender | str]:
+    """Every way of the side-by-side, compiled and measured one after the other; a text for one that could not run."""
+    case = case_of(size)
+    prepare = functools.partial(_contender, case, device)
+    yield prepare(peers.EAGER)
+    plain = prepare(peers.PLAIN)
+    yield plain
+    settings = [way for way in peers.PEERS if way.kind == "budget"]
+    yield min((prepare(way) for way in settings), key=lambda each: each.measured_peak_bytes)
+    yield prepare(peers.CHECKPOINT)
+    for share in BUDGET_SHARES:
+        budget_bytes = int(share * plain.measured_peak_bytes)
+        way = peers.Way(f"memcompile {format_bytes(budget_bytes)} ({share:.0%})", "memcompile", memory_budget=budget_bytes)
+        try:
+            yield prepare(way)
+        except BudgetInfeasibleError as error:
+            yield f"{way.name}: does not fit, the smallest reachable peak is {format_bytes(error.floor_bytes)}"
+
+
+def _contender(case: Case, device: torch.device, way: peers.Way) -> Contender:
+    with console.status(f"{way.name}: compiling and measuring"):
+        running = peers.Running(case, way, str(device))
+        running.first_call()
+        peak = running.peak()
+        planned = memcompile.report(running.model).planned_peak_bytes if way.kind == "memcompile" else None
+    console.print(f"  [dim]{way.name}: first call {running.first_call_seconds:.0f} s[/]")
+    optimizer = torch.optim.AdamW(running.module.parameters(), lr=LEARNING_RATE)
+    return Contender(running, peak.peak_bytes, planned, optimizer)
+
+
+def side_by_side(size: Size, steps: int, device: torch.device) -> Table:
+    """Train every way from the same weights on the same batches, step by step in turns, and tabulate."""
+    peers.prepare_process()
+    found = list(contenders(size, device))
+    ways = [each for each in found if isinstance(each, Contender)]
+    with _progress("in turns", steps) as advance:
+        for step, batch in enumerate(batches(size, steps, device)):
+            shift = step % len(ways)
+            for way in ways[shift:] + ways[:shift]:
+                way.train(batch, step)
+            advance(ways[1].loss, "in turns")
+    table = Table(title=f"side by side: {steps} steps from the same weights", caption=_caption(found), title_justify="left")
+    for name in ("way", "planned peak", "measured peak", "of plain", "step", "of plain", "final loss"):
+        table.add_column(name, justify="left" if name == "way" else "right")
+    plain = next(way for way in ways if way.running.way is peers.PLAIN)
+    for way in ways:
+        table.add_row(*_cells(way, plain), style="bold" if way.planned_peak_bytes else None)
+    return table
+
+
+def _cells(way: Contender, plain: Contender) -> list[str]:
+    ratios = [mine / theirs for mine, theirs in zip(way.seconds, plain.seconds, strict=True)]
+    name = way.running.way.name
+    return [
+        f"activation_memory_{name}" if way.running.way.kind == "budget" else name,
+        format_bytes(way.planned_peak_bytes) if way.planned_peak_bytes else "",
+        format_bytes(way.measured_peak_bytes),
+        f"{way.measured_peak_bytes / plain.measured_peak_bytes:.2f}",
+        f"{statistics.median(way.seconds):.3f} s",
+        f"{statistics.median(ratios):.2f}",
+        f"{way.loss:.3f}",
+    ]
+
+
+def _caption(found: Sequence[Contender | str]) -> str:
+    lines = [each for each in found if isinstance(each, str)]
+    return "\n".join([*lines, "times: medians; ratios: paired with plain torch.compile's step of the same batch"])
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", default=None, help="bytes, '150MiB', or (the default) '60%%' of the peak without a plan")
+    parser.add_argument("--steps", type=int, default=40, help="of training under the budget (default 40)")
+    parser.add_argument("--compare-steps", type=int, default=15, help="of the side-by-side; 0: none (default 15)")
+    parser.add_argument("--layers", type=int, default=Size.layers)
+    parser.add_argument("--width", type=int, default=Size.width)
+    parser.add_argument("--sequence", type=int, default=Size.sequence)
+    parser.add_argument("--batch", type=int, default=Size.batch)
+    parser.add_argument("--quick", action="store_true", help="two layers, ten steps, no side-by-side")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--save", type=Path, default=None, metavar="FOLDER", help="save the report there")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.layers, args.steps, args.compare_steps = 2, 10, 0  # two layers have little to recompute: a wider budget
+    args.budget = args.budget or ("80%" if args.quick else "60%")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, report, compare. Returns 0, or 1 when memcompile refuses (its message says why, and what to do)."""
+    args = _arguments(argv)
+    size = Size(layers=args.layers, width=args.width, sequence=args.sequence, batch=args.batch)
+    device = torch.device(args.device)
+    console.print(
+        f"[bold]GPT-2[/], {size.layers} layers of width {size.width}, {size.batch} x {size.sequence} bytes of Python's"
+        f" documentation, dropout on, {device}, budget [bold]{args.budget}[/]"
+    )
+    try:
+        report = train(size, args.steps, args.budget, device)
+        print(report)
+        if args.save is not None:
+            console.print(f"saved to {report.save(args.save)}")
+        if args.compare_steps:
+            console.print(side_by_side(size, args.compare_steps, device))
+    except MemcompileError as error:
+        console.print(f"[red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error), markup=False)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
