@@ -62,7 +62,7 @@ class CostModel:
 
     def is_extern(self, node: fx.Node) -> bool:
         """Whether the node is a library kernel: never fused into another one, never in place."""
-        return node.op == "call_function" and (flops_of(node) > 0 or _op_name(node) in _EXTERN)
+        return node.op == "call_function" and (flops_of(node) > 0 or is_library_call(node))
 
     def workspace_bytes(self, node: fx.Node) -> int:
         """Known scratch memory of a library kernel while it runs."""
@@ -70,6 +70,11 @@ class CostModel:
 
 
 _EXTERN = frozenset({"convolution", "convolution_backward", "embedding_dense_backward", "index_put", "sort", "topk"})
+
+
+def is_library_call(node: fx.Node) -> bool:
+    """Whether a node without a formula for its FLOPs is a library kernel all the same."""
+    return _op_name(node) in _EXTERN
 
 
 def numel(tensor: torch.Tensor) -> int:
