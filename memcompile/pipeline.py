@@ -127,7 +127,17 @@ class KeepsBudget:
         )
 
 
-def fit(base: Lowered, budget_bytes: int | None, costs: Callable[[], CostModel], time_limit_s: float) -> Outcome:
+Lowering = Callable[[StepGraphs, int | None], Lowered]
+"""From graphs and a budget to their schedule: ``lower_graphs``, or a model of it."""
+
+
+def fit(
+    base: Lowered,
+    budget_bytes: int | None,
+    costs: Callable[[], CostModel],
+    time_limit_s: float,
+    lowering: Lowering = lower_graphs,
+) -> Outcome:
     """Make a lowered step keep ``budget_bytes``, at the least time that the planner finds.
 
     Returns the best attempt even when none keeps the budget: the caller raises or takes it (``Outcome.fits``).
@@ -144,7 +154,7 @@ def fit(base: Lowered, budget_bytes: int | None, costs: Callable[[], CostModel],
     target = budget_bytes
     for _ in range(MAX_LOWERINGS):
         outcome.facts = facts
-        attempt, at_floor = _attempt(outcome, facts, target, time_limit_s)
+        attempt, at_floor = _attempt(outcome, facts, target, time_limit_s, lowering)
         exact = attempt.lowered.peak.peak_bytes
         log.info("target %d: model %d, exact %d of %d", target, attempt.solution.peak_bytes, exact, budget_bytes)
         if _better(attempt, outcome.chosen, budget_bytes):
@@ -166,7 +176,9 @@ def fit(base: Lowered, budget_bytes: int | None, costs: Callable[[], CostModel],
     return outcome
 
 
-def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -> tuple[Attempt, bool]:
+def _attempt(
+    outcome: Outcome, facts: Facts, target: int, time_limit_s: float, lowering: Lowering
+) -> tuple[Attempt, bool]:
     start = time.perf_counter()
     at_floor = False
     try:
@@ -178,7 +190,7 @@ def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -
     planned = time.perf_counter()
     graphs = extract(joint)
     verify(facts, solution, joint, graphs)
-    lowered = lower_graphs(graphs, outcome.budget_bytes)
+    lowered = lowering(graphs, outcome.budget_bytes)
     outcome.plan_seconds += planned - start
     outcome.lower_seconds += time.perf_counter() - planned
     attempt = Attempt(target, solution, joint, lowered, facts.problem.total_seconds)
