@@ -19,30 +19,39 @@ Names = Mapping[tuple[str, str], int]
 """(half, FX node name) -> position in a schedule."""
 
 
+NEAR = 0.7
+"""Moments of the lowered code below this share of the budget are not compared with the model."""
+
+
 def base_names(facts: Facts) -> dict[tuple[str, str], int]:
-    """Positions of the unplanned step's nodes: its schedule runs every op once, in order."""
+    """Positions of the unplanned backward's nodes: its schedule runs every op once, in order.
+
+    The forward is left out: what a plan drops changes what is held around each of its ops.
+    """
     return {
         (op.half, node.name): position
         for position, op in enumerate(facts.ops)
-        if op.root is not None
-        for node in (op.root, *(target for target, _ in op.storages))
+        if op.half == "backward"
+        for node in (*op.roots, *(target for target, _ in op.storages))
     }
 
 
 def calibrated(
-    facts: Facts, schedule: Schedule, names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak, floor_bytes: int
+    facts: Facts, schedule: Schedule, names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak, budget_bytes: int
 ) -> Facts:
     """Facts whose ops carry the bytes that the lowered code holds above the model.
 
-    ``names``: which position of ``schedule`` a lowered node belongs to. Only what reaches ``floor_bytes`` counts: elsewhere the
-    difference cannot matter.
+    ``names``: which position of ``schedule`` a lowered node belongs to. Only what comes near the budget counts: elsewhere the
+    difference cannot matter. An op that may run in several places counts only where it breaks the budget, since what is held
+    around it differs from place to place.
     """
     live = simulate(facts.problem, schedule).live_bytes
     extra: dict[int, int] = {}
     for position, exact_bytes in _exact(names, traces, peak).items():
         missing = exact_bytes - int(live[position])
-        if missing > 0 and exact_bytes > floor_bytes:
-            op = schedule.sequence[position]
+        op = schedule.sequence[position]
+        near = budget_bytes if facts.problem.ops[op].recomputable and op < facts.problem.boundary else NEAR * budget_bytes
+        if missing > 0 and exact_bytes > near:
             extra[op] = max(extra.get(op, 0), missing)
     if not extra:
         return facts

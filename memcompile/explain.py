@@ -106,7 +106,7 @@ def _planned(outcome: Outcome, outside: int) -> dict[str, object]:
         "passes": (done,),
         "decisions": (*_decisions(rows), *_refusals(outcome)),
         "plan": {
-            "schedule": [outcome.facts.ops[op].root.name if outcome.facts.ops[op].root else "tangents" for op in solution.schedule.sequence],
+            "schedule": [problem.ops[op].name for op in solution.schedule.sequence],
             "backward_starts_at": solution.schedule.split,
             "model_peak_bytes": solution.peak_bytes,
             "exact_peak_bytes": outcome.final.peak.peak_bytes,

@@ -12,7 +12,7 @@ again with them. Facts live beside the graphs, never in ``node.meta``.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
 from typing import Literal
@@ -52,10 +52,10 @@ class StepGraphs:
 
 @dataclass(frozen=True, slots=True)
 class OpFacts:
-    """``root`` runs the kernel; ``storages``: the (node, storage index) pairs that it materialises."""
+    """``roots`` run in one kernel; ``storages``: the (node, storage index) pairs that they materialise."""
 
     half: Half
-    root: fx.Node | None
+    roots: tuple[fx.Node, ...]
     storages: tuple[tuple[fx.Node, int], ...]
     source: str
 
@@ -74,9 +74,10 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """Where in the lowered code a node's buffer comes to life, and whether it takes over the memory of another one."""
+    """Where in the lowered code a node's buffer comes to life, in which kernel, and whether it takes over another's memory."""
 
     position: int
+    kernel: int
     reuses: bool
 
 
@@ -158,27 +159,30 @@ class _Builder:
                 writes += [(node, self._new_storage(node, size, is_output=False))] if size else []
                 part.leaves[node] = frozenset(index for target, index in writes if target is node)
         if writes:
-            self._add_op("tangents", part.half, None, _Cluster(frozenset(), 0.0, pure=False), writes)
+            self._add_op("tangents", part.half, (), _Cluster(frozenset(), 0.0, pure=False), writes)
 
     def _read(self, part: _Half, held: Iterable[object]) -> None:
         held_bases = {base_of(node) for node in held if isinstance(node, fx.Node)}
-        for node in _lowered_order(part):
-            cluster = self._cluster(part, node)
+        for roots in _kernels(part):
+            inner = set(roots)
+            cluster = self._cluster(part, roots)
             writes = []
-            for result in _results(node):
+            for result in (result for root in roots for result in _results(root)):
                 size = node_bytes(result)
                 if size:
                     writes.append((result, self._new_storage(result, size, is_output=result in held_bases)))
                 part.leaves[result] = frozenset(index for target, index in writes if target is result)
-            part.leaves.setdefault(node, frozenset(index for _, index in writes))
-            made = part.made.get(node)
-            self._add_op(node.name, part.half, node, cluster, writes, inplace=made is not None and made.reuses)
+            for root in inner:
+                part.leaves.setdefault(root, frozenset(index for target, index in writes if _producer(target) is root))
+            reuses = any(part.made[root].reuses for root in roots if root in part.made)
+            self._add_op(roots[0].name, part.half, roots, cluster, writes, inplace=reuses)
 
-    def _cluster(self, part: _Half, root: fx.Node) -> _Cluster:
+    def _cluster(self, part: _Half, roots: tuple[fx.Node, ...]) -> _Cluster:
+        """What a kernel reads and computes: its roots and the virtual nodes between its inputs and them."""
         leaves: set[int] = set()
-        seconds, pure = self.costs.node_seconds(root), is_pure(root)
-        seen: set[fx.Node] = {root}
-        stack = list(root.all_input_nodes)
+        seconds, pure = 0.0, True
+        seen: set[fx.Node] = set()
+        stack = list(roots)
         while stack:
             node = stack.pop()
             if node in seen:
@@ -204,34 +208,38 @@ class _Builder:
         self,
         name: str,
         half: Half,
-        root: fx.Node | None,
+        roots: tuple[fx.Node, ...],
         cluster: _Cluster,
         writes: list[tuple[fx.Node, int]],
         inplace: bool = False,
     ) -> None:
         indices = tuple(index for _, index in writes)
+        source = next(filter(None, map(source_of, roots)), "")
         seconds, workspace = cluster.seconds, 0
-        if root is not None:
+        if roots:
             touched = sum(self.storages[i].size_bytes for i in {*cluster.leaves, *indices})
             seconds += self.costs.kernel_seconds(touched)
-            workspace = self.costs.workspace_bytes(root)
-        if half == "forward" and writes and not cluster.pure and root is not None:
-            self.refused[name] = (name, source_of(root), "random state, mutation or side effect: runs once")
+            workspace = max(map(self.costs.workspace_bytes, roots))
+        if half == "forward" and writes and not cluster.pure:
+            self.refused[name] = (name, source, "random state, mutation or side effect: runs once")
         reads = tuple(sorted(cluster.leaves))
         self.ops.append(Op(name, reads, indices, seconds, workspace, recomputable=cluster.pure, inplace=inplace))
-        self.op_facts.append(OpFacts(half, root, tuple(writes), source_of(root) if root is not None else ""))
+        self.op_facts.append(OpFacts(half, roots, tuple(writes), source))
 
 
 def _made_at(trace: GraphTrace, graph: fx.Graph) -> dict[fx.Node, _Made]:
     """The nodes whose values get a buffer in the lowered code."""
     nodes = {node.name: node for node in graph.nodes}
     made: dict[fx.Node, _Made] = {}
+    kernel = 0
     for position, event in enumerate(trace.events):
         buffer = trace.buffers.get(event.name)
-        if event.kind in ("alloc", "alias") and buffer is not None:
+        if event.kind == "kernel":
+            kernel += 1
+        elif event.kind in ("alloc", "alias") and buffer is not None:
             node = _materialised(buffer, nodes)
             if node is not None and _producer(node) not in made:
-                made[_producer(node)] = _Made(position, event.kind == "alias")
+                made[_producer(node)] = _Made(position, kernel, event.kind == "alias")
     return made
 
 
@@ -242,6 +250,24 @@ def _materialised(buffer: Buffer, nodes: dict[str, fx.Node]) -> fx.Node | None:
         if node is not None and any(node_bytes(base_of(result)) == buffer.size_bytes for result in _results(node)):
             return node
     return None
+
+
+def _kernels(part: _Half) -> Iterator[tuple[fx.Node, ...]]:
+    """Roots in the order in which they run, those of one backward kernel together.
+
+    A kernel holds all that it reads until it ends. Forward roots stay apart: each of them may be made again alone.
+    """
+    group: list[fx.Node] = []
+    kernel = None
+    for root in _lowered_order(part):
+        made = part.made.get(root) if part.half == "backward" else None
+        if group and (made is None or made.kernel != kernel):
+            yield tuple(group)
+            group = []
+        group.append(root)
+        kernel = made.kernel if made is not None else None
+    if group:
+        yield tuple(group)
 
 
 def _lowered_order(part: _Half) -> list[fx.Node]:

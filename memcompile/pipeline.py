@@ -35,17 +35,18 @@ log = get_logger(__name__)
 MAX_LOWERINGS = 5
 CLOSE_ENOUGH = 0.97
 """A plan whose exact peak is at least this share of the budget is not worth another lowering for a few percent of time."""
-NEAR = 0.7
-"""Moments of the lowered code below this share of the budget are not compared with the model."""
-
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A step as Inductor schedules it, with its exact peak."""
+    """A step as Inductor schedules it, with its exact peak.
+
+    ``traces`` and ``tight_peak`` belong to the variant that holds the fewest dead buffers for reuse.
+    """
 
     graphs: StepGraphs
     traces: tuple[GraphTrace, ...]
     peak: StepPeak
+    tight_peak: StepPeak
 
     def by_half(self) -> dict[str, GraphTrace]:
         """Traces as "forward" and "backward"."""
@@ -96,34 +97,44 @@ class Outcome:
 
 
 def lower_graphs(graphs: StepGraphs, budget_bytes: int | None = None) -> Lowered:
-    """Trial lowering of a step (or of an inference graph) and its exact peak."""
-    keeps = KeepsBudget(graphs, budget_bytes)
+    """Trial lowering of a step (or of an inference graph) and its exact peak.
+
+    With a budget, dead buffers are held for reuse as far as it allows. Without one, ``peak`` is that of plain ``torch.compile``.
+    """
+    keeps = KeepsBudget(graphs, budget_bytes or 0)
     if graphs.backward is None:
         lower(graphs.forward, kind="inference", recomputed=graphs.recomputed, accept=keeps)
     else:
         lower_step(graphs.forward, graphs.backward, graphs.num_user_outputs, graphs.recomputed, keeps)
-    return Lowered(graphs, tuple(keeps.traces.values()), keeps.peak())
+    tight = keeps.peak()
+    return Lowered(graphs, tuple(keeps.traces.values()), tight if budget_bytes else keeps.peak(keeps.first), tight)
 
 
 class KeepsBudget:
-    """Whether what was lowered so far keeps a budget; remembers the last trace of each half. Without a budget: always."""
+    """Whether what was lowered so far keeps a budget; remembers the first and the last trace of each half.
+
+    Without a budget everything does.
+    """
 
     def __init__(self, graphs: StepGraphs, budget_bytes: int | None) -> None:
         self.graphs, self.budget_bytes = graphs, budget_bytes
+        self.first: dict[str, GraphTrace] = {}
         self.traces: dict[str, GraphTrace] = {}
 
     def __call__(self, trace: GraphTrace, kind: str) -> bool:
+        self.first.setdefault(kind, trace)
         self.traces[kind] = trace
         return self.budget_bytes is None or self.peak().peak_bytes <= self.budget_bytes
 
-    def peak(self) -> StepPeak:
+    def peak(self, traces: dict[str, GraphTrace] | None = None) -> StepPeak:
         """Exact peak of the halves seen so far."""
+        traces = self.traces if traces is None else traces
         symbols = len(self.graphs.saved_nodes()) - self.graphs.num_saved_tensors()
-        first = self.traces.get("inference") or self.traces.get("forward")
-        if first is None:
+        forward = traces.get("inference") or traces.get("forward")
+        if forward is None:
             return StepPeak(0, 0, 0, 0, 0, 0, (), ())
         return step_peak(
-            first, self.traces.get("backward"), num_user_outputs=self.graphs.num_user_outputs, num_symbols=symbols
+            forward, traces.get("backward"), num_user_outputs=self.graphs.num_user_outputs, num_symbols=symbols
         )
 
 
@@ -147,9 +158,8 @@ def fit(
         return outcome
     start = time.perf_counter()
     facts = gather_facts(base.graphs, base.traces, costs(), base.peak.entry_bytes)
-    matters = int(NEAR * budget_bytes)
     unplanned = Schedule(tuple(range(len(facts.problem.ops))), facts.problem.boundary)
-    facts = calibrated(facts, unplanned, base_names(facts), base.by_half(), base.peak, matters)
+    facts = calibrated(facts, unplanned, base_names(facts), base.by_half(), base.tight_peak, budget_bytes)
     outcome.plan_seconds += time.perf_counter() - start
     target = budget_bytes
     for _ in range(MAX_LOWERINGS):
@@ -168,7 +178,7 @@ def fit(
             outcome.floor_bytes = min(a.lowered.peak.peak_bytes for a in outcome.attempts)
             break
         known = calibrated(
-            facts, attempt.solution.schedule, attempt.joint.positions, attempt.lowered.by_half(), attempt.lowered.peak, matters
+            facts, attempt.solution.schedule, attempt.joint.positions, attempt.lowered.by_half(), attempt.lowered.peak, budget_bytes
         )
         if known is facts:
             target -= exact - budget_bytes

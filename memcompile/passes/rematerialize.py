@@ -7,6 +7,7 @@ is an ordinary FX graph: readable, and runnable in eager mode.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -91,7 +92,7 @@ class _Writer:
     graph: fx.Graph = field(default_factory=fx.Graph)
     placeholders: dict[str, fx.Node] = field(default_factory=dict)
     instances: dict[fx.Node, _Instance] = field(default_factory=dict)
-    virtual: dict[tuple[fx.Node, tuple[int, ...], bool], fx.Node] = field(default_factory=dict)
+    virtual: dict[tuple[fx.Node, tuple[int, ...], int], fx.Node] = field(default_factory=dict)
     saved: dict[str, fx.Node] = field(default_factory=dict)
     forward_nodes: set[fx.Node] = field(default_factory=set)
     user_outputs: list[object] = field(default_factory=list)
@@ -148,10 +149,8 @@ class _Writer:
         self.graph.lint()
 
     def _run(self, op: OpFacts, position: int) -> None:
-        if op.root is None:
-            return
         self.stamp += 1
-        for node in (op.root, *(target for target, _ in op.storages if target is not op.root)):
+        for node in _written(op):
             new = self._copy(node)
             self.instances[node] = _Instance(new, self.stamp)
             self.positions["backward" if self.in_backward else "forward", new.name] = position
@@ -178,10 +177,16 @@ class _Writer:
             return self.placeholders[node.name]
         if node in self.instances:
             return self.instances[node].node
-        key = (node, self._stamps(node), self.in_backward and not self._crosses(node))
+        key = (node, self._stamps(node), self._home(node))
         if key not in self.virtual:
             self.virtual[key] = self._copy(node)
         return self.virtual[key]
+
+    def _home(self, node: fx.Node) -> int:
+        """Where a virtual node may be shared. A node of the forward that the backward computes again belongs to one kernel
+        (its stamp): shared between kernels, it would be materialised."""
+        recomputed = self.in_backward and node.graph is self.facts.graphs.forward.graph and not self._crosses(node)
+        return self.stamp if recomputed else 0
 
     def _is_saved_input(self, node: fx.Node) -> bool:
         """Whether a node is an input of the backward that the forward saved."""
@@ -210,6 +215,13 @@ class _Writer:
                 else:
                     stack.append(source)
         return tuple(sorted(stamps))
+
+
+def _written(op: OpFacts) -> Iterator[fx.Node]:
+    """The nodes of a kernel that hold memory: every root, followed by its items when it makes a tuple."""
+    for root in op.roots:
+        yield root
+        yield from (node for node, _ in op.storages if node is not root and node.all_input_nodes[:1] == [root])
 
 
 def saved_nodes(joint: JointGraph) -> tuple[list[fx.Node], list[fx.Node]]:
