@@ -149,14 +149,14 @@ class _Builder:
         return self.costs.is_extern(node) and not merged
 
     def _add_tangents(self, part: _Half, saved: dict[str, frozenset[int]]) -> None:
-        """Inputs of the backward: saved tensors, and tangents, which come to life as it starts."""
+        """Inputs of the backward: saved tensors, and tangents, which the autograd engine holds from its start to its end."""
         writes = []
         for node in part.graph.find_nodes(op="placeholder"):
             if node.name in saved:
                 part.leaves[node] = saved[node.name]
             else:
                 size = node_bytes(node)
-                writes += [(node, self._new_storage(node, size, is_output=False))] if size else []
+                writes += [(node, self._new_storage(node, size, is_output=True))] if size else []
                 part.leaves[node] = frozenset(index for target, index in writes if target is node)
         if writes:
             self._add_op("tangents", part.half, (), _Cluster(frozenset(), 0.0, pure=False), writes)

@@ -63,7 +63,7 @@ def is_pure(node: fx.Node) -> bool:
     """Whether running the node again gives the same value and changes nothing else.
 
     Random ops that draw from a generator, ops that mutate, communication and operators of higher order are not pure.
-    ``inductor_random`` is: it is a function of a seed tensor that was drawn once.
+    ``inductor_random`` is: it is a function of a seed tensor that was drawn once. So is attention without dropout.
     """
     if node.op in ("placeholder", "get_attr"):
         return True
@@ -73,11 +73,21 @@ def is_pure(node: fx.Node) -> bool:
         target = node.target
         return not (
             target._schema.is_mutable
-            or torch.Tag.nondeterministic_seeded in target.tags
+            or (torch.Tag.nondeterministic_seeded in target.tags and not _drops_nothing(node))
             or target._schema.name in _DRAWS_RANDOM_STATE
             or target.namespace in _COMMUNICATION
         )
     return not isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """Whether the node could drop elements at random, but was called with a probability of 0."""
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]
+    for index, argument in enumerate(arguments):
+        if argument.name == "dropout_p":
+            given = node.args[index] if index < len(node.args) else node.kwargs.get("dropout_p", argument.default_value)
+            return given == 0
+    return False
 
 
 def source_of(node: fx.Node) -> str:

@@ -146,8 +146,8 @@ def step_peak(
     """Replay forward and backward.
 
     ``num_user_outputs``: leading forward outputs that the user holds. The backward's first inputs are ``num_symbols`` symbols,
-    then the saved tensors (the forward's outputs after the user's, in order), then the tangents: the autograd engine hands
-    these over, so they die where the lowered code deletes them.
+    then the saved tensors (the forward's outputs after the user's, in order), then the tangents. Saved tensors are handed over:
+    they die where the lowered code deletes them. The tangents stay with the autograd engine until the backward returns.
     """
     replay = _Replay()
     for name, size in forward.inputs:
@@ -188,7 +188,7 @@ def step_peak(
                 replay.bind("b." + name, replay.root[source])
                 replay.free(source)
             elif position - num_symbols >= saved and size:
-                replay.new("b." + name, size, name)
+                replay.bind("tangent." + name, replay.new("b." + name, size, name))
         for name in [n for n in replay.root if n.startswith("saved.")]:
             replay.free(name)
         backward_peak = follow(replay.run(backward, "backward", "b."))
