@@ -18,6 +18,7 @@ from memcompile.units import BYTES_FORMS, format_bytes, parse_bytes
 
 OnInfeasible = Literal["raise", "best_effort"]
 Fallback = Literal["inductor"]
+Lower = Literal["auto"] | bool
 
 PASS_NAMES: tuple[str, ...] = ("rematerialize",)
 """Passes that can be switched by name, in the order they run. All are on unless switched off."""
@@ -94,7 +95,8 @@ class Options:
     ``memory_budget``: see `Budget`. ``on_infeasible``: below the floor, "raise" `BudgetInfeasibleError`, or take the smallest
     peak that can be reached ("best_effort"). ``dump``: folder that every report is saved to. ``fallback``: "inductor" lets
     Inductor compile a graph whose planning crashed; None raises `PassError`. ``passes``: on or off by name.
-    ``solver_time_limit_s``: seconds that one solver may spend on one graph. ``inductor``: Inductor config patches.
+    ``solver_time_limit_s``: seconds that one solver may spend on one graph. ``lower``: whether a dry run lowers its graphs to know
+    their exact peak, or predicts it ("auto": lowers the graphs that are not very large). ``inductor``: Inductor config patches.
     """
 
     memory_budget: Budget = field(default_factory=Budget)
@@ -103,6 +105,7 @@ class Options:
     fallback: Fallback | None = None
     passes: Mapping[str, bool] = field(default_factory=lambda: dict.fromkeys(PASS_NAMES, True))
     solver_time_limit_s: float = 10.0
+    lower: Lower = "auto"
     inductor: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
@@ -128,6 +131,7 @@ class Options:
             "dump": None if self.dump is None else str(self.dump),
             "fallback": self.fallback,
             "solver_time_limit_s": self.solver_time_limit_s,
+            "lower": self.lower,
             "inductor": dict(self.inductor),
             **self.passes,
         }
@@ -193,6 +197,12 @@ def _parse_time_limit(value: object) -> float:
     return float(value)
 
 
+def _parse_lower(value: object) -> object:
+    if not isinstance(value, bool) and value != "auto":
+        raise InvalidOptionError("lower", value, "True, False or 'auto'")
+    return value
+
+
 def _parse_inductor(value: object) -> dict[str, object]:
     if value is None:
         return {}
@@ -219,6 +229,7 @@ _PARSERS: Mapping[str, Callable[[object], object]] = {
     "dump": _parse_dump,
     "fallback": _choice("fallback", (None, "inductor")),
     "solver_time_limit_s": _parse_time_limit,
+    "lower": _parse_lower,
     "inductor": _parse_inductor,
 }
 OPTION_NAMES: tuple[str, ...] = (*_PARSERS, *PASS_NAMES)

@@ -21,8 +21,8 @@ from memcompile.errors import BudgetInfeasibleError, MemcompileError, PassError
 from memcompile.facts import StepGraphs
 from memcompile.logs import get_logger
 from memcompile.options import Options
-from memcompile.pipeline import KeepsBudget, Outcome, fit, lower_graphs
-from memcompile.runtime.ledger import LEDGER, GraphEntry, Profile, gradient_bytes, storages
+from memcompile.pipeline import KeepsBudget, Lowering, Outcome, fit, lower_graphs
+from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, gradient_bytes, storages
 from memcompile.surface import surface
 
 log = get_logger(__name__)
@@ -33,14 +33,26 @@ over logits needs a cast, its log-softmax, and their gradients."""
 
 
 class Session:
-    """Compiles one graph under ``options`` on ``device``. ``example_inputs``: the real inputs, parameters among them."""
+    """Compiles one graph under ``options`` on ``device``. ``example_inputs``: the real inputs, parameters among them.
 
-    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, device: torch.device) -> None:
+    ``ledger`` and ``lowering`` are others in a dry run.
+    """
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        options: Options,
+        device: torch.device,
+        ledger: Ledger = LEDGER,
+        lowering: Lowering = lower_graphs,
+    ) -> None:
+        self.ledger, self.lowering = ledger, lowering
         self.gm, self.inputs, self.options, self.device = gm, list(example_inputs), options, device
         self.tensors = [t for t in example_inputs if isinstance(t, torch.Tensor)]
         self.capture = capture_info()
-        self.graph_id = LEDGER.next_id()
-        self.outside_bytes = LEDGER.outside_bytes(self.tensors)
+        self.graph_id = ledger.next_id()
+        self.outside_bytes = ledger.outside_bytes(self.tensors)
         self.outcome: Outcome | None = None
         self.graphs: StepGraphs | None = None
         self.keeps = KeepsBudget(StepGraphs(gm, None, 0), None)
@@ -64,7 +76,7 @@ class Session:
         if self.options.dump is not None:
             explain.save(report, self.options.dump)
         entry = GraphEntry(self._profile(peak), report, tuple(weakref.ref(t) for t in self._owned()), self.capture.code)
-        LEDGER.add(entry)
+        self.ledger.add(entry)
         return CompiledGraph(function, entry, self, original)
 
     def _partition(
@@ -85,7 +97,7 @@ class Session:
         if budget.to_option() is None or not self.options.enabled("rematerialize"):
             return graphs
         try:
-            base = lower_graphs(graphs)
+            base = self.lowering(graphs, None)
             total = budget.resolve(
                 unplanned_peak_bytes=base.peak.peak_bytes + self.outside_bytes,
                 free_bytes=free_bytes(self.device),
@@ -93,7 +105,8 @@ class Session:
             )
             assert total is not None
             room = total - self.outside_bytes - self._reserve_bytes(base.peak)
-            self.outcome = fit(base, room, lambda: CostModel(device_model(self.device)), self.options.solver_time_limit_s)
+            limit_s = self.options.solver_time_limit_s
+            self.outcome = fit(base, room, lambda: CostModel(device_model(self.device)), limit_s, self.lowering)
         except MemcompileError:
             raise
         except Exception as error:  # a bug of ours: named, with its cause, unless the user chose the fallback

@@ -91,12 +91,14 @@ def test_everything_at_once() -> None:
         "fallback": "inductor",
         "rematerialize": False,
         "solver_time_limit_s": 3,
+        "lower": False,
         "inductor": {"cpp.threads": 1, "max-autotune": False},
     }
     options = Options.from_mapping(given_options)
     assert not options.enabled("rematerialize")
     assert options.dump == Path("out")
     assert options.solver_time_limit_s == 3.0
+    assert options.lower is False
     assert Options.from_mapping(json.loads(json.dumps(options.to_mapping()))) == options
     assert pickle.loads(pickle.dumps(options)) == options
 
@@ -125,6 +127,9 @@ def test_a_wrong_inductor_key_is_an_error_with_a_suggestion() -> None:
         ("solver_time_limit_s", float("nan")),
         ("solver_time_limit_s", float("inf")),
         ("solver_time_limit_s", "10"),
+        ("lower", "yes"),
+        ("lower", 1),
+        ("lower", None),
         ("dump", ""),
         ("dump", 3),
         ("inductor", "cpp.threads=1"),
