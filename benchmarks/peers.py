@@ -114,9 +114,9 @@ class Running:
         self.module.zero_grad(set_to_none=True)
         return loss
 
-    def first_call(self) -> float:
-        """Compile by running one step from an empty cache; seconds. Raises whatever the backend raises."""
-        with fresh_cache():
+    def first_call(self, cold: bool = True) -> float:
+        """Compile by running one step, from an empty cache when `cold`; seconds. Raises whatever the backend raises."""
+        with fresh_cache() if cold else nullcontext():
             start = time.perf_counter()
             self.loss = self.step().item()
             self.first_call_seconds = time.perf_counter() - start
