@@ -37,6 +37,15 @@ def memcompile(
         raise surface(error) from None
 
 
+def plan(
+    model: Callable[..., Any], /, *args: Any, options: Mapping[str, object] | Options | None = None, **kwargs: Any
+) -> Report:
+    """A dry run of ``model(*args, **kwargs)`` on fake tensors (see ``dryrun``)."""
+    from memcompile.dryrun import plan as dry_run
+
+    return dry_run(model, *args, options=options, **kwargs)
+
+
 def report(model: Callable[..., Any]) -> Report:
     """The report of a compiled model. Raises ``NoReportError`` when it was not compiled by this backend, or not yet."""
     return LEDGER.report(model)

@@ -98,11 +98,8 @@ def check_entry_point() -> Check:
 
 def check_seams() -> Iterator[Check]:
     """The private places of torch that the backend attaches to."""
-    from memcompile.codegen import inductor
+    from memcompile.codegen.seams import check_seams as examine_seams
 
-    examine_seams = getattr(inductor, "check_seams", None)
-    if examine_seams is None:
-        return
     for name, healthy, message in examine_seams():
         yield Check(f"seam {name}", "ok" if healthy else "fail", message)
 

@@ -142,6 +142,17 @@ class PassError(MemcompileError):
         )
 
 
+class DryRunError(MemcompileError):
+    """A dry run came to a place where the step needs the value of a tensor, which a fake tensor does not have."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the step reads a value from a tensor outside of its compiled graphs ({reason.strip()}), and a dry run has no "
+            "values. Move that out of the model's forward (often a check or a log line), or compile it and run one step: "
+            "memcompile.report(model) says the same."
+        )
+
+
 class UsageError(MemcompileError):
     """A command line that makes no sense: a script that is not there, a function that returns something else."""
 

@@ -6,7 +6,7 @@ decompositions), so the graphs are those that a real compilation would plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,11 @@ from memcompile.codegen.inductor import Partition, Rewrite
 
 
 def compile_dry(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], *, partition: Partition, rewrite_inference: Rewrite
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    partition: Partition,
+    rewrite_inference: Rewrite,
+    patches: Mapping[str, object],
 ) -> Callable[..., Any]:
     """Like ``inductor.compile_graph`` up to the lowering. The callable takes and returns fake tensors, with autograd history."""
     import torch._functorch.config as functorch_config
@@ -35,7 +39,12 @@ def compile_dry(
             graph = rewrite_inference(graph)
         return _FakeCode(graph)
 
-    settings = {"custom_partitioner_fn": Partitioner(), "fx_graph_cache": False, "fx_graph_remote_cache": False}
+    settings = {
+        **patches,
+        "custom_partitioner_fn": Partitioner(),
+        "fx_graph_cache": False,
+        "fx_graph_remote_cache": False,
+    }
     with functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True):
         compiled = compile_fx(gm, list(example_inputs), inner_compile=inner_compile, config_patches=settings)
     return compiled  # type: ignore[no-any-return]

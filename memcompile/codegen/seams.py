@@ -1,0 +1,162 @@
+"""The private places of PyTorch that ``codegen`` attaches to, each looked at: does it exist, does it still look the same?
+
+A PyTorch without one of them would fail in the middle of a compilation, or worse, plan with wrong numbers. ``require_seams``
+says so first. Only imports and signatures: nothing is compiled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from memcompile.errors import UnsupportedTorchError
+from memcompile.support import BEYOND_TORCH, OLDEST_TORCH
+
+Seam = tuple[str, bool, str]
+"""(name, whether it is as expected, what it is used for or what is wrong)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A name in a module of torch. ``parameters``: of the function that have to be there; ``members``: of the class."""
+
+    module: str
+    name: str
+    use: str
+    parameters: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The dotted name, without "torch."."""
+        return f"{self.module.removeprefix('torch.')}.{self.name}"
+
+
+PLACES = (
+    Place(
+        "torch._inductor.compile_fx",
+        "compile_fx",
+        "the compile pipeline",
+        parameters=("model_", "example_inputs_", "inner_compile", "config_patches"),
+    ),
+    Place("torch._inductor.compile_fx", "compile_fx_inner", "lowers one graph"),
+    Place("torch._inductor.custom_graph_pass", "CustomPartitionerFn", "splits the joint graph", members=("__call__", "uuid")),
+    Place("torch._inductor.codegen.common", "device_codegens", "the wrapper class of each device"),
+    Place("torch._inductor.codegen.common", "init_backend_registration", "fills device_codegens"),
+    Place("torch._inductor.codegen.common", "DeviceCodegen", "the wrapper class of each device", members=("wrapper_codegen",)),
+    Place(
+        "torch._inductor.codegen.wrapper",
+        "PythonWrapperCodegen",
+        "sees each allocation of lowered code",
+        members=("run_wrapper_ir_passes", "create"),
+    ),
+    *(
+        Place("torch._inductor.codegen.wrapper", name, "a line of lowered code", members=members)
+        for name, members in (
+            ("AllocateLine", ("node",)),
+            ("ReuseLine", ("node", "reused_as", "delete_old")),
+            ("ReinterpretLine", ("node", "reused_as")),
+            ("FreeIfNotReusedLine", ("node", "is_reused")),
+            ("FreeLine", ("node",)),
+            ("ExternKernelAllocLine", ("node",)),
+            ("ExternKernelOutLine", ("node",)),
+            ("KernelCallLine", ("kernel_name",)),
+            ("MultiOutputLine", ("result_name", "arg_name")),
+        )
+    ),
+    Place(
+        "torch._inductor.choices",
+        "InductorChoices",
+        "which kernels may be fused",
+        members=("can_fuse_horizontal", "can_fuse_vertical"),
+    ),
+    Place("torch._inductor.virtualized", "V", "the graph being lowered", members=("set_choices_handler",)),
+    Place(
+        "torch._inductor.graph",
+        "GraphLowering",
+        "the graph being lowered",
+        members=("get_output_names", "try_get_buffer"),
+    ),
+    Place("torch._inductor.cudagraph_utils", "BoxedDeviceIndex", "an argument of the lowering"),
+    Place("torch._inductor.utils", "BoxedBool", "an argument of the lowering"),
+    Place("torch._inductor.utils", "count_tangents", "inputs of the backward that stay", parameters=("fx_g",)),
+    Place(
+        "torch._functorch.partitioners",
+        "min_cut_rematerialization_partition",
+        "the partition of plain torch.compile",
+        parameters=("joint_module", "_joint_inputs", "num_fwd_outputs"),
+    ),
+    Place(
+        "torch._functorch.partitioners",
+        "_extract_fwd_bwd_modules",
+        "takes forward and backward out of a planned graph",
+        parameters=("joint_module", "saved_values", "saved_sym_nodes", "num_fwd_outputs"),
+    ),
+    Place("torch._dynamo.symbolic_convert", "InstructionTranslator", "the capture under way", members=("current_tx",)),
+    Place("torch._dynamo.exc", "ShortenTraceback", "lets errors through Dynamo unwrapped"),
+    Place("torch._guards", "TracingContext", "the compilation under way", members=("try_get",)),
+    Place("torch._subclasses.fake_tensor", "unset_fake_temporarily", "copies graphs outside of fake tensors"),
+)
+
+SETTINGS = (
+    ("torch._inductor.config", "custom_partitioner_fn"),
+    ("torch._inductor.config", "fx_graph_cache"),
+    ("torch._inductor.config", "fx_graph_remote_cache"),
+    ("torch._functorch.config", "enable_autograd_cache"),
+    ("torch._functorch.config", "force_non_lazy_backward_lowering"),
+    ("torch._functorch.config", "activation_memory_budget"),
+    ("torch._functorch.config", "donated_buffer"),
+)
+
+
+def check_seams() -> list[Seam]:
+    """Every seam with whether it is healthy, and why."""
+    return [*(_check(place) for place in PLACES), *(_check_setting(*setting) for setting in SETTINGS)]
+
+
+@cache
+def require_seams() -> None:
+    """Raise `UnsupportedTorchError` that names what is missing. Looks once per process."""
+    broken = [f"{name}: {message}" for name, healthy, message in check_seams() if not healthy]
+    if broken:
+        raise UnsupportedTorchError(str(torch.__version__), OLDEST_TORCH, BEYOND_TORCH, detail="; ".join(broken))
+
+
+def _check(place: Place) -> Seam:
+    try:
+        found = getattr(importlib.import_module(place.module), place.name)
+    except (ImportError, AttributeError):
+        return place.path, False, f"not in torch {torch.__version__} ({place.use}); {_supported()}"
+    missing = [*_missing_parameters(found, place.parameters), *_missing_members(found, place.members)]
+    if missing:
+        return place.path, False, f"has no {', '.join(missing)} in torch {torch.__version__} ({place.use}); {_supported()}"
+    return place.path, True, place.use
+
+
+def _check_setting(module: str, name: str) -> Seam:
+    path = f"{module.removeprefix('torch.')}.{name}"
+    if hasattr(importlib.import_module(module), name):
+        return path, True, "a setting"
+    return path, False, f"no such setting in torch {torch.__version__}; {_supported()}"
+
+
+def _supported() -> str:
+    return f"supported are torch >= {OLDEST_TORCH} and < {BEYOND_TORCH}"
+
+
+def _missing_parameters(function: Callable[..., Any], names: tuple[str, ...]) -> Iterator[str]:
+    known = inspect.signature(function).parameters if names else {}
+    yield from (f"parameter {name!r}" for name in names if name not in known)
+
+
+def _missing_members(owner: Any, names: tuple[str, ...]) -> Iterator[str]:
+    declared = {field.name for field in fields(owner)} if is_dataclass(owner) else set()
+    for base in inspect.getmro(owner) if inspect.isclass(owner) else ():
+        declared |= set(getattr(base, "__annotations__", {}))
+    yield from (f"attribute {name!r}" for name in names if name not in declared and not hasattr(owner, name))

@@ -1,0 +1,234 @@
+"""``memcompile.plan``: what compiling would plan, without a byte allocated or an operation run.
+
+The model's parameters, its buffers and its inputs are replaced by fake tensors (shapes without memory) and Dynamo captures a
+step with them, graph breaks included. Each graph goes through the real pipeline up to the kernels. Graphs that are too large to
+lower while one waits are planned from ``fusion_model`` alone; the report says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
+from torch.utils import _pytree
+
+from memcompile import explain
+from memcompile.codegen.dry import compile_dry
+from memcompile.codegen.seams import require_seams
+from memcompile.codegen.trace import step_peak
+from memcompile.errors import DryRunError, MemcompileError
+from memcompile.facts import StepGraphs
+from memcompile.fusion_model import predict
+from memcompile.options import Options
+from memcompile.pipeline import Lowered, lower_graphs
+from memcompile.report.data import GraphReport, Report
+from memcompile.runtime.ledger import GraphEntry, Group, Ledger, report_of
+from memcompile.session import Session
+from memcompile.support import check_devices, check_torch
+from memcompile.surface import surface
+
+LOWERED_NODES = 4000
+"""Nodes of a joint graph up to which a dry run lowers it unless told otherwise: about a minute."""
+PREDICTED = "planned from a model of Inductor's fusion, without lowering: real peaks may differ by a few percent"
+
+
+def plan(
+    model: Callable[..., Any],
+    /,
+    *args: Any,
+    options: Mapping[str, object] | Options | None = None,
+    **kwargs: Any,
+) -> Report:
+    """A dry run of ``model(*args, **kwargs)``: the report that compiling with ``options`` would give, without kernels.
+
+    Training graphs are planned where gradients are on and something requires them; the loss is what the model returns. Models
+    and inputs on the meta device count as on the device of the others, or on the CPU. Raises what compiling would raise, and
+    ``DryRunError`` when the step cannot go on without the values of its tensors.
+    """
+    check_torch()
+    require_seams()
+    parsed = options if isinstance(options, Options) else Options.from_mapping(options)
+    model = getattr(model, "_orig_mod", model)
+    device = _device(model, (args, kwargs))
+    ledger = Ledger()
+    fakes = _Fakes(device)
+    fake_args, fake_kwargs = _pytree.tree_map_only(torch.Tensor, fakes.of, (args, kwargs))
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        try:
+            with unset_fake_temporarily():
+                return DrySession(gm, example_inputs, parsed, device, ledger).plan()
+        except MemcompileError as error:
+            raise surface(error) from None
+
+    try:
+        with torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000), fakes.inside(model):
+            torch.compile(_fresh(model), backend=backend)(*fake_args, **fake_kwargs)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise DryRunError(str(error)) from error
+    return _report(ledger, type(model).__name__, parsed)
+
+
+class DrySession(Session):
+    """Plans one graph; nothing is compiled."""
+
+    def __init__(
+        self, gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, device: torch.device, ledger: Ledger
+    ) -> None:
+        super().__init__(gm, example_inputs, options, device, ledger, self._lower)
+        self.joint_nodes = 0
+        self.predicted = False
+        self.final: Lowered | None = None
+
+    def plan(self) -> Callable[..., Any]:
+        """Enter the graph's plan into the ledger; returns a callable that makes fake outputs."""
+        function = compile_dry(self.gm, self.inputs, self._partition, self._rewrite_inference, self.options.inductor)
+        peak = self.keeps.peak() if self.final is None else self.final.peak
+        report = self._completed(explain.graph_report(self, peak))
+        if self.options.dump is not None:
+            explain.save(report, self.options.dump)
+        entry = GraphEntry(self._profile(peak), report, tuple(weakref.ref(t) for t in self._owned()), self.capture.code)
+        self.ledger.add(entry)
+
+        def call(*args: Any) -> Any:
+            outputs = function(*args)
+            if report.kind == "train":
+                self.ledger.hold(entry, outputs)
+            return outputs
+
+        return call
+
+    def _partition(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        self.joint_nodes = len(gm.graph.nodes)
+        return super()._partition(gm, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
+
+    def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
+        self.joint_nodes = len(gm.graph.nodes)
+        return super()._rewrite_inference(gm)
+
+    def _fit(self, graphs: StepGraphs) -> StepGraphs:
+        lower = self.options.lower
+        self.predicted = not (self.joint_nodes <= LOWERED_NODES if lower == "auto" else lower)
+        fitted = super()._fit(graphs)
+        self.final = self.outcome.final if self.outcome is not None else self.lowering(fitted, None)
+        self.keeps.traces = dict(zip(_kinds(fitted), self.final.traces, strict=True))
+        return fitted
+
+    def _lower(self, graphs: StepGraphs, budget_bytes: int | None) -> Lowered:
+        return predict_graphs(graphs, budget_bytes) if self.predicted else lower_graphs(graphs, budget_bytes)
+
+    def _completed(self, report: GraphReport) -> GraphReport:
+        """With what a dry run knows beside: graph size, planning time, and how exact the numbers are."""
+        plan = {
+            "ops": sum(event.kind == "kernel" for trace in self.keeps.traces.values() for event in trace.events),
+            "plan_seconds": 0.0 if self.outcome is None else self.outcome.plan_seconds,
+            **report.plan,
+            "nodes": self.joint_nodes,
+            "lowered": not self.predicted,
+        }
+        notes = (*report.notes, PREDICTED) if self.predicted else report.notes
+        return dataclasses.replace(report, plan=plan, notes=notes)
+
+
+def predict_graphs(graphs: StepGraphs, budget_bytes: int | None = None) -> Lowered:  # noqa: ARG001 - a pipeline.Lowering
+    """What ``pipeline.lower_graphs`` would return, by the fusion model."""
+    halves = [graphs.forward] if graphs.backward is None else [graphs.forward, graphs.backward]
+    traces = tuple(predict(half.graph) for half in halves)
+    symbols = len(graphs.saved_nodes()) - graphs.num_saved_tensors()
+    peak = step_peak(*traces, num_user_outputs=graphs.num_user_outputs, num_symbols=symbols)
+    return Lowered(graphs, traces, peak, peak)
+
+
+def _kinds(graphs: StepGraphs) -> tuple[str, ...]:
+    return ("inference",) if graphs.backward is None else ("forward", "backward")
+
+
+class _Fakes:
+    """Real (or meta) tensors -> fake ones on ``device``, each to the same one every time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The stand-in of ``tensor``."""
+        if id(tensor) not in self.known:
+            self.known[id(tensor)] = tensor, self._make(tensor)
+        return self.known[id(tensor)][1]
+
+    def _make(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device.type == "meta":
+            with self.mode:
+                fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self.device)
+            fake.requires_grad_(tensor.requires_grad)
+        else:
+            fake = self.mode.from_tensor(tensor, static_shapes=True)
+        if isinstance(tensor, torch.nn.Parameter) and not isinstance(fake, torch.nn.Parameter):
+            fake = torch.nn.Parameter(fake.detach(), tensor.requires_grad)
+        if tensor.is_leaf and tensor.grad is not None and fake.grad is None:
+            fake.grad = self.of(tensor.grad)
+        return fake
+
+    @contextlib.contextmanager
+    def inside(self, model: Callable[..., Any]) -> Iterator[None]:
+        """While active, the model's parameters and buffers are fake, and what runs makes fake tensors."""
+        with contextlib.ExitStack() as stack:
+            if isinstance(model, torch.nn.Module):
+                for module in model.modules():
+                    for own in (module._parameters, module._buffers):
+                        stack.enter_context(_replaced(own, self.of))
+            stack.enter_context(self.mode)
+            yield
+
+
+@contextlib.contextmanager
+def _replaced(tensors: dict[str, Any], stand_in: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """``tensors`` with stand-ins for its values; the step may assign others meanwhile."""
+    before = dict(tensors)
+    tensors.update((name, stand_in(tensor)) for name, tensor in before.items() if tensor is not None)
+    try:
+        yield
+    finally:
+        tensors.clear()
+        tensors.update(before)
+
+
+def _device(model: Callable[..., Any], inputs: object) -> torch.device:
+    """Where the step would run: meta tensors go where the others are."""
+    own = itertools.chain(model.parameters(), model.buffers()) if isinstance(model, torch.nn.Module) else ()
+    tensors = [*own, *(leaf for leaf in _pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))]
+    return check_devices(tensor.device for tensor in tensors if tensor.device.type != "meta")
+
+
+def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
+    """``model`` as a function that Dynamo has never seen: neither side finds what the other one has compiled."""
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    return types.FunctionType(step.__code__.replace(), step.__globals__, "step", None, step.__closure__)
+
+
+def _report(ledger: Ledger, name: str, options: Options) -> Report:
+    """All graphs of the step as one report."""
+    entries = [entry for group in ledger.groups for entry in group.entries]
+    chains = [chain for group in ledger.groups for chain in group.chains]
+    report = report_of(Group(entries, chains), name)
+    report.options = options.to_mapping()
+    return report
