@@ -6,9 +6,10 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import getitem
+from typing import Any
 
 import torch
 from torch import fx
@@ -87,18 +88,29 @@ def numel(tensor: torch.Tensor) -> int:
 
 def flops_of(node: fx.Node) -> int:
     """Floating-point operations of a node by PyTorch's own formulas, 0 where there is none."""
-    target = node.target
-    packet = target.overloadpacket if isinstance(target, torch._ops.OpOverload) else target
-    formula = flop_counter.flop_registry.get(packet)
-    if formula is None or node.op != "call_function":
+    formula = _flop_formula(node)
+    if formula is None:
         return 0
     args, kwargs = torch.utils._pytree.tree_map(_value, (node.args, node.kwargs))
     return int(formula(*args, **kwargs, out_val=node.meta.get("val")))
 
 
+def has_flops(node: fx.Node) -> bool:
+    """Whether PyTorch has a formula for the floating-point operations of a node: matrix products, convolutions, attention."""
+    return _flop_formula(node) is not None
+
+
+def _flop_formula(node: fx.Node) -> Callable[..., Any] | None:
+    target = node.target
+    packet = target.overloadpacket if isinstance(target, torch._ops.OpOverload) else target
+    return flop_counter.flop_registry.get(packet) if node.op == "call_function" else None
+
+
 def _value(argument: object) -> object:
     value = argument.meta.get("val") if isinstance(argument, fx.Node) else argument
     if isinstance(value, torch.Tensor):
+        if all(isinstance(length, int) for length in value.shape):
+            return value
         return torch.empty(tuple(map(hint, value.shape)), dtype=value.dtype, device="meta")
     return hint(value) if isinstance(value, torch.SymInt) else value
 

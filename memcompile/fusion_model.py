@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from memcompile.codegen.trace import Buffer, Event, GraphTrace
-from memcompile.cost import flops_of, is_library_call
+from memcompile.cost import has_flops, is_library_call
 from memcompile.facts import base_of
 from memcompile.fusion_groups import Kernel, Loops, Reads, fuse
 from memcompile.fxutil import hint, is_pure, is_symbol, is_view, node_bytes, source_of, tensors_of
@@ -236,7 +236,7 @@ def op_name(node: fx.Node) -> str:
 def is_fused(node: fx.Node) -> bool:
     """Whether Inductor generates the code of a node itself: pointwise code, gathers and reductions."""
     name = op_name(node)
-    if name in _SCATTERS or is_library_call(node) or flops_of(node) or not tensors_of(node) or not is_pure(node):
+    if name in _SCATTERS or is_library_call(node) or has_flops(node) or not tensors_of(node) or not is_pure(node):
         return False
     pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
     return pointwise or name in _REDUCTIONS or name in _POINTWISE or name in _ALWAYS or name.startswith("prims")
