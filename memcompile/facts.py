@@ -129,7 +129,8 @@ class _Builder:
             part = self._open("backward", backward)
             self._add_tangents(part, saved)
             self._read(part, backward.output_node().args[0])
-        problem = Problem(tuple(self.storages), tuple(self.ops), boundary, self.entry_bytes)
+        copies = _copied_inputs(self.traces[0], forward) if self.graphs.backward is not None else 0
+        problem = Problem(tuple(self.storages), tuple(self.ops), boundary, self.entry_bytes + copies)
         refused = tuple(self.refused.values())
         return Facts(self.graphs, problem, tuple(self.op_facts), tuple(self.storage_nodes), self.storage_of, refused)
 
@@ -241,6 +242,13 @@ def _made_at(trace: GraphTrace, graph: fx.Graph) -> dict[fx.Node, _Made]:
             if node is not None and _producer(node) not in made:
                 made[_producer(node)] = _Made(position, kernel, event.kind == "alias")
     return made
+
+
+def _copied_inputs(trace: GraphTrace, graph: fx.Graph) -> int:
+    """Bytes of inputs that the lowered forward copies to another layout (weights of convolutions) and saves so."""
+    inputs = {node.name for node in graph.find_nodes(op="placeholder")}
+    saved = [trace.buffers[name] for name in dict.fromkeys(trace.outputs) if name in trace.buffers]
+    return sum(buffer.size_bytes for buffer in saved if buffer.origins and buffer.origins[0] in inputs)
 
 
 def _materialised(buffer: Buffer, nodes: dict[str, fx.Node]) -> fx.Node | None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from memcompile.calibrate import base_names, calibrated
-from memcompile.codegen.inductor import lower, lower_step
+from memcompile.codegen.inductor import REUSE_SHARES, lower, lower_step
 from memcompile.codegen.partition import extract
 from memcompile.codegen.trace import GraphTrace, StepPeak, step_peak
 from memcompile.cost import CostModel
@@ -33,6 +33,8 @@ from memcompile.verify import verify
 log = get_logger(__name__)
 
 MAX_LOWERINGS = 5
+CLOSE_TO_FLOOR = 1.01
+"""A smallest plan whose exact peak is that close to the model's cannot be made smaller by knowing the code better."""
 CLOSE_ENOUGH = 0.97
 """A plan whose exact peak is at least this share of the budget is not worth another lowering for a few percent of time."""
 
@@ -102,10 +104,11 @@ def lower_graphs(graphs: StepGraphs, budget_bytes: int | None = None) -> Lowered
     With a budget, dead buffers are held for reuse as far as it allows. Without one, ``peak`` is that of plain ``torch.compile``.
     """
     keeps = KeepsBudget(graphs, budget_bytes or 0)
+    shares = REUSE_SHARES if budget_bytes else (1.0, 0.0)
     if graphs.backward is None:
-        lower(graphs.forward, kind="inference", recomputed=graphs.recomputed, accept=keeps)
+        lower(graphs.forward, kind="inference", recomputed=graphs.recomputed, accept=keeps, shares=shares)
     else:
-        lower_step(graphs.forward, graphs.backward, graphs.num_user_outputs, graphs.recomputed, keeps)
+        lower_step(graphs.forward, graphs.backward, graphs.num_user_outputs, graphs.recomputed, keeps, shares)
     tight = keeps.peak()
     return Lowered(graphs, tuple(keeps.traces.values()), tight if budget_bytes else keeps.peak(keeps.first), tight)
 
@@ -174,8 +177,8 @@ def fit(
                 break
             target = target + (budget_bytes - exact)
             continue
-        if at_floor:
-            outcome.floor_bytes = min(a.lowered.peak.peak_bytes for a in outcome.attempts)
+        outcome.floor_bytes = min(a.lowered.peak.peak_bytes for a in outcome.attempts) if at_floor else None
+        if at_floor and exact <= CLOSE_TO_FLOOR * attempt.solution.peak_bytes:
             break
         known = calibrated(
             facts, attempt.solution.schedule, attempt.joint.positions, attempt.lowered.by_half(), attempt.lowered.peak, budget_bytes

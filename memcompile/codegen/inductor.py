@@ -19,6 +19,7 @@ from torch import fx
 
 from memcompile.codegen.fusion import PlannedFusion
 from memcompile.codegen.lines import trace_of
+from memcompile.codegen.order import planned_order
 from memcompile.codegen.trace import GraphTrace
 
 Accept = Callable[[GraphTrace, str], bool]
@@ -59,7 +60,7 @@ def compile_graph(
         kind = "inference" if kwargs.get("is_inference") else "backward" if kwargs.get("is_backward") else "forward"
         if kind == "inference":
             graph = rewrite_inference(graph)
-        with recording(accept), planned_fusion(recomputed()):
+        with recording(accept), planned(recomputed()):
             code = compile_fx_inner(graph, inputs, **kwargs)
         on_code(getattr(code, "source_code", ""), kind)
         return code
@@ -84,12 +85,12 @@ REUSE_SHARES = (1.0, 0.95, 0.9, 0.8, 0.6, 0.0)
 
 
 @contextlib.contextmanager
-def recording(accept: Accept, stop: bool = False) -> Iterator[None]:
+def recording(accept: Accept, stop: bool = False, shares: Sequence[float] = REUSE_SHARES) -> Iterator[None]:
     """While active, ``accept(trace, kind)`` is asked about each top-level graph that Inductor lowers.
 
     ``kind`` is "forward", "backward" or "inference". Inductor holds a dead buffer for a later allocation of the same size
     (fresh memory costs page faults): as long as the answer is no, it does so less. The last trace asked about is the one that
-    is used. ``stop``: end the lowering there. Wrapper classes are swapped for recording subclasses for the time of the context
+    is used. ``stop``: end the lowering there. ``shares``: see ``REUSE_SHARES``. Wrapper classes are swapped for recording subclasses for the time of the context
     only; code that is lowered outside of it is untouched.
     """
     from torch._inductor.codegen.common import device_codegens, init_backend_registration
@@ -98,7 +99,7 @@ def recording(accept: Accept, stop: bool = False) -> Iterator[None]:
     before = dict(device_codegens)
     for device, entry in before.items():
         if entry.wrapper_codegen is not None:
-            wrapper = _recording_wrapper(entry.wrapper_codegen, accept, stop)
+            wrapper = _recording_wrapper(entry.wrapper_codegen, accept, stop, shares)
             device_codegens[device] = dataclasses.replace(entry, wrapper_codegen=wrapper)
     try:
         yield
@@ -107,7 +108,7 @@ def recording(accept: Accept, stop: bool = False) -> Iterator[None]:
         device_codegens.update(before)
 
 
-def _recording_wrapper(base: Any, accept: Accept, stop: bool) -> Any:
+def _recording_wrapper(base: Any, accept: Accept, stop: bool, shares: Sequence[float]) -> Any:
     from torch._inductor.virtualized import V
 
     class RecordingWrapper(base):  # type: ignore[misc]
@@ -133,7 +134,7 @@ def _recording_wrapper(base: Any, accept: Accept, stop: bool) -> Any:
         def run_wrapper_ir_passes(self, is_inference: bool) -> None:
             kind = "backward" if V.graph.is_backward else "inference" if V.graph.is_inference else "forward"
             lines = list(self.lines)
-            for self.reuse_share in REUSE_SHARES:
+            for self.reuse_share in shares:
                 self.lines = list(lines)
                 for line in lines:
                     if hasattr(line, "is_reused"):
@@ -156,13 +157,14 @@ def lower(
     donated: Sequence[int] = (),
     recomputed: frozenset[str] = frozenset(),
     accept: Accept | None = None,
+    shares: Sequence[float] = REUSE_SHARES,
 ) -> GraphTrace:
     """Lower and schedule ``gm`` as the real compilation will, stop before any kernel is compiled, return its trace.
 
     ``kind``: "forward", "backward" or "inference". ``input_strides``: strides that replace those of the placeholders
     (saved tensors whose layout the lowered forward chose). ``donated``: indices of backward inputs that die in the backward.
     ``recomputed``: names of FX nodes that must run at their planned time (see ``codegen/fusion.py``).
-    ``accept``: see ``recording``.
+    ``accept``, ``shares``: see ``recording``.
     """
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
@@ -190,8 +192,8 @@ def lower(
     context = torch._guards.TracingContext.try_get()
     metadata = context.fw_metadata if context is not None else None
     with contextlib.ExitStack() as stack:
-        stack.enter_context(recording(catch, stop=True))
-        stack.enter_context(planned_fusion(recomputed))
+        stack.enter_context(recording(catch, stop=True, shares=shares))
+        stack.enter_context(planned(recomputed))
         stack.enter_context(config.patch(fx_graph_cache=False, fx_graph_remote_cache=False))
         stack.enter_context(_attribute(metadata, "bw_donated_idxs", list(donated) if kind == "backward" else []))
         try:
@@ -226,11 +228,21 @@ def _attribute(target: Any, name: str, value: Any) -> Iterator[None]:
         setattr(target, name, before)
 
 
-def planned_fusion(recomputed: frozenset[str]) -> AbstractContextManager[object]:
-    """While active, Inductor fuses no recomputed operation out of its time."""
+@contextlib.contextmanager
+def planned(recomputed: frozenset[str]) -> Iterator[None]:
+    """While active, Inductor runs kernels in the order of their FX nodes and fuses no recomputed operation out of its time.
+
+    Nothing changes for a graph without recomputation.
+    """
+    from torch._inductor import config
     from torch._inductor.virtualized import V
 
-    return V.set_choices_handler(PlannedFusion(recomputed)) if recomputed else contextlib.nullcontext()
+    if not recomputed:
+        yield
+        return
+    patch = config.patch(_post_fusion_custom_pass=planned_order, reorder_for_peak_memory=False)
+    with patch, V.set_choices_handler(PlannedFusion(recomputed)):
+        yield
 
 
 def lower_step(
@@ -239,10 +251,11 @@ def lower_step(
     num_user_outputs: int,
     recomputed: frozenset[str] = frozenset(),
     accept: Accept | None = None,
+    shares: Sequence[float] = REUSE_SHARES,
 ) -> tuple[GraphTrace, GraphTrace]:
     """Trial lowering of both halves, the backward with the layouts that the lowered forward gives its saved tensors."""
     forward_trace = lower(
-        forward, kind="forward", num_user_outputs=num_user_outputs, recomputed=recomputed, accept=accept
+        forward, kind="forward", num_user_outputs=num_user_outputs, recomputed=recomputed, accept=accept, shares=shares
     )
     saved_nodes = forward.graph.output_node().args[0][num_user_outputs:]
     symbols = sum(1 for node in saved_nodes if not isinstance(node.meta["val"], torch.Tensor))
@@ -258,6 +271,7 @@ def lower_step(
         donated=donated_inputs(forward, backward, num_user_outputs, symbols),
         recomputed=recomputed,
         accept=accept,
+        shares=shares,
     )
     return forward_trace, backward_trace
 

@@ -19,21 +19,25 @@ CUDA_BLOCK_BYTES = 512
 
 def trace_of(lines: Sequence[Any], graph: Any) -> GraphTrace:
     """Read the planned wrapper lines of a top-level ``GraphLowering``."""
-    reader = _Reader(graph)
-    for index, line in enumerate(lines):
-        reader.read(line, lines[index + 1 :])
+    reader = _Reader(graph, lines)
+    for line in lines:
+        reader.read(line)
     outputs, strides = reader.outputs()
     inputs = tuple((name, reader.input_bytes(value)) for name, value in graph.graph_inputs.items())
     return GraphTrace(inputs, outputs, strides, tuple(reader.events), reader.buffers)
 
 
 class _Reader:
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: Any, lines: Sequence[Any]) -> None:
         self.graph = graph
+        self.items: dict[str, list[str]] = {}
+        for line in lines:
+            if type(line).__name__ == "MultiOutputLine":
+                self.items.setdefault(line.arg_name, []).append(line.result_name)
         self.events: list[Event] = []
         self.buffers: dict[str, Buffer] = {}
 
-    def read(self, line: Any, rest: Sequence[Any]) -> None:
+    def read(self, line: Any) -> None:
         match type(line).__name__:
             case "AllocateLine":
                 self._alloc(line.node)
@@ -50,7 +54,7 @@ class _Reader:
             case "FreeLine":
                 self._free(line.node.get_name())
             case "ExternKernelAllocLine":
-                self._extern_alloc(line.node, rest)
+                self._extern_alloc(line.node)
             case "ExternKernelOutLine" | "KernelCallLine" | "ExternKernelMultiOutLine":
                 name = line.kernel_name if hasattr(line, "kernel_name") else line.node.get_name()
                 self.events.append(Event("kernel", name))
@@ -79,16 +83,15 @@ class _Reader:
     def _free(self, name: str) -> None:
         self.events.append(Event("free", name))
 
-    def _extern_alloc(self, node: Any, rest: Sequence[Any]) -> None:
+    def _extern_alloc(self, node: Any) -> None:
         """The kernel allocates its outputs itself: one tensor, or a tuple that MultiOutput lines take apart."""
         name = node.get_name()
         aliased = list(node.get_inputs_that_alias_output())
         if type(node.layout).__name__ in ("MultiOutputLayout", "NoneLayout"):
-            parts = [line for line in rest if type(line).__name__ == "MultiOutputLine" and line.arg_name == name]
-            for part in parts:
-                buffer = self.graph.try_get_buffer(part.result_name)
+            for item in self.items.get(name, ()):
+                buffer = self.graph.try_get_buffer(item)
                 if buffer is not None:
-                    self.events.append(Event("alloc", part.result_name, self._describe(buffer)))
+                    self.events.append(Event("alloc", item, self._describe(buffer)))
         elif aliased:
             self._alias(name, aliased[0])
         else:
