@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from memcompile.codegen.seams import require_seams
 from memcompile.options import Options
 from memcompile.report.data import Report
 from memcompile.runtime.ledger import LEDGER
@@ -28,6 +29,7 @@ def memcompile(
 
     try:
         check_torch()
+        require_seams()
         if mode not in (None, "default"):
             raise InvalidOptionError("mode", mode, "None; Inductor's settings go to options={'inductor': {...}}")
         parsed = Options.from_mapping(options)

@@ -39,6 +39,7 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "saved_bytes": peak.saved_bytes,
         "peak_at": _peak_point(peak, session.keeps.traces),
         "kernels": _kernels(session),
+        "repro": session.repro,
         "forward_timeline": _timeline(peak, "forward", outside),
         "backward_timeline": _timeline(peak, "backward", outside),
     }

@@ -14,6 +14,7 @@ from memcompile import explain
 from memcompile.codegen.dynamo import capture_info
 from memcompile.codegen.inductor import compile_graph
 from memcompile.codegen.partition import default_partition
+from memcompile.codegen.repro import repro_script
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.cost import CostModel
 from memcompile.device import device_model, free_bytes
@@ -57,6 +58,7 @@ class Session:
         self.graphs: StepGraphs | None = None
         self.keeps = KeepsBudget(StepGraphs(gm, None, 0), None)
         self.sources: dict[str, str] = {}
+        self.repro = repro_script(gm, self.inputs, options)
 
     def compile(self) -> CompiledGraph:
         """Lower the graph within its budget. Raises ``BudgetInfeasibleError`` and ``PassError``."""
