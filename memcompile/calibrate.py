@@ -70,7 +70,8 @@ def _exact(names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak) -> di
         trace = traces.get(moment.where) or traces.get("inference")
         buffer = trace.buffers.get(moment.name) if trace is not None else None
         if buffer is not None and not moment.is_kernel:
-            position = next((names[moment.where, name] for name in buffer.origins if (moment.where, name) in names), None)
+            known = (names.get((moment.where, name)) for name in buffer.origins)
+            position = next((p for p in known if p is not None), None)
             if position is not None:
                 running.append(position)
         for position in running:

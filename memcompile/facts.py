@@ -79,6 +79,7 @@ class _Made:
     position: int
     kernel: int
     reuses: bool
+    replaces: bool
 
 
 @dataclass(slots=True)
@@ -146,7 +147,7 @@ class _Builder:
         if not is_pure(node):
             return True
         user = next(iter(node.users), None)
-        merged = node not in made and len(node.users) == 1 and user in roots and user not in made
+        merged = node not in made and len(node.users) == 1 and user in roots and (user not in made or made[user].replaces)
         return self.costs.is_extern(node) and not merged
 
     def _add_tangents(self, part: _Half, saved: dict[str, frozenset[int]]) -> None:
@@ -240,7 +241,8 @@ def _made_at(trace: GraphTrace, graph: fx.Graph) -> dict[fx.Node, _Made]:
         elif event.kind in ("alloc", "alias") and buffer is not None:
             node = _materialised(buffer, nodes)
             if node is not None and _producer(node) not in made:
-                made[_producer(node)] = _Made(position, kernel, event.kind == "alias")
+                replaces = buffer.origins[0] not in nodes
+                made[_producer(node)] = _Made(position, kernel, event.kind == "alias", replaces)
     return made
 
 
@@ -253,11 +255,22 @@ def _copied_inputs(trace: GraphTrace, graph: fx.Graph) -> int:
 
 def _materialised(buffer: Buffer, nodes: dict[str, fx.Node]) -> fx.Node | None:
     """The node whose value a buffer holds: of its origins the first whose size it has."""
-    for name in buffer.origins:
-        node = nodes.get(name)
-        if node is not None and any(node_bytes(base_of(result)) == buffer.size_bytes for result in _results(node)):
+    candidates = [nodes[name] for name in buffer.origins if name in nodes]
+    if buffer.origins and buffer.origins[0] not in nodes:
+        candidates = [*_merged(buffer, nodes), *candidates]
+    for node in candidates:
+        if any(node_bytes(base_of(result)) == buffer.size_bytes for result in _results(node)):
             return node
     return None
+
+
+def _merged(buffer: Buffer, nodes: dict[str, fx.Node]) -> Iterator[fx.Node]:
+    """Additions that Inductor's patterns merged with a matrix product (mm + add -> addmm) into the origin of a buffer."""
+    reads = set(buffer.reads)
+    for name in buffer.reads:
+        for product in nodes[name].users if name in nodes else ():
+            if len(product.users) == 1 and {i.name for i in product.all_input_nodes} <= reads:
+                yield next(iter(product.users))
 
 
 def _kernels(part: _Half) -> Iterator[tuple[fx.Node, ...]]:

@@ -104,7 +104,8 @@ class _Reader:
         nodes = [n for n in ([origin] if origin is not None else [])]
         nodes += sorted((n for n in node.get_origins() if n is not origin), key=lambda n: n.name)
         source = next((s for s in (source_line(n) for n in nodes) if s), "")
-        self.buffers[node.get_name()] = Buffer(node.get_name(), size, tuple(n.name for n in nodes), source)
+        reads = tuple(n.name for n in nodes[0].all_input_nodes) if nodes else ()
+        self.buffers[node.get_name()] = Buffer(node.get_name(), size, tuple(n.name for n in nodes), source, reads)
         return size
 
     def outputs(self) -> tuple[tuple[str, ...], tuple[tuple[int, ...] | None, ...]]:

@@ -28,12 +28,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Where a buffer comes from: FX nodes in ``origins`` (the first one wrote it) and the user's source line."""
+    """Where a buffer comes from: FX nodes in ``origins`` (the first one wrote it) and the user's source line.
+
+    ``reads``: names of the nodes that the first origin reads.
+    """
 
     name: str
     size_bytes: int
     origins: tuple[str, ...] = ()
     source: str = ""
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
