@@ -88,7 +88,9 @@ def _planned(outcome: Outcome, outside: int) -> dict[str, object]:
     solution, problem = outcome.chosen.solution, outcome.facts.problem
     rows = recomputations(outcome.facts, solution.schedule)
     base_seconds = problem.total_seconds
-    summary = f"{len(rows)} storages recomputed ({solution.status}, bound {_percent(solution.lower_bound_seconds, base_seconds)})"
+    summary = (
+        f"{len(rows)} storages recomputed ({solution.status}, bound {_percent(solution.lower_bound_seconds, base_seconds)})"
+    )
     done = PassReport(
         name="rematerialize",
         peak_before_bytes=outcome.base.peak.peak_bytes + outside,

@@ -22,7 +22,7 @@ from torch import fx
 
 from memcompile.codegen.trace import Buffer, GraphTrace
 from memcompile.cost import CostModel
-from memcompile.fxutil import is_pure, is_view, node_bytes, source_of, tensors_of
+from memcompile.fxutil import is_pure, is_view, node_bytes, outputs_of, source_of, tensors_of
 from memcompile.solvers.problem import Op, Problem, Storage
 
 Half = Literal["forward", "backward"]
@@ -43,7 +43,7 @@ class StepGraphs:
 
     def saved_nodes(self) -> list[fx.Node]:
         """Outputs of the forward that the backward reads, in order."""
-        return [n for n in self.forward.graph.output_node().args[0][self.num_user_outputs :] if isinstance(n, fx.Node)]
+        return [n for n in outputs_of(self.forward.graph)[self.num_user_outputs :] if isinstance(n, fx.Node)]
 
     def num_saved_tensors(self) -> int:
         """How many of the saved values are tensors; the others are sizes."""
@@ -122,14 +122,14 @@ class _Builder:
         forward = self.graphs.forward.graph
         part = self._open("forward", forward)
         part.leaves.update((node, frozenset()) for node in forward.find_nodes(op="placeholder"))
-        self._read(part, forward.output_node().args[0][: self.graphs.num_user_outputs])
+        self._read(part, outputs_of(forward)[: self.graphs.num_user_outputs])
         boundary = len(self.ops)
         if self.graphs.backward is not None:
             backward = self.graphs.backward.graph
             saved = {node.name: _leaves_of(node, part.leaves) for node in self.graphs.saved_nodes()}
             part = self._open("backward", backward)
             self._add_tangents(part, saved)
-            self._read(part, backward.output_node().args[0])
+            self._read(part, outputs_of(backward))
         copies = _copied_inputs(self.traces[0], forward) if self.graphs.backward is not None else 0
         problem = Problem(tuple(self.storages), tuple(self.ops), boundary, self.entry_bytes + copies)
         refused = tuple(self.refused.values())
@@ -137,7 +137,7 @@ class _Builder:
 
     def _open(self, half: Half, graph: fx.Graph) -> _Half:
         made = _made_at(self.traces[0 if half == "forward" else 1], graph)
-        written = [*made, *(node for node in graph.output_node().args[0] if isinstance(node, fx.Node))]
+        written = [*made, *(node for node in outputs_of(graph) if isinstance(node, fx.Node))]
         roots = {_producer(base_of(node)) for node in written}
         roots |= {n for n in graph.nodes if n.op == "call_function" and self._runs_alone(n, made, roots)}
         return _Half(half, graph, {n for n in roots if n.op == "call_function"}, _mutated_inputs(graph), made)
@@ -349,7 +349,7 @@ def _mutated_inputs(graph: fx.Graph) -> set[fx.Node]:
     mutated: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            for argument, value in zip(node.target._schema.arguments, node.args):
+            for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
                 if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
                     mutated.add(base_of(value))
     return mutated

@@ -181,9 +181,9 @@ def _share_loops(first: Loops, second: Loops, depends: bool) -> bool:
         return first.total == second.total
     if first.reduced and second.reduced:
         same = first.kept == second.kept and first.reduced == second.reduced
-        return same and not depends or _outer(first, second)
+        return (same and not depends) or _outer(first, second)
     if second.reduced:  # an elementwise kernel before or beside a reduction
-        return first.kept == second.kept + second.reduced or first.total == second.total and _trailing(first, second)
+        return first.kept == second.kept + second.reduced or (first.total == second.total and _trailing(first, second))
     return _outer(first, second)
 
 

@@ -22,7 +22,7 @@ from memcompile.codegen.trace import Buffer, Event, GraphTrace
 from memcompile.cost import has_flops, is_library_call
 from memcompile.facts import base_of
 from memcompile.fusion_groups import Kernel, Loops, Reads, fuse
-from memcompile.fxutil import hint, is_pure, is_symbol, is_view, node_bytes, source_of, tensors_of
+from memcompile.fxutil import hint, is_pure, is_symbol, is_view, node_bytes, outputs_of, source_of, tensors_of
 
 REUSED_READS = 4
 """Reads from which a value with several readers gets a buffer (``realize_reads_threshold``)."""
@@ -186,7 +186,7 @@ class _Emitter:
                 dies.setdefault(index, []).append(node)
         for index, group in enumerate(self.groups):
             self._run(index, group, dies.get(index, ()), last)
-        outputs = tuple(self._output(out) for out in self.graph.output_node().args[0])
+        outputs = tuple(self._output(out) for out in outputs_of(self.graph))
         inputs = tuple((node.name, node_bytes(node)) for node in placeholders)
         return GraphTrace(inputs, outputs, (None,) * len(outputs), tuple(self.events), self.buffers)
 

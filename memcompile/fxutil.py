@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from operator import getitem
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -19,6 +21,11 @@ def tensors_of(node: fx.Node) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
     return [v for v in value if isinstance(v, torch.Tensor)] if isinstance(value, (tuple, list)) else []
+
+
+def outputs_of(graph: fx.Graph) -> tuple[Any, ...]:
+    """What a graph returns: nodes, None and constants."""
+    return tuple(cast("Sequence[Any]", graph.output_node().args[0]))
 
 
 def is_symbol(node: fx.Node) -> bool:
@@ -91,6 +98,6 @@ def _drops_nothing(node: fx.Node) -> bool:
 
 
 def source_of(node: fx.Node) -> str:
-    """"file.py:12" of the user's code that made the node, "" when it is not known."""
+    """ "file.py:12" of the user's code that made the node, "" when it is not known."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     return f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""

@@ -38,6 +38,7 @@ CLOSE_TO_FLOOR = 1.01
 CLOSE_ENOUGH = 0.97
 """A plan whose exact peak is at least this share of the budget is not worth another lowering for a few percent of time."""
 
+
 @dataclass(frozen=True, slots=True)
 class Lowered:
     """A step as Inductor schedules it, with its exact peak.
@@ -101,7 +102,8 @@ class Outcome:
 def lower_graphs(graphs: StepGraphs, budget_bytes: int | None = None) -> Lowered:
     """Trial lowering of a step (or of an inference graph) and its exact peak.
 
-    With a budget, dead buffers are held for reuse as far as it allows. Without one, ``peak`` is that of plain ``torch.compile``.
+    With a budget, dead buffers are held for reuse as far as it allows. Without one, ``peak`` is that of plain
+    ``torch.compile``.
     """
     keeps = KeepsBudget(graphs, budget_bytes or 0)
     shares = REUSE_SHARES if budget_bytes else (1.0, 0.0)
@@ -136,9 +138,7 @@ class KeepsBudget:
         forward = traces.get("inference") or traces.get("forward")
         if forward is None:
             return StepPeak(0, 0, 0, 0, 0, 0, (), ())
-        return step_peak(
-            forward, traces.get("backward"), num_user_outputs=self.graphs.num_user_outputs, num_symbols=symbols
-        )
+        return step_peak(forward, traces.get("backward"), num_user_outputs=self.graphs.num_user_outputs, num_symbols=symbols)
 
 
 Lowering = Callable[[StepGraphs, int | None], Lowered]
@@ -181,7 +181,12 @@ def fit(
         if at_floor and exact <= CLOSE_TO_FLOOR * attempt.solution.peak_bytes:
             break
         known = calibrated(
-            facts, attempt.solution.schedule, attempt.joint.positions, attempt.lowered.by_half(), attempt.lowered.peak, budget_bytes
+            facts,
+            attempt.solution.schedule,
+            attempt.joint.positions,
+            attempt.lowered.by_half(),
+            attempt.lowered.peak,
+            budget_bytes,
         )
         if known is facts:
             target -= exact - budget_bytes
@@ -189,9 +194,7 @@ def fit(
     return outcome
 
 
-def _attempt(
-    outcome: Outcome, facts: Facts, target: int, time_limit_s: float, lowering: Lowering
-) -> tuple[Attempt, bool]:
+def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, lowering: Lowering) -> tuple[Attempt, bool]:
     start = time.perf_counter()
     at_floor = False
     try:

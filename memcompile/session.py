@@ -20,6 +20,7 @@ from memcompile.cost import CostModel
 from memcompile.device import device_model, free_bytes
 from memcompile.errors import BudgetInfeasibleError, MemcompileError, PassError
 from memcompile.facts import StepGraphs
+from memcompile.fxutil import outputs_of
 from memcompile.logs import get_logger
 from memcompile.options import Options
 from memcompile.pipeline import KeepsBudget, Lowering, Outcome, fit, lower_graphs
@@ -90,7 +91,7 @@ class Session:
         return self.graphs.forward, self.graphs.backward
 
     def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
-        self.graphs = self._fit(StepGraphs(gm, None, len(gm.graph.output_node().args[0])))
+        self.graphs = self._fit(StepGraphs(gm, None, len(outputs_of(gm.graph))))
         return self.graphs.forward
 
     def _fit(self, graphs: StepGraphs) -> StepGraphs:

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from memcompile.facts import Facts, StepGraphs
-from memcompile.fxutil import is_pure
+from memcompile.fxutil import is_pure, outputs_of
 from memcompile.passes.rematerialize import JointGraph
 from memcompile.solvers.problem import Solution
 from memcompile.solvers.simulate import validate
@@ -55,9 +55,9 @@ def check_signature(before: StepGraphs, after: StepGraphs) -> None:
     """Same inputs, same user outputs, same gradients: shapes, strides and dtypes."""
     pairs = [(before.forward, after.forward, before.num_user_outputs)]
     if before.backward is not None and after.backward is not None:
-        pairs.append((before.backward, after.backward, len(before.backward.graph.output_node().args[0])))
+        pairs.append((before.backward, after.backward, len(outputs_of(before.backward.graph))))
     for old, new, count in pairs:
-        old_out, new_out = old.graph.output_node().args[0][:count], new.graph.output_node().args[0][:count]
+        old_out, new_out = outputs_of(old.graph)[:count], outputs_of(new.graph)[:count]
         for index, (a, b) in enumerate(zip(old_out, new_out, strict=True)):
             if _signature(a) != _signature(b):
                 raise VerificationError(f"output {index} changed: {_signature(a)} before, {_signature(b)} after")

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from memcompile.codegen.inductor import Partition, Rewrite
+from memcompile.fxutil import outputs_of
 
 
 def compile_dry(
@@ -56,7 +57,7 @@ class _FakeCode:
     _boxed_call = True
 
     def __init__(self, graph: fx.GraphModule) -> None:
-        outputs = graph.graph.output_node().args[0]
+        outputs = outputs_of(graph.graph)
         self.outputs = [out.meta["val"] if isinstance(out, fx.Node) else out for out in outputs]
 
     def __call__(self, args: list[Any]) -> list[Any]:

@@ -11,7 +11,6 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from memcompile.codegen.fusion import PlannedFusion
 from memcompile.codegen.lines import trace_of
 from memcompile.codegen.order import planned_order
 from memcompile.codegen.trace import GraphTrace
+from memcompile.fxutil import outputs_of
 
 Accept = Callable[[GraphTrace, str], bool]
 Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
@@ -40,9 +40,10 @@ def compile_graph(
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph with Inductor; forward and backward are lowered together, now.
 
-    ``partition(joint, joint_inputs, num_fwd_outputs=..., **kwargs)`` splits a joint graph. ``rewrite_inference`` may replace an
-    inference graph before it is lowered. ``recomputed()``: names of the planned graphs' recomputed nodes. ``accept``: see
-    ``recording``; it sees the final trace of each graph last. ``on_code(source, kind)`` sees the generated module of each graph. ``patches``: the user's Inductor settings. Inductor's graph caches are off: a cached graph would not be planned
+    ``partition(joint, joint_inputs, num_fwd_outputs=..., **kwargs)`` splits a joint graph. ``rewrite_inference`` may replace
+    an inference graph before it is lowered. ``recomputed()``: names of the planned graphs' recomputed nodes. ``accept``: see
+    ``recording``; it sees the final trace of each graph last. ``on_code(source, kind)`` sees the generated module of each
+    graph. ``patches``: the user's Inductor settings. Inductor's graph caches are off: a cached graph would not be planned
     (compiled kernels are still cached by their source).
     """
     import torch._functorch.config as functorch_config
@@ -89,9 +90,9 @@ def recording(accept: Accept, stop: bool = False, shares: Sequence[float] = REUS
     """While active, ``accept(trace, kind)`` is asked about each top-level graph that Inductor lowers.
 
     ``kind`` is "forward", "backward" or "inference". Inductor holds a dead buffer for a later allocation of the same size
-    (fresh memory costs page faults): as long as the answer is no, it does so less. The last trace asked about is the one that
-    is used. ``stop``: end the lowering there. ``shares``: see ``REUSE_SHARES``. Wrapper classes are swapped for recording subclasses for the time of the context
-    only; code that is lowered outside of it is untouched.
+    (fresh memory costs page faults): as long as the answer is no, it does so less. The last trace asked about is the one
+    that is used. ``stop``: end the lowering there. ``shares``: see ``REUSE_SHARES``. Wrapper classes are swapped for
+    recording subclasses for the time of the context only; code that is lowered outside of it is untouched.
     """
     from torch._inductor.codegen.common import device_codegens, init_backend_registration
 
@@ -115,9 +116,7 @@ def _recording_wrapper(base: Any, accept: Accept, stop: bool, shares: Sequence[f
         reuse_share = 1.0
 
         @staticmethod
-        def create(
-            is_subgraph: bool, subgraph_name: str | None, parent_wrapper: Any, partition_signatures: Any = None
-        ) -> Any:
+        def create(is_subgraph: bool, subgraph_name: str | None, parent_wrapper: Any, partition_signatures: Any = None) -> Any:
             if is_subgraph:
                 return base.create(is_subgraph, subgraph_name, parent_wrapper, partition_signatures)
             return RecordingWrapper()
@@ -186,7 +185,7 @@ def lower(
             inputs[index] = inputs[index].as_strided(inputs[index].size(), stride)
     output = trial.graph.output_node()
     count = len(output.args[0]) if kind != "forward" or num_user_outputs is None else num_user_outputs
-    visible = [i for i, out in enumerate(output.args[0][:count]) if isinstance(out, fx.Node)]
+    visible = [i for i, out in enumerate(outputs_of(trial.graph)[:count]) if isinstance(out, fx.Node)]
     output.meta["user_visible_output_idxs"] = visible
     static = list(range(count_tangents(trial))) if kind == "backward" else []
     context = torch._guards.TracingContext.try_get()
@@ -196,7 +195,7 @@ def lower(
         stack.enter_context(planned(recomputed))
         stack.enter_context(config.patch(fx_graph_cache=False, fx_graph_remote_cache=False))
         stack.enter_context(_attribute(metadata, "bw_donated_idxs", list(donated) if kind == "backward" else []))
-        try:
+        with contextlib.suppress(_TraceReady):
             compile_fx_inner(
                 trial,
                 inputs,
@@ -207,10 +206,8 @@ def lower(
                 graph_id=None,
                 boxed_forward_device_index=BoxedDeviceIndex(None),
             )
-        except _TraceReady:
-            pass
     if not caught:  # a graph without any call is not lowered at all
-        outputs = tuple(out.name if isinstance(out, fx.Node) else "" for out in output.args[0])
+        outputs = tuple(out.name if isinstance(out, fx.Node) else "" for out in outputs_of(trial.graph))
         catch(GraphTrace(tuple((n.name, 0) for n in placeholders), outputs, (None,) * len(outputs), (), {}), kind)
     return caught[0]
 
@@ -257,12 +254,10 @@ def lower_step(
     forward_trace = lower(
         forward, kind="forward", num_user_outputs=num_user_outputs, recomputed=recomputed, accept=accept, shares=shares
     )
-    saved_nodes = forward.graph.output_node().args[0][num_user_outputs:]
+    saved_nodes = outputs_of(forward.graph)[num_user_outputs:]
     symbols = sum(1 for node in saved_nodes if not isinstance(node.meta["val"], torch.Tensor))
     strides = {
-        symbols + i: stride
-        for i, stride in enumerate(forward_trace.output_strides[num_user_outputs:])
-        if stride is not None
+        symbols + i: stride for i, stride in enumerate(forward_trace.output_strides[num_user_outputs:]) if stride is not None
     }
     backward_trace = lower(
         backward,
@@ -276,18 +271,16 @@ def lower_step(
     return forward_trace, backward_trace
 
 
-def donated_inputs(
-    forward: fx.GraphModule, backward: fx.GraphModule, num_user_outputs: int, num_symbols: int
-) -> list[int]:
+def donated_inputs(forward: fx.GraphModule, backward: fx.GraphModule, num_user_outputs: int, num_symbols: int) -> list[int]:
     """Indices of backward inputs that nobody else holds: saved tensors that alias no input, user output or gradient."""
     from torch._functorch import config
 
     if not config.donated_buffer:
         return []
-    outputs = forward.graph.output_node().args[0]
+    outputs = outputs_of(forward.graph)
     held = {_storage_key(n) for n in forward.graph.find_nodes(op="placeholder")}
     held |= {_storage_key(n) for n in outputs[:num_user_outputs] if isinstance(n, fx.Node)}
-    held |= {_storage_key(n) for n in backward.graph.output_node().args[0] if isinstance(n, fx.Node)}
+    held |= {_storage_key(n) for n in outputs_of(backward.graph) if isinstance(n, fx.Node)}
     return [
         num_symbols + index
         for index, node in enumerate(outputs[num_user_outputs:])

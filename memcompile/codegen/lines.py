@@ -101,7 +101,7 @@ class _Reader:
     def _describe(self, node: Any) -> int:
         size = buffer_bytes(node, self.graph)
         origin = node.get_origin_node() if hasattr(node, "get_origin_node") else None
-        nodes = [n for n in ([origin] if origin is not None else [])]
+        nodes = [] if origin is None else [origin]
         nodes += sorted((n for n in node.get_origins() if n is not origin), key=lambda n: n.name)
         source = next((s for s in (source_line(n) for n in nodes) if s), "")
         reads = tuple(n.name for n in nodes[0].all_input_nodes) if nodes else ()
@@ -148,7 +148,7 @@ def buffer_bytes(node: Any, graph: Any) -> int:
 
 
 def source_line(node: Any) -> str:
-    """"file.py:12" of the user's code that made an FX node, "" when it is not known."""
+    """ "file.py:12" of the user's code that made an FX node, "" when it is not known."""
     trace = node.meta.get("stack_trace") or ""
     frames = re.findall(r'File "([^"]+)", line (\d+)', trace)
     if not frames:

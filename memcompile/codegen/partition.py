@@ -18,9 +18,7 @@ def default_partition(gm: fx.GraphModule, joint_inputs: Sequence[object], num_us
 
     kwargs.pop("compiler", None)
     with config.patch(activation_memory_budget=1.0):
-        forward, backward = min_cut_rematerialization_partition(
-            gm, joint_inputs, num_fwd_outputs=num_user_outputs, **kwargs
-        )
+        forward, backward = min_cut_rematerialization_partition(gm, joint_inputs, num_fwd_outputs=num_user_outputs, **kwargs)
     return StepGraphs(forward, backward, num_user_outputs)
 
 

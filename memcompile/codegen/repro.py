@@ -1,4 +1,4 @@
-"""A script that compiles one captured graph again: the graph's code, inputs of the same shapes, the same options. No weights."""
+"""A script that compiles one captured graph again: its code, inputs of the same shapes, the same options. No weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tensor(size, stride, dtype, where, requires_grad=False, parameter=False):
     return value.requires_grad_(requires_grad)
 '''
 
-_MAIN = '''
+_MAIN = """
 
 def main():
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def main():
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 _GIVEN = frozenset({"torch", "device", "inf", "nan", "fx_pytree", "pytree", "NoneType"})
 

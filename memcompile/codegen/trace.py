@@ -173,7 +173,7 @@ def step_peak(
         return highest
 
     forward_peak = follow(replay.run(forward, "forward", "f."))
-    kept = [name for name in forward.outputs]
+    kept = forward.outputs
     for index, name in enumerate(kept):
         storage = replay.root.get("f." + name) if name else None
         if storage is not None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
 
 from memcompile.facts import Facts, OpFacts
-from memcompile.fxutil import is_symbol
+from memcompile.fxutil import is_symbol, outputs_of
 from memcompile.solvers.problem import Schedule, Solution
 from memcompile.solvers.solve import solve
 
@@ -132,17 +133,17 @@ class _Writer:
     def _enter_backward(self, forward: fx.Graph) -> None:
         """Everything that the forward returns is written before the backward starts."""
         count = self.facts.graphs.num_user_outputs
-        self.user_outputs = [self._value(out) for out in forward.output_node().args[0][:count]]
+        self.user_outputs = [self._value(out) for out in outputs_of(forward)[:count]]
         self.forward_nodes = set(self.graph.nodes)
         self.in_backward = True
 
     def _close(self) -> None:
         graphs = self.facts.graphs
         descriptions = list(graphs.forward.graph.output_node().meta.get("desc", ()))[: graphs.num_user_outputs]
-        outputs = list(self.user_outputs)
+        outputs: list[Any] = list(self.user_outputs)
         if graphs.backward is not None:
             node = graphs.backward.graph.output_node()
-            outputs += [self._value(out) for out in node.args[0]]
+            outputs += [self._value(out) for out in outputs_of(graphs.backward.graph)]
             descriptions += list(node.meta.get("desc", ()))
         output = self.graph.output(tuple(outputs))
         output.meta["desc"] = descriptions or [None] * len(outputs)
@@ -156,7 +157,7 @@ class _Writer:
             self.positions["backward" if self.in_backward else "forward", new.name] = position
 
     def _copy(self, node: fx.Node) -> fx.Node:
-        recomputed = self.in_backward and node.graph is self.facts.graphs.forward.graph or node in self.instances
+        recomputed = (self.in_backward and node.graph is self.facts.graphs.forward.graph) or node in self.instances
         mapping = {source: self._value(source) for source in node.all_input_nodes}
         new = self.graph.node_copy(node, lambda source: mapping[source])
         new.meta = dict(node.meta)
@@ -167,7 +168,7 @@ class _Writer:
             new.meta.pop("recompute", None)
         return new
 
-    def _value(self, node: object) -> fx.Node | object:
+    def _value(self, node: Any) -> Any:
         """The new node that holds the value of ``node`` now."""
         if not isinstance(node, fx.Node):
             return node
@@ -226,8 +227,9 @@ def _written(op: OpFacts) -> Iterator[fx.Node]:
 
 def saved_nodes(joint: JointGraph) -> tuple[list[fx.Node], list[fx.Node]]:
     """(tensors, symbols) of the forward half that the backward half reads, in graph order."""
-    gradients = joint.module.graph.output_node().args[0][joint.num_user_outputs :]
-    tensors, symbols = [], []
+    gradients = outputs_of(joint.module.graph)[joint.num_user_outputs :]
+    tensors: list[fx.Node] = []
+    symbols: list[fx.Node] = []
     for node in joint.module.graph.nodes:
         if node not in joint.forward_nodes or (node.op == "placeholder" and str(node.target).startswith(_BACKWARD_INPUTS)):
             continue

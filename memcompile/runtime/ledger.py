@@ -21,8 +21,8 @@ from memcompile.report.data import GraphReport, Report
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What one compiled graph takes, in bytes. ``entry``: storages it reads (key -> bytes, see ``storages``), ``gradients``: bytes of
-    the gradients it returns. Peaks include the entry."""
+    """What one compiled graph takes, in bytes. ``entry``: storages it reads (key -> bytes, see ``storages``).
+    ``gradient_bytes``: bytes of the gradients it returns. Peaks include the entry."""
 
     entry: dict[int, int]
     held_bytes: int
