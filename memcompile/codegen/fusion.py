@@ -37,7 +37,7 @@ class PlannedFusion(InductorChoices):
         if self.scheduler is not scheduler:
             self.scheduler = scheduler
             self.barriers = sorted(node.min_order for node in scheduler.nodes if node.is_extern())
-        first, second = sorted((node1, node2), key=lambda node: node.min_order)  # type: ignore[no-any-return]
+        first, second = sorted((node1, node2), key=lambda node: node.min_order)
         begin = bisect.bisect_right(self.barriers, first.max_order)
         between = begin < len(self.barriers) and self.barriers[begin] < second.min_order
         return not between or not (self.recomputed & {*_origins(node1), *_origins(node2)})

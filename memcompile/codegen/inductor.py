@@ -11,7 +11,7 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -74,7 +74,7 @@ def compile_graph(
     }
     with functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True):
         compiled = compile_fx(gm, list(example_inputs), inner_compile=inner_compile, config_patches=settings)
-    return compiled  # type: ignore[no-any-return]
+    return cast("Callable[..., Any]", compiled)
 
 
 class _TraceReady(BaseException):
@@ -132,7 +132,7 @@ def _recording_wrapper(base: Any, accept: Accept, stop: bool, shares: Sequence[f
 
         def run_wrapper_ir_passes(self, is_inference: bool) -> None:
             kind = "backward" if V.graph.is_backward else "inference" if V.graph.is_inference else "forward"
-            lines = list(self.lines)
+            lines: list[Any] = list(self.lines)
             for self.reuse_share in shares:
                 self.lines = list(lines)
                 for line in lines:
@@ -184,7 +184,7 @@ def lower(
         if isinstance(inputs[index], torch.Tensor) and tuple(inputs[index].stride()) != stride:
             inputs[index] = inputs[index].as_strided(inputs[index].size(), stride)
     output = trial.graph.output_node()
-    count = len(output.args[0]) if kind != "forward" or num_user_outputs is None else num_user_outputs
+    count = len(outputs_of(trial.graph)) if kind != "forward" or num_user_outputs is None else num_user_outputs
     visible = [i for i, out in enumerate(outputs_of(trial.graph)[:count]) if isinstance(out, fx.Node)]
     output.meta["user_visible_output_idxs"] = visible
     static = list(range(count_tangents(trial))) if kind == "backward" else []

@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-
 from memcompile.codegen.trace import Buffer, Event, GraphTrace
 
 CUDA_BLOCK_BYTES = 512
@@ -141,7 +139,7 @@ def buffer_bytes(node: Any, graph: Any) -> int:
     allocation = getattr(graph, "get_allocation_storage_size", None)
     if allocation is not None and node.get_name() not in graph.graph_inputs:
         numel = size_hint(graph, allocation(node))
-    size = int(numel * torch._utils._element_size(node.get_dtype()))
+    size = int(numel * node.get_dtype().itemsize)
     if layout.device.type == "cuda":
         size = -(-size // CUDA_BLOCK_BYTES) * CUDA_BLOCK_BYTES
     return size
