@@ -23,7 +23,7 @@ from memcompile.facts import StepGraphs
 from memcompile.fxutil import outputs_of
 from memcompile.logs import get_logger
 from memcompile.options import Options
-from memcompile.pipeline import KeepsBudget, Lowering, Outcome, fit, lower_graphs
+from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
 from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, gradient_bytes, storages
 from memcompile.surface import surface
 
@@ -107,9 +107,7 @@ class Session:
                 entry_bytes=base.peak.entry_bytes,
             )
             assert total is not None
-            room = total - self.outside_bytes - self._reserve_bytes(base.peak)
-            limit_s = self.options.solver_time_limit_s
-            self.outcome = fit(base, room, lambda: CostModel(device_model(self.device)), limit_s, self.lowering)
+            self.outcome = self._fit_within(base, max(1, total - self.outside_bytes))
         except MemcompileError:
             raise
         except Exception as error:  # a bug of ours: named, with its cause, unless the user chose the fallback
@@ -120,6 +118,15 @@ class Session:
         if not self.outcome.fits and self.options.on_infeasible == "raise":
             raise surface(self._infeasible(self.outcome, total))
         return self.outcome.final.graphs
+
+    def _fit_within(self, base: Lowered, room_bytes: int) -> Outcome:
+        """Plan within ``room_bytes``, less what graphs after a graph break may need, where that can be spared."""
+        reserve = self._reserve_bytes(base.peak)
+        costs, limit_s = (lambda: CostModel(device_model(self.device))), self.options.solver_time_limit_s
+        outcome = fit(base, max(1, room_bytes - reserve), costs, limit_s, self.lowering)
+        if outcome.fits or not reserve:
+            return outcome
+        return fit(base, room_bytes, costs, limit_s, self.lowering)
 
     def _reserve_bytes(self, peak: StepPeak) -> int:
         """Room for the graphs that follow a graph break."""
