@@ -1,7 +1,7 @@
 """Planning alone, on fake tensors: how long it takes as graphs grow, and how well it does on a chain of 1000 time steps.
 
     python benchmarks/planning.py                    # both, to benchmarks/results/planning.csv
-    python benchmarks/planning.py --only chain --steps 1000
+    python benchmarks/planning.py --only chain --steps 200 --saved 0.8   # a short chain has less to save
 
 The chain is the one of "Memory-efficient backpropagation through time" (Gruslys et al. 2016): 95 % of the activations' memory
 saved for a third more time. Seconds and overheads are the planner's model of this machine; nothing runs.
@@ -145,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=("growth", "models", "chain"), default=None)
     parser.add_argument("--layers", nargs="+", type=int, default=LAYERS, help="of the growing GPT-2")
     parser.add_argument("--budgets", nargs="+", type=int, default=BUDGETS, metavar="PERCENT", help="of the unplanned peak")
-    parser.add_argument("--steps", nargs="+", type=int, default=(100, 1000), help="of the recurrent chain")
+    parser.add_argument("--steps", nargs="+", type=int, default=(1000,), help="of the recurrent chain")
+    parser.add_argument("--saved", type=float, default=CHAIN_SAVED, help="share of the chain's activations to do without")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     builds: dict[str, Build] = {}
@@ -158,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _write(plan_row(name, build, None, percent / 100), args.results)
     if args.only in (None, "chain"):
         for steps in args.steps:
-            _write(plan_row(f"chain-{steps}", functools.partial(chain, steps), 1 - CHAIN_SAVED), args.results)
+            _write(plan_row(f"chain-{steps}", functools.partial(chain, steps), 1 - args.saved), args.results)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ class Benchmark:
     def run(self) -> None:
         """Plain torch.compile first: everything else is measured against it."""
         wanted = [way for way in PEERS if way is not PLAIN and self._wanted(way)]
+        if not wanted and not self._wanted(PLAIN) and not any(self._missing(percent) for percent in self.args.budgets):
+            return
         self._prepare(PLAIN)
         if self.plain_row is None or self.plain_row.measured_peak_bytes is None:
             return
@@ -81,6 +83,13 @@ class Benchmark:
         row = self._prepare(way) if self._wanted(way) else self.results.find(self._row(way))
         if row is not None and row.status == "infeasible" and self._wanted(best_effort):
             self._prepare(best_effort)
+
+    def _missing(self, percent: int) -> bool:
+        """Whether a row at this budget, or the best effort where it is infeasible, is still to be measured."""
+        way = memcompile_way(percent, 1)
+        found = self.results.find(self._row(way))
+        infeasible = found is not None and found.status == "infeasible"
+        return self._wanted(way) or (infeasible and self._wanted(memcompile_way(percent, 1, best_effort=True)))
 
     def _wanted(self, way: Way) -> bool:
         if not any(way.kind == each or way.name.startswith(each) for each in self.args.ways):
