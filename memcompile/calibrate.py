@@ -8,7 +8,7 @@ operation's workspace: the next plan knows it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.facts import Facts
@@ -63,19 +63,32 @@ def calibrated(
 
 
 def _exact(names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak) -> dict[int, int]:
-    """Position -> most bytes alive in the lowered code while the op's kernel runs."""
+    """Position -> most bytes alive in the lowered code while the op's kernel runs.
+
+    Left out: what the lowered code does before its turn (a zero fill for a gradient that is scattered much later, fused into
+    the first kernel). What is alive there says nothing about the op.
+    """
     found: dict[int, int] = {}
-    running: list[int] = []
+    earliest = max(names.values(), default=0)
+    for kernel in reversed(list(_kernels(names, traces, peak))):
+        for position, live_bytes in kernel.items():
+            if position <= earliest:
+                found[position] = max(found.get(position, 0), live_bytes)
+        earliest = min(earliest, *kernel)
+    return found
+
+
+def _kernels(names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak) -> Iterator[dict[int, int]]:
+    """Per kernel of the lowered code: position of each op in it -> most bytes alive from the op's first buffer on."""
+    running: dict[int, int] = {}
     for moment in peak.timeline:
         trace = traces.get(moment.where) or traces.get("inference")
         buffer = trace.buffers.get(moment.name) if trace is not None else None
         if buffer is not None and not moment.is_kernel:
-            known = (names.get((moment.where, name)) for name in buffer.origins)
-            position = next((p for p in known if p is not None), None)
+            position = next((names[moment.where, name] for name in buffer.origins if (moment.where, name) in names), None)
             if position is not None:
-                running.append(position)
-        for position in running:
-            found[position] = max(found.get(position, 0), moment.live_bytes)
-        if moment.is_kernel:
-            running = []
-    return found
+                running.setdefault(position, 0)
+        running = {position: max(live_bytes, moment.live_bytes) for position, live_bytes in running.items()}
+        if moment.is_kernel and running:
+            yield running
+            running = {}

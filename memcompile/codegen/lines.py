@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from memcompile.codegen.trace import Buffer, Event, GraphTrace
+from memcompile.cost import is_library_call
 
 CUDA_BLOCK_BYTES = 512
 
@@ -100,7 +101,9 @@ class _Reader:
         size = buffer_bytes(node, self.graph)
         origin = node.get_origin_node() if hasattr(node, "get_origin_node") else None
         nodes = [] if origin is None else [origin]
-        nodes += sorted((n for n in node.get_origins() if n is not origin), key=lambda n: n.name)
+        nodes += sorted((n for n in node.get_origins() if n is not origin), reverse=True)  # what is computed last is what is kept
+        if type(node).__name__ == "ComputedBuffer":  # a copy of a library kernel's input names that kernel too
+            nodes = [n for n in nodes if not is_library_call(n)] or nodes
         source = next((s for s in (source_line(n) for n in nodes) if s), "")
         reads = tuple(n.name for n in nodes[0].all_input_nodes) if nodes else ()
         self.buffers[node.get_name()] = Buffer(node.get_name(), size, tuple(n.name for n in nodes), source, reads)
