@@ -166,6 +166,7 @@ def lower(
     ``accept``, ``shares``: see ``recording``.
     """
     from torch._inductor import config
+    from torch._inductor import graph as inductor_graph
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.cudagraph_utils import BoxedDeviceIndex
     from torch._inductor.utils import BoxedBool, count_tangents
@@ -188,13 +189,11 @@ def lower(
     visible = [i for i, out in enumerate(outputs_of(trial.graph)[:count]) if isinstance(out, fx.Node)]
     output.meta["user_visible_output_idxs"] = visible
     static = list(range(count_tangents(trial))) if kind == "backward" else []
-    context = torch._guards.TracingContext.try_get()
-    metadata = context.fw_metadata if context is not None else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(recording(catch, stop=True, shares=shares))
         stack.enter_context(planned(recomputed))
         stack.enter_context(config.patch(fx_graph_cache=False, fx_graph_remote_cache=False))
-        stack.enter_context(_attribute(metadata, "bw_donated_idxs", list(donated) if kind == "backward" else []))
+        stack.enter_context(_attribute(inductor_graph, "get_donated_idxs", lambda: list(donated)))
         with contextlib.suppress(_TraceReady):
             compile_fx_inner(
                 trial,
@@ -214,9 +213,6 @@ def lower(
 
 @contextlib.contextmanager
 def _attribute(target: Any, name: str, value: Any) -> Iterator[None]:
-    if target is None:
-        yield
-        return
     before = getattr(target, name)
     setattr(target, name, value)
     try:

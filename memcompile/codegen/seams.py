@@ -83,6 +83,7 @@ PLACES = (
         "the graph being lowered",
         members=("get_output_names", "try_get_buffer"),
     ),
+    Place("torch._inductor.graph", "get_donated_idxs", "saved tensors that the backward may write over"),
     Place("torch._inductor.cudagraph_utils", "BoxedDeviceIndex", "an argument of the lowering"),
     Place("torch._inductor.utils", "BoxedBool", "an argument of the lowering"),
     Place("torch._inductor.utils", "count_tangents", "inputs of the backward that stay", parameters=("fx_g",)),
