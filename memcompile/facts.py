@@ -33,17 +33,24 @@ class StepGraphs:
     """Forward and backward as partitioned; ``backward`` is None for an inference graph.
 
     ``num_user_outputs``: leading outputs of the forward that the user receives; saved tensors follow. ``recomputed``: names of
-    the nodes that a plan inserted.
+    the nodes that a plan inserted. ``tangents_held``: the gradients that the backward receives are alive until it ends.
     """
 
     forward: fx.GraphModule
     backward: fx.GraphModule | None
     num_user_outputs: int
     recomputed: frozenset[str] = frozenset()
+    tangents_held: bool = True
 
     def saved_nodes(self) -> list[fx.Node]:
         """Outputs of the forward that the backward reads, in order."""
         return [n for n in outputs_of(self.forward.graph)[self.num_user_outputs :] if isinstance(n, fx.Node)]
+
+    def returns_loss(self) -> bool:
+        """Whether a differentiable output is a scalar: it is taken for the loss, the only output that gets a gradient."""
+        saved = {node.name for node in self.saved_nodes()}
+        inputs = self.backward.graph.find_nodes(op="placeholder") if self.backward is not None else ()
+        return any(tensor.dim() == 0 for node in inputs if node.name not in saved for tensor in tensors_of(node))
 
     def num_saved_tensors(self) -> int:
         """How many of the saved values are tensors; the others are sizes."""
@@ -151,14 +158,14 @@ class _Builder:
         return self.costs.is_extern(node) and not merged
 
     def _add_tangents(self, part: _Half, saved: dict[str, frozenset[int]]) -> None:
-        """Inputs of the backward: saved tensors, and tangents, which the autograd engine holds from its start to its end."""
+        """Inputs of the backward: saved tensors, and tangents, which come to life as it starts."""
         writes = []
         for node in part.graph.find_nodes(op="placeholder"):
             if node.name in saved:
                 part.leaves[node] = saved[node.name]
             else:
                 size = node_bytes(node)
-                writes += [(node, self._new_storage(node, size, is_output=True))] if size else []
+                writes += [(node, self._new_storage(node, size, is_output=self.graphs.tangents_held))] if size else []
                 part.leaves[node] = frozenset(index for target, index in writes if target is node)
         if writes:
             self._add_op("tangents", part.half, (), _Cluster(frozenset(), 0.0, pure=False), writes)

@@ -138,7 +138,13 @@ class KeepsBudget:
         forward = traces.get("inference") or traces.get("forward")
         if forward is None:
             return StepPeak(0, 0, 0, 0, 0, 0, (), ())
-        return step_peak(forward, traces.get("backward"), num_user_outputs=self.graphs.num_user_outputs, num_symbols=symbols)
+        return step_peak(
+            forward,
+            traces.get("backward"),
+            num_user_outputs=self.graphs.num_user_outputs,
+            num_symbols=symbols,
+            tangents_held=self.graphs.tangents_held,
+        )
 
 
 Lowering = Callable[[StepGraphs, int | None], Lowered]
@@ -204,7 +210,7 @@ def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, l
         outcome.lower_bound_bytes = infeasible.lower_bound_bytes
     joint = rematerialize.apply(facts, solution.schedule)
     planned = time.perf_counter()
-    graphs = extract(joint)
+    graphs = extract(joint, facts.graphs)
     verify(facts, solution, joint, graphs)
     lowered = lowering(graphs, outcome.budget_bytes)
     outcome.plan_seconds += planned - start

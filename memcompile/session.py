@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,7 +38,8 @@ over logits needs a cast, its log-softmax, and their gradients."""
 class Session:
     """Compiles one graph under ``options`` on ``device``. ``example_inputs``: the real inputs, parameters among them.
 
-    ``ledger`` and ``lowering`` are others in a dry run.
+    ``tangents_held``: whether gradients arrive for more than a scalar loss; None: not when the graph returns one. ``ledger``
+    and ``lowering`` are others in a dry run.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Session:
         device: torch.device,
         ledger: Ledger = LEDGER,
         lowering: Lowering = lower_graphs,
+        tangents_held: bool | None = None,
     ) -> None:
+        self.tangents_held = tangents_held
         self.ledger, self.lowering = ledger, lowering
         self.gm, self.inputs, self.options, self.device = gm, list(example_inputs), options, device
         self.tensors = [t for t in example_inputs if isinstance(t, torch.Tensor)]
@@ -86,7 +90,8 @@ class Session:
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         graphs = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
-        self.graphs = self._fit(graphs)
+        held = not graphs.returns_loss() if self.tangents_held is None else self.tangents_held
+        self.graphs = self._fit(dataclasses.replace(graphs, tangents_held=held))
         assert self.graphs.backward is not None
         return self.graphs.forward, self.graphs.backward
 
@@ -166,29 +171,37 @@ class CompiledGraph:
     """The compiled graph as Dynamo calls it.
 
     Before each call the gradients that the parameters already have are counted: a plan made for an empty ``.grad`` is made
-    again, once, for a step that accumulates.
+    again, once, for a step that accumulates. So is a plan that took the loss for the only output that gets a gradient, once
+    another one got its own.
     """
 
     def __init__(self, function: Callable[..., Any], entry: GraphEntry, session: Session, original: fx.GraphModule) -> None:
         self.function, self.entry, self.session, self.original = function, entry, session, original
-        self.variants: dict[bool, Callable[..., Any]] = {gradient_bytes(session.tensors) > 0: function}
+        self.tangents_held = session.graphs is None or session.graphs.tangents_held
+        accumulates = gradient_bytes(session.tensors) > 0
+        self.variants: dict[tuple[bool, bool], Callable[..., Any]] = {(accumulates, self.tangents_held): function}
         self.planned = session.outcome is not None and session.outcome.budget_bytes is not None
         self.parameters = [weakref.ref(t) for t in session.tensors if t.is_leaf and t.requires_grad] if self.planned else []
-        self.gradient_bytes = gradient_bytes(session.tensors)
         session.inputs, session.tensors = [], []
 
     def __call__(self, *args: Any) -> Any:
         function = self._variant(args) if self.planned else self.function
         outputs = function(*args)
         if self.entry.report.kind == "train":
-            LEDGER.hold(self.entry, outputs)
+            LEDGER.hold(self.entry, outputs, self._see_tangents)
         return outputs
 
+    def _see_tangents(self, tangents: Sequence[torch.Tensor | None]) -> None:
+        """What the backward received: more than the gradient of a scalar means that such tensors are alive throughout."""
+        self.tangents_held = self.tangents_held or any(t is not None and t.dim() > 0 for t in tangents)
+
     def _variant(self, args: Sequence[Any]) -> Callable[..., Any]:
-        """The plan for this step: with or without gradients alive at entry."""
+        """The plan for this step: with or without gradients alive at entry, and for what the backward receives."""
         accumulates = any((p := ref()) is not None and p.grad is not None for ref in self.parameters)
-        if accumulates not in self.variants:
-            log.info("graph %s: gradients are alive at entry, planned again", self.entry.report.graph_id)
-            again = Session(copy.deepcopy(self.original), args, self.session.options, self.session.device)
-            self.variants[accumulates] = again.compile().function
-        return self.variants[accumulates]
+        key = (accumulates, self.tangents_held)
+        if key not in self.variants:
+            log.info("graph %s: other gradients are alive than planned for, planned again", self.entry.report.graph_id)
+            before = self.session
+            again = Session(copy.deepcopy(self.original), args, before.options, before.device, tangents_held=self.tangents_held)
+            self.variants[key] = again.compile().function
+        return self.variants[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +23,12 @@ def default_partition(gm: fx.GraphModule, joint_inputs: Sequence[object], num_us
     return StepGraphs(forward, backward, num_user_outputs)
 
 
-def extract(joint: JointGraph) -> StepGraphs:
-    """Forward and backward of a planned joint graph; what crosses is saved."""
+def extract(joint: JointGraph, before: StepGraphs) -> StepGraphs:
+    """Forward and backward of a planned joint graph; what crosses is saved. ``before``: the unplanned halves."""
     from torch._functorch.partitioners import _extract_fwd_bwd_modules
 
     tensors, symbols = saved_nodes(joint)
     forward, backward = _extract_fwd_bwd_modules(
         joint.module, tensors, saved_sym_nodes=symbols, num_fwd_outputs=joint.num_user_outputs
     )
-    return StepGraphs(forward, backward, joint.num_user_outputs, joint.recomputed)
+    return dataclasses.replace(before, forward=forward, backward=backward, recomputed=joint.recomputed)

@@ -146,12 +146,14 @@ def step_peak(
     *,
     num_user_outputs: int = 0,
     num_symbols: int = 0,
+    tangents_held: bool = True,
 ) -> StepPeak:
     """Replay forward and backward.
 
     ``num_user_outputs``: leading forward outputs that the user holds. The backward's first inputs are ``num_symbols`` symbols,
     then the saved tensors (the forward's outputs after the user's, in order), then the tangents. Saved tensors are handed over:
-    they die where the lowered code deletes them. The tangents stay with the autograd engine until the backward returns.
+    they die where the lowered code deletes them. ``tangents_held``: the tangents stay with the autograd engine until the
+    backward returns; zeros that stand for missing ones die as saved tensors do.
     """
     replay = _Replay()
     for name, size in forward.inputs:
@@ -192,7 +194,9 @@ def step_peak(
                 replay.bind("b." + name, replay.root[source])
                 replay.free(source)
             elif position - num_symbols >= saved and size:
-                replay.bind("tangent." + name, replay.new("b." + name, size, name))
+                storage = replay.new("b." + name, size, name)
+                if tangents_held:
+                    replay.bind("tangent." + name, storage)
         for name in [n for n in replay.root if n.startswith("saved.")]:
             replay.free(name)
         backward_peak = follow(replay.run(backward, "backward", "b."))

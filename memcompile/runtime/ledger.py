@@ -109,12 +109,26 @@ class Ledger:
         group.chains.append((*chain, entry))
         self.last = group
 
-    def hold(self, entry: GraphEntry, outputs: Iterable[object]) -> None:
-        """The forward of ``entry`` has run: it holds its saved tensors until its backward has."""
+    def hold(
+        self,
+        entry: GraphEntry,
+        outputs: Iterable[object],
+        on_backward: Callable[[Sequence[torch.Tensor | None]], None] | None = None,
+    ) -> None:
+        """The forward of ``entry`` has run: it holds its saved tensors until its backward has.
+
+        ``on_backward`` is told the gradients that the backward received.
+        """
         node = next((out.grad_fn for out in outputs if isinstance(out, torch.Tensor) and out.grad_fn is not None), None)
         if node is not None:
             token = _Hold(self, entry)
-            node.register_hook(lambda _inputs, _outputs: token.release())
+
+            def done(_inputs: Sequence[torch.Tensor | None], received: Sequence[torch.Tensor | None]) -> None:
+                token.release()
+                if on_backward is not None:
+                    on_backward(received)
+
+            node.register_hook(done)
 
     def report(self, model: Callable[..., Any]) -> Report:
         """All graphs of a compiled model or function."""
