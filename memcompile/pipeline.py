@@ -197,6 +197,11 @@ def fit(
         if known is facts:
             target -= exact - budget_bytes
         facts = known
+    if not outcome.fits and outcome.final.peak.peak_bytes >= base.peak.peak_bytes:
+        outcome.chosen = None
+    if outcome.floor_bytes is not None:
+        outcome.floor_bytes = min(outcome.floor_bytes, outcome.final.peak.peak_bytes)
+        outcome.lower_bound_bytes = min(outcome.lower_bound_bytes, outcome.floor_bytes)
     return outcome
 
 
