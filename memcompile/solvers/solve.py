@@ -134,7 +134,7 @@ def greedy(index: Index, cap: int, variant: Variant, repeats: int) -> Schedule |
 
 def effort_s(problem: Problem, time_limit_s: float) -> float:
     """Seconds worth spending: planning time grows with the graph."""
-    return min(time_limit_s, 0.7 + 1.25e-3 * len(problem.ops))
+    return min(time_limit_s, 0.3 + 6e-3 * len(problem.ops))
 
 
 def _solution(search: Search, schedule: Schedule, timeline: Timeline, method: str, seconds: float) -> Solution:
