@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from memcompile import explain
-from memcompile.codegen.dynamo import capture_info
+from memcompile.codegen.dynamo import capture_info, debug_folder
 from memcompile.codegen.inductor import compile_graph
 from memcompile.codegen.partition import default_partition
 from memcompile.codegen.repro import repro_script
@@ -80,8 +80,9 @@ class Session:
         )
         peak = self.keeps.peak()
         report = explain.graph_report(self, peak)
-        if self.options.dump is not None:
-            explain.save(report, self.options.dump)
+        for folder in (self.options.dump, debug_folder()):
+            if folder is not None:
+                explain.save(report, folder)
         entry = GraphEntry(self._profile(peak), report, tuple(weakref.ref(t) for t in self._owned()), self.capture.code)
         self.ledger.add(entry)
         return CompiledGraph(function, entry, self, original)

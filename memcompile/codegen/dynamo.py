@@ -1,8 +1,9 @@
-"""What Dynamo knows about the graph that it hands over: the code it came from, and whether more graphs follow."""
+"""What Dynamo knows: the code that a graph came from, whether more graphs follow, and where debug output goes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import CodeType
 
 
@@ -24,3 +25,11 @@ def capture_info() -> CaptureInfo:
         return CaptureInfo()
     reason = translator.output.compile_subgraph_reason
     return CaptureInfo(bool(reason is not None and reason.graph_break), translator.output.root_tx.f_code)
+
+
+def debug_folder() -> Path | None:
+    """Where TORCH_COMPILE_DEBUG=1 makes Inductor write, None when it is off."""
+    from torch._dynamo.utils import get_debug_dir
+    from torch._inductor import config
+
+    return Path(get_debug_dir()) / "memcompile" if config.trace.enabled else None
