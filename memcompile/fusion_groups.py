@@ -60,7 +60,7 @@ class _Group:
     users: set[int]
 
 
-def fuse(kernels: list[Kernel], outputs: frozenset[fx.Node]) -> list[list[Kernel]]:
+def fuse(kernels: list[Kernel]) -> list[list[Kernel]]:
     """Fused kernels in the order in which they run; the members of each in the order given."""
     scheduler = _Scheduler(kernels)
     scheduler.run()
@@ -83,7 +83,7 @@ class _Scheduler:
         """Fuse pairs, those that share most bytes first, until nothing changes."""
         pairs = sorted(self._pairs(), key=lambda pair: (-pair[0], pair[2] - pair[1], pair[1]))
         for _ in range(4):
-            if not any([self._try(first, second) for _, first, second in pairs]):
+            if not sum(self._try(first, second) for _, first, second in pairs):
                 break
 
     def _pairs(self) -> Iterator[tuple[int, int, int]]:

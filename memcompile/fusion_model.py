@@ -63,7 +63,7 @@ def predict(graph: fx.Graph) -> GraphTrace:
     """The trace that lowering ``graph`` would give, as far as it can be told from the graph."""
     lowering = _Lowering(graph)
     lowering.run()
-    return _Emitter(graph, lowering, fuse(lowering.kernels, lowering.outputs)).trace()
+    return _Emitter(graph, lowering, fuse(lowering.kernels)).trace()
 
 
 @dataclass(slots=True)

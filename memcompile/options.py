@@ -96,7 +96,7 @@ class Options:
     peak that can be reached ("best_effort"). ``dump``: folder that every report is saved to. ``fallback``: "inductor" lets
     Inductor compile a graph whose planning crashed; None raises `PassError`. ``passes``: on or off by name.
     ``solver_time_limit_s``: seconds that one solver may spend on one graph. ``lower``: whether a dry run lowers its graphs to
-    know their exact peak, or predicts it ("auto": lowers the graphs that are not very large). ``inductor``: Inductor config patches.
+    know their exact peak, or predicts it ("auto": lowers those that are not very large). ``inductor``: Inductor config patches.
     """
 
     memory_budget: Budget = field(default_factory=Budget)

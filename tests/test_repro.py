@@ -26,7 +26,8 @@ class Tagger(nn.Module):
     def forward(self, tokens: Tensor, scale: Tensor) -> Tensor:
         x = self.embedding(tokens) * scale
         x = checkpoint(lambda y: self.layer(y).tanh(), x, use_reentrant=False)
-        return x.square().sum()
+        total: Tensor = x.square().sum()
+        return total
 
 
 def captured(model: nn.Module, *args: Tensor) -> tuple[torch.fx.GraphModule, list[Tensor]]:

@@ -23,7 +23,7 @@ def compile_dry(
     rewrite_inference: Rewrite,
     patches: Mapping[str, object],
 ) -> Callable[..., Any]:
-    """Like ``inductor.compile_graph`` up to the lowering. The callable takes and returns fake tensors, with autograd history."""
+    """Like ``inductor.compile_graph`` up to the lowering. The callable takes and returns fake tensors with autograd history."""
     import torch._functorch.config as functorch_config
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.custom_graph_pass import CustomPartitionerFn
@@ -35,7 +35,7 @@ def compile_dry(
         def uuid(self) -> None:
             return None
 
-    def inner_compile(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
+    def inner_compile(graph: fx.GraphModule, _inputs: Sequence[Any], **kwargs: Any) -> Any:
         if kwargs.get("is_inference"):
             graph = rewrite_inference(graph)
         return _FakeCode(graph)
@@ -47,7 +47,7 @@ def compile_dry(
         "fx_graph_remote_cache": False,
     }
     with functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True):
-        compiled = compile_fx(gm, list(example_inputs), inner_compile=inner_compile, config_patches=settings)
+        compiled: Any = compile_fx(gm, list(example_inputs), inner_compile=inner_compile, config_patches=settings)
     return compiled  # type: ignore[no-any-return]
 
 

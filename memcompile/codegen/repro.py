@@ -71,7 +71,7 @@ def repro_script(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Opt
 
 def _classes(gm: fx.GraphModule, name: str, imports: dict[str, str]) -> Iterator[str]:
     """The classes of the graph modules inside ``gm``, then its own."""
-    made = []
+    made: list[str] = []
     for node in gm.graph.find_nodes(op="get_attr"):
         target = str(node.target)
         if any(line.startswith(f"self.{target} =") for line in made) or "." in target:

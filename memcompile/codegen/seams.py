@@ -107,6 +107,8 @@ PLACES = (
 
 SETTINGS = (
     ("torch._inductor.config", "custom_partitioner_fn"),
+    ("torch._inductor.config", "_post_fusion_custom_pass"),
+    ("torch._inductor.config", "reorder_for_peak_memory"),
     ("torch._inductor.config", "fx_graph_cache"),
     ("torch._inductor.config", "fx_graph_remote_cache"),
     ("torch._functorch.config", "enable_autograd_cache"),

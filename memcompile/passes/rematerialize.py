@@ -99,6 +99,7 @@ class _Writer:
     user_outputs: list[object] = field(default_factory=list)
     recomputed: set[str] = field(default_factory=set)
     positions: dict[tuple[str, str], int] = field(default_factory=dict)
+    stamps: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
     in_backward: bool = False
     stamp: int = 0
 
@@ -154,6 +155,7 @@ class _Writer:
         for node in _written(op):
             new = self._copy(node)
             self.instances[node] = _Instance(new, self.stamp)
+            self.stamps.clear()
             self.positions["backward" if self.in_backward else "forward", new.name] = position
 
     def _copy(self, node: fx.Node) -> fx.Node:
@@ -169,19 +171,38 @@ class _Writer:
         return new
 
     def _value(self, node: Any) -> Any:
-        """The new node that holds the value of ``node`` now."""
+        """The new node that holds the value of ``node`` now. Chains of virtual nodes are copied from their start: deep
+        recurrent models have longer ones than Python can recurse."""
         if not isinstance(node, fx.Node):
             return node
-        if self._is_saved_input(node):
-            return self._value(self.saved[node.name])
+        stack = [self._made_by(node)]
+        while self._known(node) is None:
+            top = stack[-1]
+            missing = [] if self._known(top) else [s for s in top.all_input_nodes if self._known(s) is None]
+            stack += map(self._made_by, missing)
+            if not missing:
+                stack.pop()
+                if self._known(top) is None:
+                    self.virtual[self._key(top)] = self._copy(top)
+        return self._known(node)
+
+    def _made_by(self, node: fx.Node) -> fx.Node:
+        """The node itself, or for an input of the backward that was saved the one in the forward."""
+        return self.saved[node.name] if self._is_saved_input(node) else node
+
+    def _known(self, node: fx.Node) -> fx.Node | None:
+        """The new node that holds the value of ``node``, where it is written down already."""
+        node = self._made_by(node)
         if node.op == "placeholder":
             return self.placeholders[node.name]
         if node in self.instances:
             return self.instances[node].node
-        key = (node, self._stamps(node), self._home(node))
-        if key not in self.virtual:
-            self.virtual[key] = self._copy(node)
-        return self.virtual[key]
+        return self.virtual.get(self._key(node))
+
+    def _key(self, node: fx.Node) -> tuple[fx.Node, tuple[int, ...], int]:
+        if node not in self.stamps:
+            self.stamps[node] = self._stamps(node)
+        return node, self.stamps[node], self._home(node)
 
     def _home(self, node: fx.Node) -> int:
         """Where a virtual node may be shared. A node of the forward that the backward computes again belongs to one kernel
