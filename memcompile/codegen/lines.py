@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from memcompile.codegen.scratch import scratch_bytes
 from memcompile.codegen.trace import Buffer, Event, GraphTrace
 from memcompile.cost import is_library_call
 
@@ -95,13 +96,18 @@ class _Reader:
             self._alias(name, aliased[0])
         else:
             self.events.append(Event("alloc", name, self._describe(node)))
+        scratch = max(map(scratch_bytes, node.get_origins()), default=0)
+        if scratch:
+            self.events.append(Event("workspace", name, scratch))
         self.events.append(Event("kernel", name))
 
     def _describe(self, node: Any) -> int:
         size = buffer_bytes(node, self.graph)
         origin = node.get_origin_node() if hasattr(node, "get_origin_node") else None
         nodes = [] if origin is None else [origin]
-        nodes += sorted((n for n in node.get_origins() if n is not origin), reverse=True)  # what is computed last is what is kept
+        nodes += sorted(
+            (n for n in node.get_origins() if n is not origin), reverse=True
+        )  # what is computed last is what is kept
         if type(node).__name__ == "ComputedBuffer":  # a copy of a library kernel's input names that kernel too
             nodes = [n for n in nodes if not is_library_call(n)] or nodes
         source = next((s for s in (source_line(n) for n in nodes) if s), "")

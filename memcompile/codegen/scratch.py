@@ -1,0 +1,62 @@
+"""Memory that PyTorch's own CPU kernels take while they run, beside their results.
+
+The sizes follow from the kernels' source (``aten/src/ATen/native/cpu/FlashAttentionKernel.cpp``) and, for convolutions of
+oneDNN, from the allocations that the profiler sees. Small for large models; with many threads and long sequences it is not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from memcompile.fxutil import hint
+
+_KV_BLOCK = 512
+_FORWARD_BYTES, _BACKWARD_BYTES = 12_336, 12_992
+"""Fixed scratchpads of a oneDNN convolution, beside its weights in blocked layout."""
+
+
+def scratch_bytes(node: fx.Node) -> int:
+    """Bytes alive only while the library kernel of ``node`` runs; 0 where none are known."""
+    values = [a.meta["val"] for a in node.args if isinstance(a, fx.Node) and isinstance(a.meta.get("val"), torch.Tensor)]
+    if not values or values[0].device.type != "cpu" or not isinstance(node.target, torch._ops.OpOverload):
+        return 0
+    match node.target._schema.name.removeprefix("aten::"):
+        case "_scaled_dot_product_flash_attention_for_cpu":
+            return _attention(values[0], values[1])
+        case "_scaled_dot_product_flash_attention_for_cpu_backward":
+            gradient = values[0]
+            copied = 0 if gradient.transpose(1, 2).is_contiguous() else _bytes(gradient)
+            return copied + _attention_backward(values[1], values[2])
+        case "convolution":
+            blocked = -(-hint(values[1].shape[0]) // 16) * 16  # output channels come in blocks of 16
+            return _bytes(values[1]) // hint(values[1].shape[0]) * blocked + _FORWARD_BYTES
+        case "convolution_backward":
+            return _bytes(values[2]) + max(_bytes(values[2]), _BACKWARD_BYTES)
+    return 0
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor) -> int:
+    rows, columns, width, threads, element = _blocks(query, key)
+    reduced = 0 if query.itemsize >= element else threads * rows * columns * query.itemsize
+    return threads * (rows * columns + 2 * rows + rows * width) * element + reduced
+
+
+def _attention_backward(query: torch.Tensor, key: torch.Tensor) -> int:
+    rows, columns, _, threads, element = _blocks(query, key)
+    return threads * 2 * rows * columns * min(element, query.itemsize) + rows * element
+
+
+def _blocks(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int, int, int, int]:
+    """(rows and columns of a block of scores, width of a head, threads, bytes of an accumulated element)."""
+    length, width = hint(query.shape[2]), hint(query.shape[3])
+    rows = 256 if length >= 768 else 64 if length >= 192 else 32
+    element = 8 if query.dtype == torch.float64 else 4
+    return min(rows, length), min(_KV_BLOCK, hint(key.shape[2])), width, torch.get_num_threads(), element
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    count = tensor.itemsize
+    for length in tensor.shape:
+        count *= hint(length)
+    return count

@@ -1,0 +1,207 @@
+"""The promise, through torch.compile: the step fits in the budget, and its numbers are those of the step without one."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.steps import (
+    Run,
+    assert_promise,
+    assert_same_step,
+    recomputed,
+    relative_error,
+    run_eager,
+    run_inductor,
+    run_memcompile,
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class MLP(nn.Module):
+    """Residual layers; the loss is part of the graph."""
+
+    def __init__(self, width: int = 32, depth: int = 4) -> None:
+        super().__init__()
+        self.up = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(depth))
+        self.down = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(depth))
+
+    def forward(self, x):
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(F.gelu(up(x)))
+        return x.pow(2).mean()
+
+
+class Transformer(nn.Module):
+    """Causal attention, dropout on, embedding and head tied."""
+
+    def __init__(self, width: int = 32, depth: int = 2, tokens: int = 64) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(tokens, width)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "norm1": nn.LayerNorm(width),
+                    "qkv": nn.Linear(width, 3 * width),
+                    "out": nn.Linear(width, width),
+                    "norm2": nn.LayerNorm(width),
+                    "up": nn.Linear(width, 4 * width),
+                    "down": nn.Linear(4 * width, width),
+                }
+            )
+            for _ in range(depth)
+        )
+        self.head = nn.Linear(width, tokens, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens, targets):
+        x = F.dropout(self.embed(tokens), 0.1, self.training)
+        batch, length, width = x.shape
+        for block in self.blocks:
+            q, k, v = block["qkv"](block["norm1"](x)).view(batch, length, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, length, width)
+            x = x + F.dropout(block["out"](mixed), 0.1, self.training)
+            x = x + F.dropout(block["down"](F.gelu(block["up"](block["norm2"](x)))), 0.1, self.training)
+        return F.cross_entropy(self.head(x).flatten(0, 1), targets.flatten())
+
+
+class ConvNet(nn.Module):
+    """Convolutions with batch normalisation in training mode, and a strided skip."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else channels, channels, 3, padding=1, bias=False) for i in range(6))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(6))
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, image, label):
+        x = F.relu(self.norms[0](self.convs[0](image)))
+        for conv, norm in zip(self.convs[1:], self.norms[1:], strict=True):
+            x = x + F.relu(norm(conv(x)))
+        return F.cross_entropy(self.head(F.max_pool2d(x, 2).mean((2, 3))), label)
+
+
+def case(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(0)
+    if name == "mlp":
+        return MLP(), (torch.randn(256, 32),)
+    if name == "transformer":
+        return Transformer(), (torch.randint(64, (4, 48)), torch.randint(64, (4, 48)))
+    return ConvNet(), (torch.randn(4, 3, 48, 48), torch.randint(5, (4,)))
+
+
+@functools.cache
+def plain(name: str) -> Run:
+    return run_inductor(*case(name))
+
+
+@functools.cache
+def planned(name: str, budget: str | None) -> Run:
+    torch._dynamo.reset()
+    model, inputs = case(name)
+    if budget == "best_effort":
+        return run_memcompile(model, inputs, 1000, on_infeasible="best_effort")
+    return run_memcompile(model, inputs, budget)
+
+
+NETS = ["mlp", "transformer", "conv"]
+ROUNDING = {"mlp": 3e-6, "transformer": 3e-6, "conv": 1e-4}
+"""Batch normalisation after a convolution: sums over 9216 elements that nearly cancel."""
+BUDGETS = ["80%", "60%", "best_effort"]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", NETS)
+class TestNets:
+    def test_numbers_are_those_of_the_step_without_a_budget(self, name, budget):
+        """Dropout is on in the transformer: its masks come from the same seed."""
+        assert_same_step(planned(name, budget).step, plain(name).step, ROUNDING[name])
+
+    def test_measured_peak_keeps_the_budget_and_is_the_planned_one(self, name, budget):
+        run = planned(name, budget)
+        if budget != "best_effort":
+            assert_promise(run)
+            assert run.budget_bytes <= float(budget[:-1]) / 100 * plain(name).measured.peak_bytes * 1.01
+        else:
+            peak, target = run.measured.peak_bytes, run.planned.planned_peak_bytes
+            assert abs(peak - target) <= 0.01 * peak
+            assert peak <= planned(name, "60%").measured.peak_bytes
+            assert not run.planned.fits
+
+    def test_something_is_made_again(self, name, budget):
+        rows = recomputed(planned(name, budget).planned)
+        assert rows and all(row.source.startswith("test_backend.py:") for row in rows if row.source)
+        assert any(row.source for row in rows)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_plain_compile_equals_eager(name):
+    """Where nothing is random the reference itself is checked."""
+    assert_same_step(plain(name).step, run_eager(*case(name)), ROUNDING[name])
+
+
+def test_no_budget_is_plain_torch_compile():
+    run = planned("mlp", None)
+    assert run.measured == plain("mlp").measured
+    assert not recomputed(run.planned)
+    assert run.planned.fits
+    for name, gradient in run.step.gradients.items():
+        assert torch.equal(gradient, plain("mlp").step.gradients[name])
+
+
+def test_running_statistics_are_updated_once():
+    buffers = planned("conv", "60%").step.buffers
+    assert all(int(buffers[f"norms.{i}.num_batches_tracked"]) == 1 for i in range(6))
+
+
+class Dropped(nn.Module):
+    """PyTorch's own activation budget draws a second mask for the backward here: its gradient of w1 is wrong by its own size."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.w1, self.w2, self.v = (nn.Parameter(torch.randn(width, width) / width**0.5) for _ in range(3))
+
+    def forward(self, x):
+        return torch.sin(F.dropout(F.gelu(x @ self.w1), 0.5) @ self.w2) @ self.v
+
+
+@pytest.mark.parametrize("budget", ["90%", "best_effort"])
+def test_dropout_masks_of_the_backward_are_those_of_the_forward(budget):
+    """Against eager with the masks read off the compiled model: with these weights its output shows them."""
+    from tests.steps import SEED, compiled, train
+
+    torch.manual_seed(0)
+    model, x = Dropped(), torch.randn(1024, 64)
+    limit, options = (1000, {"on_infeasible": "best_effort"}) if budget == "best_effort" else (budget, {})
+    mine, function = compiled(model, limit, **options)
+    found = train(function, mine, [x])
+    import memcompile
+
+    assert recomputed(memcompile.report(function))
+    with torch.no_grad():
+        mine.w1.fill_(1 / 64)
+        mine.w2.copy_(torch.eye(64))
+        mine.v.copy_(torch.eye(64))
+    torch.manual_seed(SEED)
+    mask = (function(torch.ones(1024, 64)).detach() != 0).float()
+    assert 0.45 < mask.mean() < 0.55
+
+    class Masked(Dropped):
+        def forward(self, x):
+            return torch.sin((F.gelu(x @ self.w1) * mask * 2) @ self.w2) @ self.v
+
+    reference = Masked()
+    reference.load_state_dict(model.state_dict())
+    expected = train(reference, reference, [x])
+    assert_same_step(found, expected)
+    assert relative_error(found.gradients["w1"], expected.gradients["w1"]) < 3e-6
