@@ -93,7 +93,7 @@ def _drops_nothing(node: fx.Node) -> bool:
     for index, argument in enumerate(arguments):
         if argument.name == "dropout_p":
             given = node.args[index] if index < len(node.args) else node.kwargs.get("dropout_p", argument.default_value)
-            return given == 0
+            return isinstance(given, (int, float)) and given == 0
     return False
 
 

@@ -113,6 +113,7 @@ def _recording_wrapper(base: Any, accept: Accept, stop: bool, shares: Sequence[f
     from torch._inductor.virtualized import V
 
     class RecordingWrapper(base):  # type: ignore[misc]
+        lines: list[Any]
         reuse_share = 1.0
 
         @staticmethod
