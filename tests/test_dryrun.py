@@ -180,11 +180,15 @@ def test_below_the_floor() -> None:
 
 
 def test_tied_weights_count_once_and_existing_gradients_count() -> None:
+    with torch.device("meta"):
+        meta = Mlp(depth=2)
+    meta.layers[1].weight = meta.layers[0].weight
     model = Mlp(depth=2)
     free = memcompile.plan(model, batch(), options={"lower": False})
     model.layers[1].weight = model.layers[0].weight
     tied = memcompile.plan(model, batch(), options={"lower": False})
     assert free.graphs[0].entry_bytes - tied.graphs[0].entry_bytes == 16 * 16 * 4
+    assert memcompile.plan(meta, batch(), options={"lower": False}).graphs[0].entry_bytes == tied.graphs[0].entry_bytes
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     grown = memcompile.plan(model, batch(), options={"lower": False})
