@@ -248,7 +248,7 @@ def _written(op: OpFacts) -> Iterator[fx.Node]:
 
 def saved_nodes(joint: JointGraph) -> tuple[list[fx.Node], list[fx.Node]]:
     """(tensors, symbols) of the forward half that the backward half reads, in graph order."""
-    gradients = outputs_of(joint.module.graph)[joint.num_user_outputs :]
+    gradients = set(outputs_of(joint.module.graph)[joint.num_user_outputs :])
     tensors: list[fx.Node] = []
     symbols: list[fx.Node] = []
     for node in joint.module.graph.nodes:

@@ -92,11 +92,14 @@ class Search:
         return timeline.peak_bytes
 
 
-def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, seed: int = 0) -> Solution:
-    """The cheapest schedule found within ``budget_bytes``; InfeasibleError with the smallest peak found when there is none."""
+def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, seed: int = 0, effort: float = 1.0) -> Solution:
+    """The cheapest schedule found within ``budget_bytes``; InfeasibleError with the smallest peak found when there is none.
+
+    ``effort`` multiplies the seconds that are spent for a problem of this size, up to ``time_limit_s``.
+    """
     began = time.monotonic()
     index = Index.of(problem)
-    search = Search(index, Replay(problem), budget_bytes, began + effort_s(problem, time_limit_s), seed)
+    search = Search(index, Replay(problem), budget_bytes, began + effort_s(problem, time_limit_s, effort), seed)
     base = search.offer(decode(index), "base")
     if not search.closed:
         sequence = decode(index).sequence
@@ -132,9 +135,9 @@ def greedy(index: Index, cap: int, variant: Variant, repeats: int) -> Schedule |
         return None
 
 
-def effort_s(problem: Problem, time_limit_s: float) -> float:
+def effort_s(problem: Problem, time_limit_s: float, effort: float) -> float:
     """Seconds worth spending: planning time grows with the graph."""
-    return min(time_limit_s, 0.3 + 6e-3 * len(problem.ops))
+    return min(time_limit_s, effort * (0.3 + 6e-3 * len(problem.ops)))
 
 
 def _solution(search: Search, schedule: Schedule, timeline: Timeline, method: str, seconds: float) -> Solution:

@@ -94,7 +94,7 @@ def test_most_small_problems_are_solved_optimally() -> None:
 def test_gap_on_model_shapes(name: str, share: float, gap: float) -> None:
     problem = {"transformer": transformer(12), "resnet": resnet(16), "unet": unet(4), "lstm": lstm(60)}[name]
     budget = int(share * base_peak(problem))
-    solution = solve(problem, budget)
+    solution = solve(problem, budget, time_limit_s=30.0, effort=4.0)  # a busy machine must not fail the test
     check(problem, solution, budget)
     assert solution.extra_seconds - solution.lower_bound_seconds <= gap * problem.total_seconds
 
@@ -114,7 +114,7 @@ def test_recurrent_chain_saves_95_percent_for_a_third() -> None:
     index = Index.of(problem)
     inherent = floor_bound(index)
     budget = int(0.05 * (base_peak(problem) - inherent)) + inherent
-    solution = solve(problem, budget)
+    solution = solve(problem, budget, time_limit_s=30.0)
     check(problem, solution, budget)
     assert solution.extra_seconds <= 0.36 * problem.total_seconds
 
