@@ -86,12 +86,15 @@ def compiled(model: nn.Module, budget: object = None, **options: object) -> tupl
 
 def measured(function: Callable[..., object], model: nn.Module, inputs: Sequence[torch.Tensor]) -> Measurement:
     """Peak of a step; its output is held through the backward, as training loops do."""
+    inputs = own(inputs)
 
     def step() -> object:
         outputs = function(*inputs)
         loss = loss_of(outputs)
         loss.backward()
         model.zero_grad(set_to_none=True)
+        for tensor in inputs:
+            tensor.grad = None
         return outputs
 
     model.zero_grad(set_to_none=True)

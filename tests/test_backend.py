@@ -9,15 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import memcompile
 from tests.steps import (
+    SEED,
     Run,
     assert_promise,
     assert_same_step,
+    compiled,
     recomputed,
     relative_error,
     run_eager,
     run_inductor,
     run_memcompile,
+    train,
 )
 
 
@@ -178,15 +182,11 @@ class Dropped(nn.Module):
 @pytest.mark.parametrize("budget", ["90%", "best_effort"])
 def test_dropout_masks_of_the_backward_are_those_of_the_forward(budget):
     """Against eager with the masks read off the compiled model: with these weights its output shows them."""
-    from tests.steps import SEED, compiled, train
-
     torch.manual_seed(0)
     model, x = Dropped(), torch.randn(1024, 64)
     limit, options = (1000, {"on_infeasible": "best_effort"}) if budget == "best_effort" else (budget, {})
     mine, function = compiled(model, limit, **options)
     found = train(function, mine, [x])
-    import memcompile
-
     assert recomputed(memcompile.report(function))
     with torch.no_grad():
         mine.w1.fill_(1 / 64)
