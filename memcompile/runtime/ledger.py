@@ -163,7 +163,10 @@ class Ledger:
             for group in reversed(self.groups):
                 if any(id(ref()) in mine for entry in group.entries for ref in entry.tensors):
                     return group
-            return None
+            # A module that reads no parameter is known by its code; another instance's graphs are not its own.
+            code = getattr(module.forward, "__code__", None)
+            found = (g for g in reversed(self.groups) if any(e.code is code and not e.tensors for e in g.entries))
+            return next(found, None) if code is not None else None
         code = getattr(getattr(module, "_torchdynamo_orig_callable", module), "__code__", None)
         found = (g for g in reversed(self.groups) if code is not None and any(e.code is code for e in g.entries))
         return next(found, None)

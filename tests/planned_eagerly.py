@@ -1,0 +1,112 @@
+"""Shared by the tests of planned graphs: a real capture and a real plan, run by an interpreter instead of compiled kernels.
+
+Capture, joint-graph passes, partition, facts, plan, extraction and verification are those of the product. Only Inductor's
+code generation is left out, so a case takes a fraction of a second and the numbers are those of PyTorch's own kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from memcompile.codegen.partition import default_partition, extract
+from memcompile.cost import CostModel
+from memcompile.device import DeviceModel
+from memcompile.dryrun import predict_graphs
+from memcompile.facts import Facts, StepGraphs, gather_facts
+from memcompile.passes.rematerialize import JointGraph, apply
+from memcompile.pipeline import Lowered, lower_graphs
+from memcompile.solvers.problem import Schedule, Solution
+from memcompile.verify import verify
+
+DEVICE = DeviceModel("a machine that never changes", 1e10, {"float32": 1e11}, 1e9, 1e-6, 0.0)
+COSTS = CostModel(DEVICE)
+Choose = Callable[[Facts], Schedule]
+
+
+@dataclass
+class Planned:
+    """What became of one capture."""
+
+    facts: Facts
+    schedule: Schedule
+    joint: JointGraph
+    graphs: StepGraphs
+
+
+@dataclass
+class Planner:
+    """A Dynamo backend that plans every training graph by ``choose`` and interprets the result.
+
+    ``lowering``: how it is known what is materialised: the trial lowering, or its (much faster) model.
+    """
+
+    choose: Choose
+    lowering: Callable[[StepGraphs], Lowered] = predict_graphs
+    planned: list[Planned] = field(default_factory=list)
+
+    def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        import torch._functorch.config as functorch_config
+        from torch._inductor.compile_fx import compile_fx
+        from torch._inductor.custom_graph_pass import CustomPartitionerFn
+
+        planner = self
+
+        class Partitioner(CustomPartitionerFn):
+            def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
+                return planner.partition(gm, joint_inputs, **kwargs)
+
+            def uuid(self) -> None:
+                return None
+
+        settings = {"custom_partitioner_fn": Partitioner(), "fx_graph_cache": False, "fx_graph_remote_cache": False}
+        with functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True):
+            return compile_fx(gm, list(inputs), inner_compile=interpreted, config_patches=settings)
+
+    def partition(self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any) -> Any:
+        graphs = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
+        lowered = self.lowering(graphs)
+        facts = gather_facts(graphs, lowered.traces, COSTS, lowered.peak.entry_bytes)
+        schedule = self.choose(facts)
+        joint = apply(facts, schedule)
+        new = extract(joint, graphs)
+        verify(facts, Solution(schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0), joint, new)
+        self.planned.append(Planned(facts, schedule, joint, new))
+        return new.forward, new.backward
+
+
+def unplanned(facts: Facts) -> Schedule:
+    """The base order."""
+    return Schedule(tuple(range(len(facts.problem.ops))), facts.problem.boundary)
+
+
+def with_lowering(graphs: StepGraphs) -> Lowered:
+    """The trial lowering as ``Planner.lowering``."""
+    return lower_graphs(graphs)
+
+
+def interpreted(graph: fx.GraphModule, _inputs: Sequence[Any], **_kwargs: Any) -> Callable[..., Any]:
+    """Stands in for Inductor's code generation."""
+
+    def run(arguments: list[Any]) -> Any:
+        given = list(arguments)
+        arguments.clear()
+        return _Interpreter(graph).run(*given)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
+
+
+class _Interpreter(fx.Interpreter):
+    """Eager execution, and Inductor's random numbers as what they are: a function of a seed that was drawn once."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if str(target) == "prims.inductor_random.default":
+            size, seed, mode = args
+            generator = torch.Generator().manual_seed(int(seed))
+            return getattr(torch, mode)(size, generator=generator)
+        return super().call_function(target, args, kwargs)

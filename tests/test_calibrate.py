@@ -1,0 +1,112 @@
+"""What the lowered code holds above the model becomes an op's workspace: at the op, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import fx
+
+from memcompile.calibrate import base_names, calibrated
+from memcompile.codegen.trace import Buffer, Event, GraphTrace, step_peak
+from memcompile.facts import Facts, OpFacts, StepGraphs
+from memcompile.solvers.problem import Op, Problem, Schedule, Storage
+
+NAMES = ("a", "b", "c")
+
+
+def chain(backward: bool = True) -> Facts:
+    """a -> b -> c, 100 bytes each; all of them in the backward, or all in the forward."""
+    graph = fx.Graph()
+    nodes = []
+    for name in NAMES:
+        nodes.append(graph.create_node("call_function", len, (nodes[-1],) if nodes else (), name=name))
+    storages = tuple(Storage(name, 100, is_output=name == "c") for name in NAMES)
+    ops = tuple(Op(name, (i - 1,) if i else (), (i,), 1.0) for i, name in enumerate(NAMES))
+    half = "backward" if backward else "forward"
+    facts = tuple(OpFacts(half, (node,), ((node, i),), "") for i, node in enumerate(nodes))
+    graphs = StepGraphs(fx.GraphModule({}, graph), None, 1)
+    problem = Problem(storages, ops, boundary=0 if backward else 3)
+    return Facts(graphs, problem, facts, tuple(nodes), {node: i for i, node in enumerate(nodes)})
+
+
+SCHEDULE = Schedule((0, 1, 2), 0)
+
+
+def lowered(*events: tuple) -> dict:
+    """A backward that does ``events``: ("alloc", buffer, bytes, origins...), ("free", buffer), ("kernel", name)."""
+    read, buffers = [], {}
+    for kind, name, *rest in events:
+        read.append(Event(kind, name, rest[0] if rest else 0))
+        if kind == "alloc":
+            buffers[name] = Buffer(name, rest[0], tuple(rest[1:]))
+    trace = GraphTrace((), (), (), tuple(read), buffers)
+    peak = step_peak(GraphTrace((), (), (), (), {}), trace)
+    return {"traces": {"forward": GraphTrace((), (), (), (), {}), "backward": trace}, "peak": peak}
+
+
+def workspaces(facts: Facts) -> tuple[int, ...]:
+    return tuple(op.workspace_bytes for op in facts.problem.ops)
+
+
+def run(facts: Facts, budget: int, *events: tuple) -> Facts:
+    return calibrated(facts, SCHEDULE, base_names(facts), budget_bytes=budget, **lowered(*events))
+
+
+EXACT = (
+    ("alloc", "buf0", 100, "a"),
+    ("kernel", "k0"),
+    ("alloc", "buf1", 100, "b"),
+    ("kernel", "k1"),
+    ("free", "buf0"),
+    ("alloc", "buf2", 100, "c"),
+    ("kernel", "k2"),
+)
+
+
+def test_a_model_that_is_exact_stays():
+    facts = chain()
+    assert run(facts, 100, *EXACT) is facts
+
+
+def test_names_of_the_unplanned_backward():
+    assert base_names(chain()) == {("backward", name): i for i, name in enumerate(NAMES)}
+    assert base_names(chain(backward=False)) == {}
+
+
+def test_bytes_above_the_model_become_workspace_of_that_op():
+    held = [event for event in EXACT if event != ("free", "buf0")]  # a lives on: c runs beside it
+    assert workspaces(run(chain(), 100, *held)) == (0, 0, 100)
+
+
+def test_a_temporary_belongs_to_the_kernel_it_is_made_for():
+    with_copy = (*EXACT[:3], ("alloc", "copy", 40, "b"), EXACT[3], ("free", "copy"), *EXACT[4:])
+    assert workspaces(run(chain(), 100, *with_copy)) == (0, 40, 0)
+
+
+def test_far_below_the_budget_nothing_is_compared():
+    held = [event for event in EXACT if event != ("free", "buf0")]
+    facts = chain()
+    assert run(facts, 1000, *held) is facts
+
+
+def test_workspaces_add_up():
+    facts = chain()
+    ops = tuple(replace(op, workspace_bytes=7) for op in facts.problem.ops)
+    facts = replace(facts, problem=replace(facts.problem, ops=ops))
+    held = [event for event in EXACT if event != ("free", "buf0")]
+    assert workspaces(run(facts, 100, *held)) == (7, 7, 100)
+
+
+def test_what_runs_before_its_turn_says_nothing():
+    """c's buffer is filled in a's kernel, where 500 bytes more are alive: that is no property of c."""
+    early = (
+        ("alloc", "buf2", 100, "c"),
+        ("alloc", "other", 500),
+        ("alloc", "buf0", 100, "a"),
+        ("kernel", "k0"),
+        ("free", "other"),
+        ("alloc", "buf1", 100, "b"),
+        ("kernel", "k1"),
+        ("free", "buf0"),
+    )
+    assert workspaces(run(chain(), 100, *early)) == (600, 100, 0)

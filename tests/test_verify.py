@@ -1,0 +1,129 @@
+"""Planted errors: each invariant of a planned step finds its own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from memcompile import verify as checks
+from memcompile.facts import Facts
+from memcompile.solvers.decode import decode
+from memcompile.solvers.index import Index
+from memcompile.solvers.problem import Schedule, Solution
+from memcompile.verify import VerificationError, verify
+from tests.planned_eagerly import Planned, Planner
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = nn.functional.dropout(torch.tanh(layer(x)), 0.2)
+        self.seen += 1
+        return x.sum()
+
+
+def keep_nothing(facts: Facts) -> Schedule:
+    return decode(Index.of(facts.problem), {facts.problem.boundary: set()})
+
+
+@pytest.fixture
+def planned() -> Planned:
+    """A plan that makes everything again, fresh for every test: the tests damage it."""
+    torch._dynamo.reset()
+    planner = Planner(keep_nothing)
+    torch.compile(Net(), backend=planner)(torch.randn(4, 8))
+    assert planner.planned[0].joint.recomputed
+    return planner.planned[0]
+
+
+def check(planned: Planned, schedule: Schedule | None = None) -> None:
+    solution = Solution(schedule or planned.schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0)
+    verify(planned.facts, solution, planned.joint, planned.graphs)
+
+
+def test_a_right_plan_passes(planned):
+    check(planned)
+
+
+def test_a_schedule_that_reads_what_is_not_there(planned):
+    sequence = list(planned.schedule.sequence)
+    sequence.remove(planned.schedule.sequence[-2])
+    with pytest.raises(ValueError, match=r"op|execution"):
+        check(planned, Schedule(tuple(sequence), planned.schedule.split))
+
+
+def test_random_state_drawn_twice(planned):
+    graph = planned.joint.module.graph
+    seeds = next(n for n in graph.nodes if "inductor_seeds" in str(n.target))
+    with graph.inserting_before(graph.output_node()):
+        graph.node_copy(seeds, lambda node: node)
+    with pytest.raises(VerificationError, match="inductor_seeds"):
+        check(planned)
+
+
+def test_a_mutation_that_went_missing(planned):
+    graph = planned.joint.module.graph
+    copy = next(n for n in graph.nodes if str(n.target) == "aten.copy_.default")
+    copy.replace_all_uses_with(copy.args[0])
+    graph.erase_node(copy)
+    with pytest.raises(VerificationError, match="copy_"):
+        check(planned)
+
+
+@pytest.mark.parametrize("half", ["forward", "backward"])
+def test_an_output_of_another_shape(planned, half):
+    module = getattr(planned.graphs, half)
+    node = next(n for n in module.graph.output_node().args[0] if n is not None)
+    node.meta = {**node.meta, "val": torch.empty(3, 5, device="meta")}
+    with pytest.raises(VerificationError, match=r"output \d+ changed"):
+        check(planned)
+
+
+def test_gradients_in_another_order(planned):
+    output = planned.graphs.backward.graph.output_node()
+    gradients = list(output.args[0])
+    first, second = (next(i for i, g in enumerate(gradients) if g is not None and g.meta["val"].dim() == dim) for dim in (1, 2))
+    gradients[first], gradients[second] = gradients[second], gradients[first]
+    output.args = (tuple(gradients),)
+    with pytest.raises(VerificationError, match="changed"):
+        check(planned)
+
+
+def test_inputs_of_the_forward(planned):
+    placeholder = planned.graphs.forward.graph.find_nodes(op="placeholder")[0]
+    placeholder.target = "something_else"
+    with pytest.raises(VerificationError, match="inputs of the forward changed"):
+        check(planned)
+
+
+def test_a_node_without_a_fake_value(planned):
+    node = next(n for n in planned.graphs.forward.graph.nodes if n.op == "call_function")
+    del node.meta["val"]
+    with pytest.raises(VerificationError, match=f"{node.name} .*no fake value"):
+        checks.check_shapes(planned.graphs.forward)
+
+
+def test_a_broken_graph(planned):
+    """Use before definition: what FX's own lint finds arrives as its error."""
+    graph = planned.joint.module.graph
+    nodes = [n for n in graph.nodes if n.op == "call_function"]
+    used = next(n for n in nodes if any(user.op == "call_function" for user in n.users))
+    nodes[-1].append(used)
+    with pytest.raises(RuntimeError, match="used before"):
+        check(planned)
+
+
+def test_the_plan_is_what_is_verified(planned):
+    """A plan for other facts is not a plan for these."""
+    shorter = dataclasses.replace(planned.facts.problem, ops=planned.facts.problem.ops[:-1])
+    facts = dataclasses.replace(planned.facts, problem=shorter)
+    with pytest.raises(ValueError, match="there is no op"):
+        check(dataclasses.replace(planned, facts=facts))
