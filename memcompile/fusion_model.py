@@ -18,6 +18,7 @@ from operator import getitem
 import torch
 from torch import fx
 
+from memcompile.codegen.scratch import scratch_bytes
 from memcompile.codegen.trace import Buffer, Event, GraphTrace
 from memcompile.cost import has_flops, is_library_call
 from memcompile.facts import base_of
@@ -200,7 +201,9 @@ class _Emitter:
                 if node in self.lowering.outputs or last.get(node, -1) > index or kernel.loops is None:
                     self._alloc(node, reusable, free)
                     made.append(node)
-        self.events.append(Event("kernel", group[-1].root.name))
+        name, scratch = group[-1].root.name, max(scratch_bytes(kernel.root) for kernel in group)
+        self.events += [Event("workspace", name, scratch)] if scratch else []
+        self.events.append(Event("kernel", name))
         unread = [node for node in made if node not in self.lowering.outputs and last.get(node, -1) <= index]
         self.events += [Event("free", node.name) for node in (*free, *unread)]
 

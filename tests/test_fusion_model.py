@@ -75,9 +75,9 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1, bias=False) for i in range(5))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(5))
-        self.head = nn.Linear(8, 10)
+        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 24, 24, 3, padding=1, bias=False) for i in range(5))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(24) for _ in range(5))
+        self.head = nn.Linear(24, 10)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         x = F.relu(self.norms[0](self.convs[0](x)))
@@ -92,8 +92,8 @@ class Hourglass(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.low = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
-        self.lift, self.last = nn.ConvTranspose2d(16, 8, 2, stride=2), nn.Conv2d(16, 10, 3, padding=1)
+        self.first, self.low = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 32, 3, padding=1)
+        self.lift, self.last = nn.ConvTranspose2d(32, 24, 2, stride=2), nn.Conv2d(48, 10, 3, padding=1)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         skip = F.silu(self.first(x))

@@ -100,6 +100,7 @@ PLACES = (
         parameters=("joint_module", "saved_values", "saved_sym_nodes", "num_fwd_outputs"),
     ),
     Place("torch._dynamo.symbolic_convert", "InstructionTranslator", "the capture under way", members=("current_tx",)),
+    Place("torch._dynamo.utils", "get_debug_dir", "where TORCH_COMPILE_DEBUG writes"),
     Place("torch._dynamo.exc", "ShortenTraceback", "lets errors through Dynamo unwrapped"),
     Place("torch._guards", "TracingContext", "the compilation under way", members=("try_get",)),
     Place("torch._subclasses.fake_tensor", "unset_fake_temporarily", "copies graphs outside of fake tensors"),
