@@ -33,6 +33,8 @@ from memcompile.verify import verify
 log = get_logger(__name__)
 
 MAX_LOWERINGS = 5
+LEAST_S = 1.0
+"""Seconds that a further plan may take when the earlier ones have spent the time limit."""
 CLOSE_TO_FLOOR = 1.01
 """A smallest plan whose exact peak is that close to the model's cannot be made smaller by knowing the code better."""
 CLOSE_ENOUGH = 0.97
@@ -173,7 +175,8 @@ def fit(
     target = budget_bytes
     for _ in range(MAX_LOWERINGS):
         outcome.facts = facts
-        attempt, at_floor = _attempt(outcome, facts, target, time_limit_s, lowering)
+        left_s = max(LEAST_S, time_limit_s - outcome.plan_seconds)
+        attempt, at_floor = _attempt(outcome, facts, target, left_s, lowering)
         exact = attempt.lowered.peak.peak_bytes
         log.info("target %d: model %d, exact %d of %d", target, attempt.solution.peak_bytes, exact, budget_bytes)
         if _better(attempt, outcome.chosen, budget_bytes):

@@ -39,13 +39,13 @@ class ChainModel:
     fixed_bytes: int
 
 
-def model_chain(index: Index, chain: Chain, seed: int) -> ChainModel:
-    """Solve each distinct block once."""
+def model_chain(index: Index, chain: Chain, seed: int, deadline: float) -> ChainModel:
+    """Solve each distinct block once; blocks reached after ``deadline`` (of ``time.monotonic``) get few options."""
     parts = tuple(extract(index, block) for block in chain.blocks)
     solved: dict[object, tuple[Option, ...]] = {}
     for part in parts:
         if part.signature not in solved:
-            solved[part.signature] = block_options(part, seed)
+            solved[part.signature] = block_options(part, seed, deadline)
     seconds = tuple(sum(index.seconds[p] for p in range(b.first, b.last) if not index.deferrable[p]) for b in chain.blocks)
     return ChainModel(
         chain=chain,

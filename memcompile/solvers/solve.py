@@ -19,6 +19,7 @@ from memcompile.solvers.polish import polish
 from memcompile.solvers.problem import InfeasibleError, Problem, Schedule, Solution, Status
 from memcompile.solvers.simulate import Ints, Replay, Timeline
 
+LEAST_S = 2.0  # for the options of a chain's blocks, even when the time is spent: a plan must be found
 TOLERANCE = 1e-4  # of the base time: a plan this close to its bound is optimal
 GOOD_GAP = 5e-4  # of the base time: a plan this close to its bound ends the search
 FAIR_GAP = 2e-3  # of the base time: a plan this close to its bound is not worth the chain
@@ -197,7 +198,7 @@ def _chain(search: Search, _: int) -> None:
         chain = find_chain(search.index, blocks)
         if chain is not None and len(chain.blocks) not in seen:
             seen.add(len(chain.blocks))
-            model = model_chain(search.index, chain, search.seed)
+            model = model_chain(search.index, chain, search.seed, time.monotonic() + max(search.left, LEAST_S))
             plans = chain_search(search.index, search.replay, model, search.budget)
             for schedule in sorted(plans, key=lambda s: search.replay.extra_seconds(s))[:3]:
                 search.offer(schedule, "chain")
@@ -318,7 +319,7 @@ def _lowest_by_chain(search: Search, lower: int) -> None:
         chain = find_chain(search.index, blocks) if search.left > 0 else None
         if chain is None:
             continue
-        model = model_chain(search.index, chain, search.seed)
+        model = model_chain(search.index, chain, search.seed, time.monotonic() + max(search.left, LEAST_S))
         for _ in range(3):
             before = search.lowest_peak
             for schedule in chain_floor(search.index, model, before):
