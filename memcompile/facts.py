@@ -147,7 +147,7 @@ class _Builder:
         written = [*made, *(node for node in outputs_of(graph) if isinstance(node, fx.Node))]
         roots = {_producer(base_of(node)) for node in written}
         roots |= {n for n in graph.nodes if n.op == "call_function" and self._runs_alone(n, made, roots)}
-        return _Half(half, graph, {n for n in roots if n.op == "call_function"}, _mutated_inputs(graph), made)
+        return _Half(half, graph, {n for n in roots if n.op == "call_function"}, mutated_inputs(graph), made)
 
     def _runs_alone(self, node: fx.Node, made: dict[fx.Node, _Made], roots: set[fx.Node]) -> bool:
         """Library kernels and ops with effects run by themselves, unless Inductor merged them into an output (mm + add)."""
@@ -351,7 +351,7 @@ def _results(node: fx.Node) -> list[fx.Node]:
     return [user for user in node.users if user.target is getitem and tensors_of(user)]
 
 
-def _mutated_inputs(graph: fx.Graph) -> set[fx.Node]:
+def mutated_inputs(graph: fx.Graph) -> set[fx.Node]:
     """Placeholders that a node of the graph writes to: what reads them must not run again later."""
     mutated: set[fx.Node] = set()
     for node in graph.nodes:

@@ -89,7 +89,7 @@ class Views(Chain):
 
 
 class Counting(Chain):
-    """Reads a buffer, writes it, reads it again; and writes to an input."""
+    """Reads a buffer, writes it, reads it again; and writes to an input. Plain Inductor's gradients are wrong here."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,11 +97,11 @@ class Counting(Chain):
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def forward(self, x, scratch):
-        x = torch.tanh(self.run(self.first, x) * self.seen.clone())
-        self.seen.add_(x.detach().sum(0))
+        x = torch.tanh(self.run(self.first, x) + self.seen)
+        self.seen.add_(x.detach().mean(0))
         self.steps += 1
         scratch.mul_(2).add_(x.detach())
-        return self.run(self.last, torch.tanh(x * self.seen.clone())).pow(2).mean()
+        return self.run(self.last, torch.tanh(x + self.seen)).pow(2).mean()
 
 
 class Several(Chain):
@@ -173,7 +173,7 @@ def test_step_is_unchanged(name):
     build, inputs = CASES[name]
     model = build()
     run = run_memcompile(model, inputs, 1, on_infeasible="best_effort")
-    assert_same_step(run.step, run_eager(model, inputs))
+    assert_same_step(run.step, run_eager(model, inputs), tolerance=1e-5)
     assert recomputed(run.planned)
     peak, planned = run.measured.peak_bytes, run.planned.planned_peak_bytes
     # The gradient of a strided view is counted with its gaps, although the engine hands over a dense one: too much, never too little.

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
-from memcompile.facts import StepGraphs
+from memcompile.facts import StepGraphs, base_of, mutated_inputs
+from memcompile.fxutil import outputs_of
 from memcompile.passes.rematerialize import JointGraph, saved_nodes
 
 
@@ -20,7 +22,31 @@ def default_partition(gm: fx.GraphModule, joint_inputs: Sequence[object], num_us
     kwargs.pop("compiler", None)
     with config.patch(activation_memory_budget=1.0):
         forward, backward = min_cut_rematerialization_partition(gm, joint_inputs, num_fwd_outputs=num_user_outputs, **kwargs)
+    _save_before_overwriting(forward, backward, num_user_outputs)
     return StepGraphs(forward, backward, num_user_outputs)
+
+
+def _save_before_overwriting(forward: fx.GraphModule, backward: fx.GraphModule, num_user_outputs: int) -> None:
+    """Save a copy of each input that the forward overwrites (a buffer) and the backward reads.
+
+    PyTorch's partition saves the input itself: by the time of the backward it has its new value, and gradients are wrong.
+    """
+    output = forward.graph.output_node()
+    outputs = list(outputs_of(forward.graph))
+    overwritten = mutated_inputs(forward.graph)
+    inputs = {node.name: node for node in backward.graph.find_nodes(op="placeholder")}
+    after_inputs = next(node for node in forward.graph.nodes if node.op != "placeholder")
+    for index, node in enumerate(outputs[num_user_outputs:], num_user_outputs):
+        if not isinstance(node, fx.Node) or base_of(node) not in overwritten or base_of(node).op != "placeholder":
+            continue
+        with forward.graph.inserting_before(after_inputs if node.op == "placeholder" else node.next):
+            outputs[index] = copy = forward.graph.call_function(torch.ops.aten.clone.default, (node,))
+        copy.meta = {**node.meta, "val": node.meta["val"].clone()}
+        inputs[node.name]._rename(copy.name)
+        inputs[node.name].target = copy.name
+    output.args = (tuple(outputs),)
+    forward.recompile()
+    backward.recompile()
 
 
 def extract(joint: JointGraph, before: StepGraphs) -> StepGraphs:
