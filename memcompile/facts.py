@@ -345,7 +345,11 @@ def base_of(node: fx.Node) -> fx.Node:
 
 
 def _results(node: fx.Node) -> list[fx.Node]:
-    """The tensors that a node makes: itself, or its ``getitem`` nodes."""
+    """The tensors that a node makes: itself, or its ``getitem`` nodes. What it writes in place (a buffer) it does not make."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        returns = [r.alias_info for r in node.target._schema.returns]
+        if returns and all(info is not None and info.is_write for info in returns):
+            return []
     if isinstance(node.meta.get("val"), torch.Tensor):
         return [node]
     return [user for user in node.users if user.target is getitem and tensors_of(user)]

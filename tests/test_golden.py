@@ -93,6 +93,21 @@ def decisions_of(plan: Planned) -> str:
     return "\n".join(rows)
 
 
+class Counter(nn.Module):
+    """Writes a buffer and an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, x, scratch):
+        y = torch.tanh(x * self.weight)
+        self.seen += y.detach().mean(0)
+        scratch.copy_(y.detach())
+        return y.sum()
+
+
 class TestGolden(TestCase):
     maxDiff = None
 
@@ -115,6 +130,24 @@ backward sum_1: mul_8 -> sum_1[32] (output)
 backward mul_15: addmm mm -> mul_15[2048] (in place)
 backward mm_2: mul_15 -> mm_2[1024] (output)
 backward sum_2: mul_15 -> sum_2[128] (output)""",
+        )
+
+    def test_facts_of_written_inputs(self):
+        """They are written once, and take no memory of their own."""
+        torch._dynamo.reset()
+        planner = Planner(unplanned)
+        torch.compile(Counter(), backend=planner)(torch.randn(16, 8), torch.zeros(16, 8))
+        self.assertExpectedInline(
+            facts_of(planner.planned[0].facts),
+            """\
+inputs 1088 bytes, 5 forward ops
+forward  tanh: - -> tanh[512]
+forward  copy__1: tanh -> - (once)
+forward  sum_1: tanh -> sum_1[4] (output)
+forward  add: tanh -> add[32] (once)
+forward  copy_: add -> - (once)
+backward tangents: - -> tangents_1[4] (once, output)
+backward sum_2: tangents_1 -> sum_2[32] (output)""",
         )
 
     def test_decisions(self):
