@@ -13,6 +13,7 @@ from typing import Any
 from memcompile.codegen.scratch import scratch_bytes
 from memcompile.codegen.trace import Buffer, Event, GraphTrace
 from memcompile.cost import is_library_call
+from memcompile.fxutil import source_of
 
 CUDA_BLOCK_BYTES = 512
 
@@ -110,7 +111,7 @@ class _Reader:
         )  # what is computed last is what is kept
         if type(node).__name__ == "ComputedBuffer":  # a copy of a library kernel's input names that kernel too
             nodes = [n for n in nodes if not is_library_call(n)] or nodes
-        source = next((s for s in (source_line(n) for n in nodes) if s), "")
+        source = next(filter(None, map(source_of, nodes)), "")
         reads = tuple(n.name for n in nodes[0].all_input_nodes) if nodes else ()
         self.buffers[node.get_name()] = Buffer(node.get_name(), size, tuple(n.name for n in nodes), source, reads)
         return size
@@ -152,13 +153,3 @@ def buffer_bytes(node: Any, graph: Any) -> int:
     if layout.device.type == "cuda":
         size = -(-size // CUDA_BLOCK_BYTES) * CUDA_BLOCK_BYTES
     return size
-
-
-def source_line(node: Any) -> str:
-    """ "file.py:12" of the user's code that made an FX node, "" when it is not known."""
-    trace = node.meta.get("stack_trace") or ""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', trace)
-    if not frames:
-        return ""
-    path, line = frames[-1]
-    return f"{path.rsplit('/', 1)[-1]}:{line}"
