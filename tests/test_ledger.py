@@ -79,6 +79,14 @@ class TestHolds:
         gc.collect()
         assert ledger.chain() == ()
 
+    def test_a_step_that_only_a_cycle_keeps_is_not_counted(self):
+        """A traceback holds the frames of a step that failed, and they hold its outputs."""
+        ledger, lost = Ledger(), []
+        lost += [lost, output()]
+        ledger.hold(entry(), [lost[1]])
+        del lost
+        assert ledger.outside_bytes([]) == 0
+
     def test_a_graph_that_runs_twice_is_one_link_of_the_chain(self):
         ledger, graph, outs = Ledger(), entry(), [output(), output()]
         for out in outs:

@@ -7,6 +7,7 @@ or its autograd node has died.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -88,6 +89,8 @@ class Ledger:
     def outside_bytes(self, tensors: Sequence[torch.Tensor]) -> int:
         """Bytes that are alive beside the inputs of a graph compiled now: what earlier graphs of the step read and hold, and
         the gradients that its own inputs already have."""
+        if self.live:
+            gc.collect()  # a step that failed is often held by nothing but its own traceback
         own = storages(tensors)
         chain = self.chain()
         entry: dict[int, int] = {}
