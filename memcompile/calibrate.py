@@ -8,12 +8,15 @@ operation's workspace: the next plan knows it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.facts import Facts
 from memcompile.solvers.problem import Schedule
-from memcompile.solvers.simulate import simulate
+from memcompile.solvers.simulate import Ints, Replay, simulate
 
 Names = Mapping[tuple[str, str], int]
 """(half, FX node name) -> position in a schedule."""
@@ -53,6 +56,38 @@ def calibrated(
         near = budget_bytes if facts.problem.ops[op].recomputable and op < facts.problem.boundary else NEAR * budget_bytes
         if missing > 0 and exact_bytes > near:
             extra[op] = max(extra.get(op, 0), missing)
+    return _with_workspaces(facts, extra)
+
+
+def fused(facts: Facts, schedule: Schedule, budget_bytes: int) -> Facts:
+    """Facts whose forward ops carry what the kernel that they run in holds beside them, where that breaks the budget.
+
+    Ops of one lowered kernel that a schedule runs in a row will be fused again: all that they read and write is alive together.
+    """
+    replay = Replay(facts.problem)
+    live = replay.run(schedule).live_bytes
+    runs = _runs([(op.half, op.kernel) for op in facts.ops], schedule)
+    held = replay.held(schedule, runs[:, 0], runs[:, 1])
+    extra: dict[int, int] = {}
+    for (first, last), held_bytes in zip(runs.tolist(), held.tolist(), strict=True):
+        for position in range(first, last + 1):
+            if held_bytes > max(budget_bytes, int(live[position])):
+                op = schedule.sequence[position]
+                extra[op] = max(extra.get(op, 0), held_bytes - int(live[position]))
+    return _with_workspaces(facts, extra)
+
+
+def _runs(kernels: Sequence[tuple[str, int | None]], schedule: Schedule) -> Ints:
+    """First and last position of the executions in a row that belong to one kernel; single ones are left out."""
+    runs: list[tuple[int, int]] = []
+    for kernel, group in itertools.groupby(range(len(schedule.sequence)), key=lambda i: kernels[schedule.sequence[i]]):
+        positions = list(group)
+        if kernel[1] is not None and len(positions) > 1:
+            runs.append((positions[0], positions[-1]))
+    return np.array(runs, dtype=np.int64).reshape(-1, 2)
+
+
+def _with_workspaces(facts: Facts, extra: Mapping[int, int]) -> Facts:
     if not extra:
         return facts
     ops = tuple(

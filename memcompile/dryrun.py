@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import itertools
 import types
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,16 +25,16 @@ from torch._subclasses.fake_tensor import (
 from torch.utils import _pytree
 
 from memcompile import explain
-from memcompile.codegen.dry import compile_dry
+from memcompile.codegen.dry import fake_code
+from memcompile.codegen.inductor import compile_graph
 from memcompile.codegen.seams import require_seams
-from memcompile.codegen.trace import step_peak
 from memcompile.errors import DryRunError, MemcompileError
 from memcompile.facts import StepGraphs
 from memcompile.fusion_model import predict
 from memcompile.options import Options
-from memcompile.pipeline import Lowered, lower_graphs
+from memcompile.pipeline import KeepsBudget, Lowered, lower_graphs
 from memcompile.report.data import GraphReport, Report
-from memcompile.runtime.ledger import GraphEntry, Group, Ledger, report_of
+from memcompile.runtime.ledger import Group, Ledger, report_of
 from memcompile.session import Session
 from memcompile.support import check_devices, check_torch
 from memcompile.surface import surface
@@ -95,17 +94,15 @@ class DrySession(Session):
 
     def plan(self) -> Callable[..., Any]:
         """Enter the graph's plan into the ledger; returns a callable that makes fake outputs."""
-        function = compile_dry(self.gm, self.inputs, self._partition, self._rewrite_inference, self.options.inductor)
+        function = compile_graph(
+            self.gm, self.inputs, self._partition, fake_code(self._rewrite_inference), self.options.inductor
+        )
         peak = self.keeps.peak() if self.final is None else self.final.peak
-        report = self._completed(explain.graph_report(self, peak))
-        if self.options.dump is not None:
-            explain.save(report, self.options.dump)
-        entry = GraphEntry(self._profile(peak), report, tuple(weakref.ref(t) for t in self._owned()), self.capture.code)
-        self.ledger.add(entry)
+        entry = self._enter(self._completed(explain.graph_report(self, peak)), peak, (self.options.dump,))
 
         def call(*args: Any) -> Any:
             outputs = function(*args)
-            if report.kind == "train":
+            if entry.report.kind == "train":
                 self.ledger.hold(entry, outputs)
             return outputs
 
@@ -147,11 +144,12 @@ class DrySession(Session):
 
 def predict_graphs(graphs: StepGraphs, budget_bytes: int | None = None) -> Lowered:  # noqa: ARG001 - a pipeline.Lowering
     """What ``pipeline.lower_graphs`` would return, by the fusion model."""
-    halves = [graphs.forward] if graphs.backward is None else [graphs.forward, graphs.backward]
-    traces = tuple(predict(half.graph) for half in halves)
-    symbols = len(graphs.saved_nodes()) - graphs.num_saved_tensors()
-    peak = step_peak(*traces, num_user_outputs=graphs.num_user_outputs, num_symbols=symbols)
-    return Lowered(graphs, traces, peak, peak)
+    keeps = KeepsBudget(graphs, None)
+    for kind, half in zip(_kinds(graphs), (graphs.forward, graphs.backward), strict=False):
+        assert half is not None
+        keeps(predict(half.graph), kind)
+    peak = keeps.peak()
+    return Lowered(graphs, tuple(keeps.traces.values()), peak, peak)
 
 
 def _kinds(graphs: StepGraphs) -> tuple[str, ...]:

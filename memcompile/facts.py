@@ -29,17 +29,29 @@ Half = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """What lowering must keep of a plan, as names of FX nodes: ``recomputed`` ones run at their planned time, ``stored`` ones
+    are storages of the plan and get a buffer where they are made."""
+
+    recomputed: frozenset[str] = frozenset()
+    stored: frozenset[str] = frozenset()
+
+
+UNPLANNED = Planned()
+
+
+@dataclass(frozen=True, slots=True)
 class StepGraphs:
     """Forward and backward as partitioned; ``backward`` is None for an inference graph.
 
-    ``num_user_outputs``: leading outputs of the forward that the user receives; saved tensors follow. ``recomputed``: names of
-    the nodes that a plan inserted. ``tangents_held``: the gradients that the backward receives are alive until it ends.
+    ``num_user_outputs``: leading outputs of the forward that the user receives; saved tensors follow. ``planned``: what
+    lowering keeps of a plan. ``tangents_held``: the gradients that the backward receives are alive until it ends.
     """
 
     forward: fx.GraphModule
     backward: fx.GraphModule | None
     num_user_outputs: int
-    recomputed: frozenset[str] = frozenset()
+    planned: Planned = UNPLANNED
     tangents_held: bool = True
 
     def saved_nodes(self) -> list[fx.Node]:
@@ -59,12 +71,16 @@ class StepGraphs:
 
 @dataclass(frozen=True, slots=True)
 class OpFacts:
-    """``roots`` run in one kernel; ``storages``: the (node, storage index) pairs that they materialise."""
+    """``roots`` run in one kernel; ``storages``: the (node, storage index) pairs that they materialise.
+
+    ``kernel``: which kernel of the lowered half, None where that is unknown. Forward roots of one kernel are ops of their own.
+    """
 
     half: Half
     roots: tuple[fx.Node, ...]
     storages: tuple[tuple[fx.Node, int], ...]
     source: str
+    kernel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +199,9 @@ class _Builder:
                 part.leaves[result] = frozenset(index for target, index in writes if target is result)
             for root in inner:
                 part.leaves.setdefault(root, frozenset(index for target, index in writes if _producer(target) is root))
-            reuses = any(part.made[root].reuses for root in roots if root in part.made)
-            self._add_op(roots[0].name, part.half, roots, cluster, writes, inplace=reuses)
+            made = [part.made[root] for root in roots if root in part.made]
+            kernel = made[0].kernel if made else None
+            self._add_op(roots[0].name, part.half, roots, cluster, writes, any(m.reuses for m in made), kernel)
 
     def _cluster(self, part: _Half, roots: tuple[fx.Node, ...]) -> _Cluster:
         """What a kernel reads and computes: its roots and the virtual nodes between its inputs and them."""
@@ -221,6 +238,7 @@ class _Builder:
         cluster: _Cluster,
         writes: list[tuple[fx.Node, int]],
         inplace: bool = False,
+        kernel: int | None = None,
     ) -> None:
         indices = tuple(index for _, index in writes)
         source = next(filter(None, map(source_of, roots)), "")
@@ -233,7 +251,7 @@ class _Builder:
             self.refused[name] = (name, source, "random state, mutation or side effect: runs once")
         reads = tuple(sorted(cluster.leaves))
         self.ops.append(Op(name, reads, indices, seconds, workspace, recomputable=cluster.pure, inplace=inplace))
-        self.op_facts.append(OpFacts(half, roots, tuple(writes), source))
+        self.op_facts.append(OpFacts(half, roots, tuple(writes), source, kernel))
 
 
 def _made_at(trace: GraphTrace, graph: fx.Graph) -> dict[fx.Node, _Made]:
@@ -247,9 +265,10 @@ def _made_at(trace: GraphTrace, graph: fx.Graph) -> dict[fx.Node, _Made]:
             kernel += 1
         elif event.kind in ("alloc", "alias") and buffer is not None:
             node = _materialised(buffer, nodes)
-            if node is not None and _producer(node) not in made:
+            producer = None if node is None else _producer(base_of(node))
+            if producer is not None and producer not in made:
                 replaces = buffer.origins[0] not in nodes
-                made[_producer(node)] = _Made(position, kernel, event.kind == "alias", replaces)
+                made[producer] = _Made(position, kernel, event.kind == "alias", replaces)
     return made
 
 

@@ -5,6 +5,8 @@
     fits? then nothing is changed
     else gather facts                          facts.py, cost.py
     plan within a target                       passes/rematerialize.py, solvers/
+    what will be one kernel? if it breaks the
+    target, plan again                         calibrate.py
     write the plan down as a joint graph       passes/rematerialize.py
     verify it                                  verify.py
     lower again, count again; above the budget: tighten the target and plan again
@@ -19,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from memcompile.calibrate import base_names, calibrated
+from memcompile.calibrate import base_names, calibrated, fused
 from memcompile.codegen.inductor import REUSE_SHARES, lower, lower_step
 from memcompile.codegen.partition import extract
 from memcompile.codegen.trace import GraphTrace, StepPeak, step_peak
@@ -60,17 +62,21 @@ class Lowered:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One plan: what the planner was asked for, what it answered, and what the lowered code really takes."""
+    """One plan: what the planner knew, what it answered, and what the lowered code really takes.
+
+    ``at_floor``: no plan within ``target_bytes`` was found, this is the smallest.
+    """
 
     target_bytes: int
+    facts: Facts
     solution: Solution
+    at_floor: bool
     joint: rematerialize.JointGraph
     lowered: Lowered
-    base_seconds: float
 
     def is_cheap(self) -> bool:
         """Whether a looser plan could gain next to nothing."""
-        return self.solution.extra_seconds <= 0.002 * self.base_seconds
+        return self.solution.extra_seconds <= 0.01 * self.facts.problem.total_seconds
 
 
 @dataclass(slots=True)
@@ -110,9 +116,9 @@ def lower_graphs(graphs: StepGraphs, budget_bytes: int | None = None) -> Lowered
     keeps = KeepsBudget(graphs, budget_bytes or 0)
     shares = REUSE_SHARES if budget_bytes else (1.0, 0.0)
     if graphs.backward is None:
-        lower(graphs.forward, kind="inference", recomputed=graphs.recomputed, accept=keeps, shares=shares)
+        lower(graphs.forward, kind="inference", plan=graphs.planned, accept=keeps, shares=shares)
     else:
-        lower_step(graphs.forward, graphs.backward, graphs.num_user_outputs, graphs.recomputed, keeps, shares)
+        lower_step(graphs.forward, graphs.backward, graphs.num_user_outputs, graphs.planned, keeps, shares)
     tight = keeps.peak()
     return Lowered(graphs, tuple(keeps.traces.values()), tight if budget_bytes else keeps.peak(keeps.first), tight)
 
@@ -174,32 +180,32 @@ def fit(
     outcome.plan_seconds += time.perf_counter() - start
     target = budget_bytes
     for _ in range(MAX_LOWERINGS):
-        outcome.facts = facts
         left_s = max(LEAST_S, time_limit_s - outcome.plan_seconds)
-        attempt, at_floor = _attempt(outcome, facts, target, left_s, lowering)
+        attempt = _attempt(outcome, facts, target, left_s, lowering)
         exact = attempt.lowered.peak.peak_bytes
         log.info("target %d: model %d, exact %d of %d", target, attempt.solution.peak_bytes, exact, budget_bytes)
         if _better(attempt, outcome.chosen, budget_bytes):
             outcome.chosen = attempt
         if exact <= budget_bytes:
-            if len(outcome.attempts) > 2 or exact >= CLOSE_ENOUGH * budget_bytes or attempt.is_cheap():
+            if len(outcome.attempts) > 1 or exact >= CLOSE_ENOUGH * budget_bytes or attempt.is_cheap():
                 break
             target = target + (budget_bytes - exact)
             continue
-        outcome.floor_bytes = min(a.lowered.peak.peak_bytes for a in outcome.attempts) if at_floor else None
-        if at_floor and exact <= CLOSE_TO_FLOOR * attempt.solution.peak_bytes:
+        if outcome.fits:
             break
-        known = calibrated(
-            facts,
+        outcome.floor_bytes = min(a.lowered.peak.peak_bytes for a in outcome.attempts) if attempt.at_floor else None
+        if attempt.at_floor and exact <= CLOSE_TO_FLOOR * attempt.solution.peak_bytes:
+            break
+        facts = calibrated(
+            attempt.facts,
             attempt.solution.schedule,
             attempt.joint.positions,
             attempt.lowered.by_half(),
             attempt.lowered.peak,
             budget_bytes,
         )
-        if known is facts:
+        if facts is attempt.facts:
             target -= exact - budget_bytes
-        facts = known
     if not outcome.fits and outcome.final.peak.peak_bytes >= base.peak.peak_bytes:
         outcome.chosen = None
     if outcome.floor_bytes is not None:
@@ -208,14 +214,12 @@ def fit(
     return outcome
 
 
-def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, lowering: Lowering) -> tuple[Attempt, bool]:
+def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, lowering: Lowering) -> Attempt:
     start = time.perf_counter()
-    at_floor = False
-    try:
-        solution = rematerialize.plan(facts, target, time_limit_s)
-    except InfeasibleError as infeasible:
-        solution, at_floor = infeasible.floor, True
-        outcome.lower_bound_bytes = infeasible.lower_bound_bytes
+    solution, at_floor = _planned(outcome, facts, target, time_limit_s)
+    if (known := fused(facts, solution.schedule, max(target, solution.peak_bytes))) is not facts:
+        facts, left_s = known, time_limit_s - (time.perf_counter() - start)
+        solution, at_floor = _planned(outcome, facts, target, max(LEAST_S, left_s))
     joint = rematerialize.apply(facts, solution.schedule)
     planned = time.perf_counter()
     graphs = extract(joint, facts.graphs)
@@ -223,9 +227,19 @@ def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, l
     lowered = lowering(graphs, outcome.budget_bytes)
     outcome.plan_seconds += planned - start
     outcome.lower_seconds += time.perf_counter() - planned
-    attempt = Attempt(target, solution, joint, lowered, facts.problem.total_seconds)
+    attempt = Attempt(target, facts, solution, at_floor, joint, lowered)
     outcome.attempts.append(attempt)
-    return attempt, at_floor
+    return attempt
+
+
+def _planned(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -> tuple[Solution, bool]:
+    """A plan within ``target``; the smallest one, and True, where there is none."""
+    outcome.facts = facts
+    try:
+        return rematerialize.plan(facts, target, time_limit_s), False
+    except InfeasibleError as infeasible:
+        outcome.lower_bound_bytes = infeasible.lower_bound_bytes
+        return infeasible.floor, True
 
 
 def _better(new: Attempt, old: Attempt | None, budget_bytes: int) -> bool:

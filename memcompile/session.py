@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,18 +14,19 @@ from torch import fx
 
 from memcompile import explain
 from memcompile.codegen.dynamo import capture_info, debug_folder
-from memcompile.codegen.inductor import compile_graph
+from memcompile.codegen.inductor import compile_graph, real_code
 from memcompile.codegen.partition import default_partition
 from memcompile.codegen.repro import repro_script
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.cost import CostModel
 from memcompile.device import device_model, free_bytes
 from memcompile.errors import BudgetInfeasibleError, MemcompileError, PassError
-from memcompile.facts import StepGraphs
+from memcompile.facts import UNPLANNED, Planned, StepGraphs
 from memcompile.fxutil import outputs_of
 from memcompile.logs import get_logger
 from memcompile.options import Options
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
+from memcompile.report.data import GraphReport
 from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, gradient_bytes, storages
 from memcompile.surface import surface
 
@@ -68,24 +70,20 @@ class Session:
     def compile(self) -> CompiledGraph:
         """Lower the graph within its budget. Raises ``BudgetInfeasibleError`` and ``PassError``."""
         original = copy.deepcopy(self.gm)
-        function = compile_graph(
-            self.gm,
-            self.inputs,
-            partition=self._partition,
-            rewrite_inference=self._rewrite_inference,
-            recomputed=lambda: self.graphs.recomputed if self.graphs is not None else frozenset(),
-            accept=self._accept,
-            on_code=self._on_code,
-            patches=self.options.inductor,
-        )
+        code = real_code(self._rewrite_inference, self._planned, self._accept, self._on_code)
+        function = compile_graph(self.gm, self.inputs, self._partition, code, self.options.inductor)
         peak = self.keeps.peak()
-        report = explain.graph_report(self, peak)
-        for folder in (self.options.dump, debug_folder()):
+        entry = self._enter(explain.graph_report(self, peak), peak, (self.options.dump, debug_folder()))
+        return CompiledGraph(function, entry, self, original)
+
+    def _enter(self, report: GraphReport, peak: StepPeak, folders: Iterable[Path | None]) -> GraphEntry:
+        """Save the report, and enter the graph into the ledger."""
+        for folder in folders:
             if folder is not None:
                 explain.save(report, folder)
         entry = GraphEntry(self._profile(peak), report, tuple(weakref.ref(t) for t in self._owned()), self.capture.code)
         self.ledger.add(entry)
-        return CompiledGraph(function, entry, self, original)
+        return entry
 
     def _partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
@@ -144,6 +142,9 @@ class Session:
         return BudgetInfeasibleError(
             total, floor, outcome.lower_bound_bytes + beside, explain.contributors(outcome), explain.next_lever(outcome)
         )
+
+    def _planned(self) -> Planned:
+        return self.graphs.planned if self.graphs is not None else UNPLANNED
 
     def _accept(self, trace: GraphTrace, kind: str) -> bool:
         """Whether the real lowering may hold dead buffers for later ones to the extent that made this trace."""

@@ -205,3 +205,31 @@ def test_dropout_masks_of_the_backward_are_those_of_the_forward(budget):
     expected = train(reference, reference, [x])
     assert_same_step(found, expected)
     assert relative_error(found.gradients["w1"], expected.gradients["w1"]) < 3e-6
+
+
+class Skipping(nn.Module):
+    """Everything that Inductor would do at another time than planned: a concatenation, pooling indices, masks of dropout."""
+
+    def __init__(self, channels: int = 16) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.down = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, channels, 3, padding=1)
+        self.leave = nn.Conv2d(2 * channels, channels, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(3))
+
+    def forward(self, image):
+        high = F.relu(self.norms[0](self.enter(image)))
+        low = F.dropout(F.relu(self.norms[1](self.down(F.max_pool2d(high, 2)))), 0.2)
+        joined = torch.cat([high, F.interpolate(low, scale_factor=2)], dim=1)
+        return torch.tanh(self.norms[2](self.leave(joined))).pow(2).mean()
+
+
+@pytest.mark.parametrize("budget", ["85%", "75%", "65%"])
+def test_lowering_does_what_was_planned(budget):
+    """The model of the planner is exact: one plan, one lowering."""
+    run = run_memcompile(Skipping(), (torch.randn(8, 3, 32, 32),), budget)
+    plan = run.planned.graphs[0].plan
+    assert len(plan["targets"]) == 1
+    assert plan["exact_peak_bytes"] == plan["model_peak_bytes"]
+    assert recomputed(run.planned)
+    assert_promise(run)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from memcompile.calibrate import base_names, calibrated
+from memcompile.calibrate import base_names, calibrated, fused
 from memcompile.codegen.trace import Buffer, Event, GraphTrace, step_peak
 from memcompile.facts import Facts, OpFacts, StepGraphs
 from memcompile.solvers.problem import Op, Problem, Schedule, Storage
@@ -110,3 +110,27 @@ def test_what_runs_before_its_turn_says_nothing():
         ("free", "buf0"),
     )
     assert workspaces(run(chain(), 100, *early)) == (600, 100, 0)
+
+
+def one_kernel(facts: Facts, *ops: int) -> Facts:
+    return replace(facts, ops=tuple(replace(op, kernel=0 if i in ops else i + 1) for i, op in enumerate(facts.ops)))
+
+
+def test_what_one_kernel_reads_and_writes_is_alive_together():
+    """a and b in one kernel: a's buffer is still there, and b's already."""
+    facts = one_kernel(chain(backward=False), 0, 1)
+    assert workspaces(fused(facts, replace(SCHEDULE, split=3), 150)) == (100, 0, 0)
+    assert workspaces(fused(one_kernel(facts, 0, 1, 2), replace(SCHEDULE, split=3), 150)) == (200, 100, 100)
+
+
+def test_kernels_within_the_budget_stay():
+    facts = one_kernel(chain(backward=False), 0, 1)
+    assert fused(facts, replace(SCHEDULE, split=3), 200) is facts
+
+
+def test_ops_apart_are_no_kernel():
+    """Another kernel runs between them; and of the backward of another step nothing is known."""
+    facts = one_kernel(chain(backward=False), 0, 2)
+    assert fused(facts, replace(SCHEDULE, split=3), 150) is facts
+    unknown = replace(facts, ops=tuple(replace(op, kernel=None) for op in facts.ops))
+    assert fused(unknown, replace(SCHEDULE, split=3), 150) is unknown

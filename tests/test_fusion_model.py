@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from memcompile.codegen.dry import compile_dry
+from memcompile.codegen.dry import fake_code
+from memcompile.codegen.inductor import compile_graph
 from memcompile.codegen.partition import default_partition
 from memcompile.codegen.trace import GraphTrace
 from memcompile.dryrun import predict_graphs
@@ -167,7 +168,7 @@ def partitioned(model: nn.Module, batch: dict[str, Tensor]) -> StepGraphs:
         return graphs.forward, graphs.backward
 
     def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        return compile_dry(gm, inputs, partition, lambda graph: graph, {})
+        return compile_graph(gm, inputs, partition, fake_code(lambda graph: graph), {})
 
     torch._dynamo.reset()
     torch.compile(model, backend=backend)(**batch)

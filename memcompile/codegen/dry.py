@@ -1,4 +1,4 @@
-"""A torch.compile that lowers nothing and runs nothing: capture, joint graph, partition, and a callable of fake outputs.
+"""Code that lowers nothing and runs nothing, for dry runs: a callable of fake outputs.
 
 The parts of the pipeline in front of the lowering are the real ones (Dynamo, Inductor's passes on the joint graph, its
 decompositions), so the graphs are those that a real compilation would plan.
@@ -6,49 +6,23 @@ decompositions), so the graphs are those that a real compilation would plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from memcompile.codegen.inductor import Partition, Rewrite
+from memcompile.codegen.inductor import InnerCompile, Rewrite
 from memcompile.fxutil import outputs_of
 
 
-def compile_dry(
-    gm: fx.GraphModule,
-    example_inputs: Sequence[Any],
-    partition: Partition,
-    rewrite_inference: Rewrite,
-    patches: Mapping[str, object],
-) -> Callable[..., Any]:
-    """Like ``inductor.compile_graph`` up to the lowering. The callable takes and returns fake tensors with autograd history."""
-    import torch._functorch.config as functorch_config
-    from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.custom_graph_pass import CustomPartitionerFn
-
-    class Partitioner(CustomPartitionerFn):
-        def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
-            return partition(gm, joint_inputs, **kwargs)
-
-        def uuid(self) -> None:
-            return None
+def fake_code(rewrite_inference: Rewrite) -> InnerCompile:
+    """The inner compile of a dry run: its code takes and returns fake tensors with autograd history."""
 
     def inner_compile(graph: fx.GraphModule, _inputs: Sequence[Any], **kwargs: Any) -> Any:
-        if kwargs.get("is_inference"):
-            graph = rewrite_inference(graph)
-        return _FakeCode(graph)
+        return _FakeCode(rewrite_inference(graph) if kwargs.get("is_inference") else graph)
 
-    settings = {
-        **patches,
-        "custom_partitioner_fn": Partitioner(),
-        "fx_graph_cache": False,
-        "fx_graph_remote_cache": False,
-    }
-    with functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True):
-        compiled: Any = compile_fx(gm, list(example_inputs), inner_compile=inner_compile, config_patches=settings)
-    return compiled  # type: ignore[no-any-return]
+    return inner_compile
 
 
 class _FakeCode:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from memcompile.codegen.fusion import PlannedFusion
 from memcompile.codegen.lines import trace_of
 from memcompile.codegen.order import planned_order
 from memcompile.codegen.trace import GraphTrace
+from memcompile.facts import UNPLANNED, Planned
 from memcompile.fxutil import outputs_of
 
 Accept = Callable[[GraphTrace, str], bool]
@@ -27,27 +29,24 @@ Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 Rewrite = Callable[[fx.GraphModule], fx.GraphModule]
 
 
+InnerCompile = Callable[..., Any]
+
+
 def compile_graph(
     gm: fx.GraphModule,
     example_inputs: Sequence[Any],
-    *,
     partition: Partition,
-    rewrite_inference: Rewrite,
-    recomputed: Callable[[], frozenset[str]],
-    accept: Accept,
-    on_code: Callable[[str, str], None],
+    inner_compile: InnerCompile,
     patches: Mapping[str, object],
 ) -> Callable[..., Any]:
-    """Compile a Dynamo graph with Inductor; forward and backward are lowered together, now.
+    """Compile a Dynamo graph through Inductor's pipeline; forward and backward are compiled together, now.
 
-    ``partition(joint, joint_inputs, num_fwd_outputs=..., **kwargs)`` splits a joint graph. ``rewrite_inference`` may replace
-    an inference graph before it is lowered. ``recomputed()``: names of the planned graphs' recomputed nodes. ``accept``: see
-    ``recording``; it sees the final trace of each graph last. ``on_code(source, kind)`` sees the generated module of each
-    graph. ``patches``: the user's Inductor settings. Inductor's graph caches are off: a cached graph would not be planned
-    (compiled kernels are still cached by their source).
+    ``partition(joint, joint_inputs, num_fwd_outputs=..., **kwargs)`` splits a joint graph. ``inner_compile`` turns each half
+    into code: ``real_code`` or ``dry.fake_code``. ``patches``: the user's Inductor settings. Inductor's graph caches are
+    off: a cached graph would not be planned (compiled kernels are still cached by their source).
     """
     import torch._functorch.config as functorch_config
-    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+    from torch._inductor.compile_fx import compile_fx
     from torch._inductor.custom_graph_pass import CustomPartitionerFn
 
     class Partitioner(CustomPartitionerFn):
@@ -57,24 +56,46 @@ def compile_graph(
         def uuid(self) -> None:
             return None
 
+    settings = {**patches, **_UNCACHED, "custom_partitioner_fn": Partitioner()}
+    with functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True), _collector_paused():
+        compiled = compile_fx(gm, list(example_inputs), inner_compile=inner_compile, config_patches=settings)
+    return cast("Callable[..., Any]", compiled)
+
+
+def real_code(
+    rewrite_inference: Rewrite, plan: Callable[[], Planned], accept: Accept, on_code: Callable[[str, str], None]
+) -> InnerCompile:
+    """The inner compile of a real compilation.
+
+    ``rewrite_inference`` may replace an inference graph before it is lowered. ``plan()``: what lowering must keep of
+    the plan. ``accept``: see ``recording``; it sees the final trace of each graph last. ``on_code(source, kind)`` sees the
+    generated module of each graph.
+    """
+    from torch._inductor.compile_fx import compile_fx_inner
+
     def inner_compile(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
         kind = "inference" if kwargs.get("is_inference") else "backward" if kwargs.get("is_backward") else "forward"
         if kind == "inference":
             graph = rewrite_inference(graph)
-        with recording(accept), planned(recomputed()):
+        with recording(accept), planned(plan()):
             code = compile_fx_inner(graph, inputs, **kwargs)
         on_code(getattr(code, "source_code", ""), kind)
         return code
 
-    settings = {
-        **patches,
-        "custom_partitioner_fn": Partitioner(),
-        "fx_graph_cache": False,
-        "fx_graph_remote_cache": False,
-    }
-    with functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True):
-        compiled = compile_fx(gm, list(example_inputs), inner_compile=inner_compile, config_patches=settings)
-    return cast("Callable[..., Any]", compiled)
+    return inner_compile
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without Python's garbage collector: it would look again and again through graphs that are all in use (a sixth of the
+    time)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _TraceReady(BaseException):
@@ -83,6 +104,11 @@ class _TraceReady(BaseException):
 
 REUSE_SHARES = (1.0, 0.95, 0.9, 0.8, 0.6, 0.0)
 """How much of its own peak estimate Inductor may fill by holding dead buffers for a later one of the same size."""
+
+
+_UNCACHED = {"fx_graph_cache": False, "fx_graph_remote_cache": False}
+_TRIAL_SETTINGS = {**_UNCACHED, "cpp.simdlen": 1}
+"""A trial writes scalar code: vector and tail variants of each loop triple its time and allocate nothing else."""
 
 
 @contextlib.contextmanager
@@ -155,7 +181,7 @@ def lower(
     num_user_outputs: int | None = None,
     input_strides: dict[int, tuple[int, ...]] | None = None,
     donated: Sequence[int] = (),
-    recomputed: frozenset[str] = frozenset(),
+    plan: Planned = UNPLANNED,
     accept: Accept | None = None,
     shares: Sequence[float] = REUSE_SHARES,
 ) -> GraphTrace:
@@ -163,8 +189,7 @@ def lower(
 
     ``kind``: "forward", "backward" or "inference". ``input_strides``: strides that replace those of the placeholders
     (saved tensors whose layout the lowered forward chose). ``donated``: indices of backward inputs that die in the backward.
-    ``recomputed``: names of FX nodes that must run at their planned time (see ``codegen/fusion.py``).
-    ``accept``, ``shares``: see ``recording``.
+    ``plan``: see ``planned``. ``accept``, ``shares``: see ``recording``.
     """
     from torch._inductor import config
     from torch._inductor import graph as inductor_graph
@@ -192,8 +217,8 @@ def lower(
     static = list(range(count_tangents(trial))) if kind == "backward" else []
     with contextlib.ExitStack() as stack:
         stack.enter_context(recording(catch, stop=True, shares=shares))
-        stack.enter_context(planned(recomputed))
-        stack.enter_context(config.patch(fx_graph_cache=False, fx_graph_remote_cache=False))
+        stack.enter_context(planned(plan))
+        stack.enter_context(config.patch(_TRIAL_SETTINGS))
         stack.enter_context(_attribute(inductor_graph, "get_donated_idxs", lambda: list(donated)))
         with contextlib.suppress(_TraceReady):
             compile_fx_inner(
@@ -222,20 +247,50 @@ def _attribute(target: Any, name: str, value: Any) -> Iterator[None]:
         setattr(target, name, before)
 
 
-@contextlib.contextmanager
-def planned(recomputed: frozenset[str]) -> Iterator[None]:
-    """While active, Inductor runs kernels in the order of their FX nodes and fuses no recomputed operation out of its time.
+_PLANNED_SETTINGS = {
+    "_post_fusion_custom_pass": planned_order,
+    "reorder_for_locality": False,
+    "reorder_for_peak_memory": False,
+}
+"""Whoever reorders nodes or kernels does not know the plan."""
 
-    Nothing changes for a graph without recomputation.
+
+@contextlib.contextmanager
+def planned(plan: Planned) -> Iterator[None]:
+    """While active, Inductor keeps what the plan counts on. Nothing changes for a graph without recomputation.
+
+    - Kernels run in the order of their FX nodes, and no recomputed operation is fused out of its time (``fusion.py``).
+    - Every storage of the plan gets a buffer: computed by its reader instead, what it is made of would live until then. A
+      buffer that one fused kernel makes and reads is dropped again.
+    - On the CPU, where loops between library calls become one C++ function, each loop nest of a half that recomputes has a
+      function of its own: all that a function reads and writes is alive together.
     """
     from torch._inductor import config
+    from torch._inductor.codegen.cpp import CppScheduling
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.ir import TensorBox
     from torch._inductor.virtualized import V
 
-    if not recomputed:
+    if not plan.recomputed:
         yield
         return
-    patch = config.patch(_post_fusion_custom_pass=planned_order, reorder_for_peak_memory=False)
-    with patch, V.set_choices_handler(PlannedFusion(recomputed)):
+    run_node: Callable[..., Any] = GraphLowering.run_node
+    ready_to_flush: Callable[..., bool] = CppScheduling.ready_to_flush
+
+    def stored(graph: Any, node: fx.Node) -> Any:
+        result = run_node(graph, node)
+        if node.name in plan.stored and isinstance(result, TensorBox):
+            result.realize()
+        return result
+
+    def ready(scheduling: Any) -> bool:
+        return ready_to_flush(scheduling) or any(node.name in plan.recomputed for node in V.graph.graph.nodes)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(config.patch(_PLANNED_SETTINGS))
+        stack.enter_context(V.set_choices_handler(PlannedFusion(plan.recomputed)))
+        stack.enter_context(_attribute(GraphLowering, "run_node", stored))
+        stack.enter_context(_attribute(CppScheduling, "ready_to_flush", ready))
         yield
 
 
@@ -243,14 +298,12 @@ def lower_step(
     forward: fx.GraphModule,
     backward: fx.GraphModule,
     num_user_outputs: int,
-    recomputed: frozenset[str] = frozenset(),
+    plan: Planned = UNPLANNED,
     accept: Accept | None = None,
     shares: Sequence[float] = REUSE_SHARES,
 ) -> tuple[GraphTrace, GraphTrace]:
     """Trial lowering of both halves, the backward with the layouts that the lowered forward gives its saved tensors."""
-    forward_trace = lower(
-        forward, kind="forward", num_user_outputs=num_user_outputs, recomputed=recomputed, accept=accept, shares=shares
-    )
+    forward_trace = lower(forward, kind="forward", num_user_outputs=num_user_outputs, plan=plan, accept=accept, shares=shares)
     saved_nodes = outputs_of(forward.graph)[num_user_outputs:]
     symbols = sum(1 for node in saved_nodes if not isinstance(node.meta["val"], torch.Tensor))
     strides = {
@@ -261,7 +314,7 @@ def lower_step(
         kind="backward",
         input_strides=strides,
         donated=donated_inputs(forward, backward, num_user_outputs, symbols),
-        recomputed=recomputed,
+        plan=plan,
         accept=accept,
         shares=shares,
     )

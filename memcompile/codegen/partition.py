@@ -57,4 +57,4 @@ def extract(joint: JointGraph, before: StepGraphs) -> StepGraphs:
     forward, backward = _extract_fwd_bwd_modules(
         joint.module, tensors, saved_sym_nodes=symbols, num_fwd_outputs=joint.num_user_outputs
     )
-    return dataclasses.replace(before, forward=forward, backward=backward, recomputed=joint.recomputed)
+    return dataclasses.replace(before, forward=forward, backward=backward, planned=joint.planned())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from memcompile.facts import Facts, OpFacts
+from memcompile.facts import Facts, OpFacts, Planned
 from memcompile.fxutil import is_symbol, outputs_of
 from memcompile.solvers.problem import Schedule, Solution
 from memcompile.solvers.solve import solve
@@ -72,6 +72,11 @@ class JointGraph:
     num_user_outputs: int
     recomputed: frozenset[str]
     positions: dict[tuple[str, str], int]
+
+    def planned(self) -> Planned:
+        """What lowering must keep: gradients and what else the backward makes once are lowered as without a plan."""
+        stored = {name for half, name in self.positions if half == "forward" or name in self.recomputed}
+        return Planned(self.recomputed, frozenset(stored))
 
 
 def apply(facts: Facts, schedule: Schedule) -> JointGraph:

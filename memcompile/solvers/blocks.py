@@ -47,7 +47,9 @@ def find_chain(index: Index, max_blocks: int) -> Chain | None:
     group = -(-(len(cuts) + 1) // max(max_blocks, len(index.reads) // MAX_BLOCK_OPS))
     cuts = cuts[group - 1 :: group]
     starts, ends = [0, *cuts], [*cuts, boundary]
-    begins = _backward_starts(index, starts, shared)
+    block_of = [b for b, (first, last) in enumerate(zip(starts, ends, strict=True)) for _ in range(first, last)]
+    shared |= _read_late(index, block_of, shared)
+    begins = _backward_starts(index, block_of, shared)
     if begins is None:
         return None
     blocks = []
@@ -89,23 +91,33 @@ def _is_cut(crossing: list[int], p: int, reach: int = 6) -> bool:
     return here == min(near) and (p == 1 or crossing[p - 1] > here) and here > 0
 
 
-def _backward_starts(index: Index, starts: list[int], shared: frozenset[int]) -> list[int] | None:
+def _read_late(index: Index, block_of: list[int], shared: frozenset[int]) -> frozenset[int]:
+    """Storages that the backward reads when it is through with half of what the block before theirs wrote.
+
+    (The gradient of a weight that is tied across the model reads the activations of both its ends at once.)
+    """
+    last: list[list[int]] = [[] for _ in range(block_of[-1] + 1)]
+    late = {s: readers[-1] for s, readers in enumerate(index.readers) if readers and s not in shared}
+    late = {s: reader for s, reader in late.items() if index.producer[s] < len(block_of) <= reader}
+    for s, reader in late.items():
+        last[block_of[index.producer[s]]].append(reader)
+    middle = [sorted(readers)[len(readers) // 2] if readers else len(index.reads) for readers in last]
+    return frozenset(s for s, reader in late.items() if (b := block_of[index.producer[s]]) and reader > middle[b - 1])
+
+
+def _backward_starts(index: Index, block_of: list[int], shared: frozenset[int]) -> list[int] | None:
     """Where the backward of each block begins: right after the last read of what later blocks wrote."""
-    boundary, count = index.problem.boundary, len(index.reads)
-    block_of = [0] * boundary
-    for b, first in enumerate(starts):
-        stop = starts[b + 1] if b + 1 < len(starts) else boundary
-        block_of[first:stop] = [b] * (stop - first)
-    last_read = [boundary] * len(starts)
+    boundary, blocks, count = index.problem.boundary, block_of[-1] + 1, len(index.reads)
+    last_read = [boundary] * blocks
     for s, readers in enumerate(index.readers):
         p = index.producer[s]
         if p < boundary and readers and readers[-1] >= boundary and s not in shared:
             b = block_of[p]
             last_read[b] = max(last_read[b], readers[-1] + 1)
-    begins = [boundary] * len(starts)
-    for b in range(len(starts) - 2, -1, -1):
+    begins = [boundary] * blocks
+    for b in range(blocks - 2, -1, -1):
         begins[b] = max(begins[b + 1], last_read[b + 1])
-    sizes = [(begins[b - 1] if b else count) - begins[b] for b in range(len(starts))]
+    sizes = [(begins[b - 1] if b else count) - begins[b] for b in range(blocks)]
     return begins if max(sizes) <= max(64, (count - boundary) // 2) else None
 
 

@@ -142,6 +142,18 @@ class Replay:
             saved=tuple(int(s) for s in saved),
         )
 
+    def held(self, schedule: Schedule, first: Ints, last: Ints) -> Ints:
+        """Per pair of positions, the bytes that the executions from the one to the other hold when they are one kernel."""
+        sequence = np.array(schedule.sequence, dtype=np.int64)
+        n = len(sequence)
+        alive, read_place = self._instances(sequence)
+        size = self.size[alive.storage].astype(np.float64)
+        started = np.cumsum(np.bincount(alive.start, weights=size, minlength=n))
+        ended = np.cumsum(np.bincount(alive.end + 1, weights=size, minlength=n + 2))
+        reused = np.concatenate([[0], np.cumsum(self._reused(sequence, alive, read_place))])
+        bytes_: Ints = (started[last] - ended[first]).astype(np.int64) - (reused[last + 1] - reused[first])
+        return bytes_ + self.problem.base_bytes
+
     def extra_seconds(self, schedule: Schedule) -> float:
         """Seconds of a schedule above the base order."""
         return float(self.seconds[np.array(schedule.sequence, dtype=np.int64)].sum()) - self.base_seconds

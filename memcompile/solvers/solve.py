@@ -22,7 +22,7 @@ from memcompile.solvers.simulate import Ints, Replay, Timeline
 LEAST_S = 2.0  # for the options of a chain's blocks, even when the time is spent: a plan must be found
 TOLERANCE = 1e-4  # of the base time: a plan this close to its bound is optimal
 GOOD_GAP = 5e-4  # of the base time: a plan this close to its bound ends the search
-FAIR_GAP = 2e-3  # of the base time: a plan this close to its bound is not worth the chain
+FAIR_GAP = 5e-2  # of the base time: a plan this close to its bound is not worth the chain
 VERY_DEEP = 6000  # ops from which the greedy decoder gets one short try
 SMALL_PROBLEM = 300  # ops up to which more variants of the greedy decoder are tried
 CHAIN_BLOCKS = (64, 16)  # granularities of the chain
