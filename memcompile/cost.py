@@ -61,10 +61,6 @@ class CostModel:
         """Memory traffic and launch of one kernel that reads and writes ``touched_bytes``."""
         return touched_bytes / self.device.bandwidth_bytes_per_s + self.device.launch_overhead_s
 
-    def is_extern(self, node: fx.Node) -> bool:
-        """Whether the node is a library kernel: never fused into another one, never in place."""
-        return node.op == "call_function" and (flops_of(node) > 0 or is_library_call(node))
-
     def workspace_bytes(self, node: fx.Node) -> int:
         """Known scratch memory of a library kernel while it runs."""
         return self.workspaces.get(node.name, 0)
@@ -76,6 +72,11 @@ _EXTERN = frozenset({"convolution", "convolution_backward", "embedding_dense_bac
 def is_library_call(node: fx.Node) -> bool:
     """Whether a node without a formula for its FLOPs is a library kernel all the same."""
     return _op_name(node) in _EXTERN
+
+
+def is_extern(node: fx.Node) -> bool:
+    """Whether the node is a library kernel: never fused into another one, never in place."""
+    return node.op == "call_function" and (has_flops(node) or is_library_call(node))
 
 
 def numel(tensor: torch.Tensor) -> int:

@@ -21,7 +21,7 @@ import torch
 from torch import fx
 
 from memcompile.codegen.trace import Buffer, GraphTrace
-from memcompile.cost import CostModel
+from memcompile.cost import CostModel, is_extern
 from memcompile.fxutil import is_pure, is_view, node_bytes, outputs_of, source_of, tensors_of
 from memcompile.solvers.problem import Op, Problem, Storage
 
@@ -171,7 +171,7 @@ class _Builder:
             return True
         user = next(iter(node.users), None)
         merged = node not in made and len(node.users) == 1 and user in roots and (user not in made or made[user].replaces)
-        return self.costs.is_extern(node) and not merged
+        return is_extern(node) and not merged
 
     def _add_tangents(self, part: _Half, saved: dict[str, frozenset[int]]) -> None:
         """Inputs of the backward: saved tensors, and tangents, which come to life as it starts."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import heapq
 from typing import Any
 
+from memcompile.cost import is_extern
+
 
 def planned_order(nodes: list[Any]) -> list[Any]:
     """Fused scheduler nodes, each as early as its last FX node stands, producers before readers."""
@@ -41,9 +43,9 @@ def planned_order(nodes: list[Any]) -> list[Any]:
 
 
 def _last_origin(node: Any, place: dict[Any, int]) -> int:
-    roots = [part.node.get_origin_node() for part in node.get_nodes() if part.node is not None]
-    places = [place[root] for root in roots if root in place]
-    if not places:
-        origins = [origin for part in node.get_nodes() if part.node is not None for origin in part.node.get_origins()]
-        places = [place[origin] for origin in origins if origin in place]
-    return max(places, default=-1)
+    buffers = [part.node for part in node.get_nodes() if part.node is not None]
+    found = [root for buffer in buffers if (root := buffer.get_origin_node()) in place]
+    if not found:  # what a library kernel reads may be computed for it: that kernel is named too
+        found = [origin for buffer in buffers for origin in buffer.get_origins() if origin in place]
+        found = [origin for origin in found if not is_extern(origin)] or found
+    return max(map(place.__getitem__, found), default=-1)
