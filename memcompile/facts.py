@@ -12,6 +12,7 @@ again with them. Facts live beside the graphs, never in ``node.meta``.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
@@ -97,10 +98,12 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """Where in the lowered code a node's buffer comes to life, in which kernel, and whether it takes over another's memory."""
+    """Where in the lowered code a node's buffer comes to life, in which kernel, by which of its fused loops, and whether it
+    takes over another's memory."""
 
     position: int
     kernel: int
+    loops: tuple[int, int]
     reuses: bool
     replaces: bool
 
@@ -268,7 +271,7 @@ def _made_at(trace: GraphTrace, graph: fx.Graph) -> dict[fx.Node, _Made]:
             producer = None if node is None else _producer(base_of(node))
             if producer is not None and producer not in made:
                 replaces = buffer.origins[0] not in nodes
-                made[producer] = _Made(position, kernel, event.kind == "alias", replaces)
+                made[producer] = _Made(position, kernel, (kernel, buffer.loops), event.kind == "alias", replaces)
     return made
 
 
@@ -300,30 +303,48 @@ def _merged(buffer: Buffer, nodes: dict[str, fx.Node]) -> Iterator[fx.Node]:
 
 
 def _kernels(part: _Half) -> Iterator[tuple[fx.Node, ...]]:
-    """Roots in the order in which they run, those of one backward kernel together.
+    """Roots in the order in which they run, those of one fused loop of the backward together.
 
-    A kernel holds all that it reads until it ends. Forward roots stay apart: each of them may be made again alone.
+    It holds all that it reads until it ends. Forward roots stay apart: each of them may be made again alone. So do roots that
+    were fused over a library kernel: plans are lowered without such fusions (``codegen/fusion.py``).
     """
+    inputs = _root_inputs(part)
+    order = _lowered_order(part, inputs)
+    libraries = dict(zip(order, itertools.accumulate(int(is_extern(root)) for root in order), strict=True))
     group: list[fx.Node] = []
-    kernel = None
-    for root in _lowered_order(part):
+    loops = None
+    for root in order:
         made = part.made.get(root) if part.half == "backward" else None
-        if group and (made is None or made.kernel != kernel):
-            yield tuple(group)
+        if group and (made is None or made.loops != loops):
+            yield from _apart(group, inputs, libraries)
             group = []
         group.append(root)
-        kernel = made.kernel if made is not None else None
-    if group:
-        yield tuple(group)
+        loops = made.loops if made is not None else None
+    yield from _apart(group, inputs, libraries)
 
 
-def _lowered_order(part: _Half) -> list[fx.Node]:
-    """Roots in the order in which the lowered code runs them, inputs before users."""
-    order = {node: index for index, node in enumerate(part.graph.nodes)}
+def _apart(
+    group: list[fx.Node], inputs: dict[fx.Node, set[fx.Node]], libraries: dict[fx.Node, int]
+) -> list[tuple[fx.Node, ...]]:
+    """Roots of one loop by how many library kernels run before they can. ``libraries``: how many run up to each root."""
+    before: dict[fx.Node, int] = {}
+    for root in group:
+        before[root] = max((before.get(source, libraries[source]) for source in inputs[root]), default=0)
+    return [tuple(root for root in group if before[root] == count) for count in sorted(set(before.values()))]
+
+
+def _root_inputs(part: _Half) -> dict[fx.Node, set[fx.Node]]:
+    """Per node, the roots that it reads, directly or through what is fused into it."""
     inputs: dict[fx.Node, set[fx.Node]] = {}
     for node in part.graph.nodes:
         direct = {i for i in node.all_input_nodes if i in part.roots}
         inputs[node] = direct.union(*(inputs[i] for i in node.all_input_nodes if i not in part.roots), set())
+    return inputs
+
+
+def _lowered_order(part: _Half, inputs: dict[fx.Node, set[fx.Node]]) -> list[fx.Node]:
+    """Roots in the order in which the lowered code runs them, inputs before users."""
+    order = {node: index for index, node in enumerate(part.graph.nodes)}
     users: dict[fx.Node, list[fx.Node]] = {root: [] for root in part.roots}
     waiting = {root: len(inputs[root]) for root in part.roots}
     for root in part.roots:

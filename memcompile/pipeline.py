@@ -4,6 +4,7 @@
     lower it, count its exact peak             codegen/inductor.py, codegen/trace.py
     fits? then nothing is changed
     else gather facts                          facts.py, cost.py
+    run early what frees memory                order.py
     plan within a target                       passes/rematerialize.py, solvers/
     what will be one kernel? if it breaks the
     target, plan again                         calibrate.py
@@ -28,6 +29,7 @@ from memcompile.codegen.trace import GraphTrace, StepPeak, step_peak
 from memcompile.cost import CostModel
 from memcompile.facts import Facts, StepGraphs, gather_facts
 from memcompile.logs import get_logger
+from memcompile.order import reordered
 from memcompile.passes import rematerialize
 from memcompile.solvers.problem import InfeasibleError, Schedule, Solution
 from memcompile.verify import verify
@@ -177,6 +179,7 @@ def fit(
     facts = gather_facts(base.graphs, base.traces, costs(), base.peak.entry_bytes)
     unplanned = Schedule(tuple(range(len(facts.problem.ops))), facts.problem.boundary)
     facts = calibrated(facts, unplanned, base_names(facts), base.by_half(), base.tight_peak, budget_bytes)
+    facts = reordered(facts)
     outcome.plan_seconds += time.perf_counter() - start
     target = budget_bytes
     for _ in range(MAX_LOWERINGS):

@@ -257,9 +257,9 @@ _PLANNED_SETTINGS = {
 
 @contextlib.contextmanager
 def planned(plan: Planned) -> Iterator[None]:
-    """While active, Inductor keeps what the plan counts on. Nothing changes for a graph without recomputation.
+    """While active, Inductor keeps what the plan counts on. Nothing changes for a graph without a plan.
 
-    - Kernels run in the order of their FX nodes, and no recomputed operation is fused out of its time (``fusion.py``).
+    - Kernels run in the order of their FX nodes, and nothing is fused out of its time (``fusion.py``).
     - Every storage of the plan gets a buffer: computed by its reader instead, what it is made of would live until then. A
       buffer that one fused kernel makes and reads is dropped again.
     - On the CPU, where loops between library calls become one C++ function, each loop nest of a half that recomputes has a
@@ -271,7 +271,7 @@ def planned(plan: Planned) -> Iterator[None]:
     from torch._inductor.ir import TensorBox
     from torch._inductor.virtualized import V
 
-    if not plan.recomputed:
+    if plan is UNPLANNED:
         yield
         return
     run_node: Callable[..., Any] = GraphLowering.run_node

@@ -35,6 +35,8 @@ class _Reader:
         for line in lines:
             if type(line).__name__ == "MultiOutputLine":
                 self.items.setdefault(line.arg_name, []).append(line.result_name)
+        nodes = graph.scheduler.nodes
+        self.loops = {name: index for index, node in enumerate(nodes) for name in node.get_buffer_names()}
         self.events: list[Event] = []
         self.buffers: dict[str, Buffer] = {}
 
@@ -113,7 +115,8 @@ class _Reader:
             nodes = [n for n in nodes if not is_library_call(n)] or nodes
         source = next(filter(None, map(source_of, nodes)), "")
         reads = tuple(n.name for n in nodes[0].all_input_nodes) if nodes else ()
-        self.buffers[node.get_name()] = Buffer(node.get_name(), size, tuple(n.name for n in nodes), source, reads)
+        name = node.get_name()
+        self.buffers[name] = Buffer(name, size, tuple(n.name for n in nodes), source, reads, self.loops.get(name, -1))
         return size
 
     def outputs(self) -> tuple[tuple[str, ...], tuple[tuple[int, ...] | None, ...]]:

@@ -30,7 +30,8 @@ class Event:
 class Buffer:
     """Where a buffer comes from: FX nodes in ``origins`` (the first one wrote it) and the user's source line.
 
-    ``reads``: names of the nodes that the first origin reads.
+    ``reads``: names of the nodes that the first origin reads. ``loops``: number of the fused loops that write it, -1 where that
+    is unknown (several of them may share one kernel).
     """
 
     name: str
@@ -38,6 +39,7 @@ class Buffer:
     origins: tuple[str, ...] = ()
     source: str = ""
     reads: tuple[str, ...] = ()
+    loops: int = -1
 
 
 @dataclass(frozen=True, slots=True)
