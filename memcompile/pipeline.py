@@ -4,7 +4,7 @@
     lower it, count its exact peak             codegen/inductor.py, codegen/trace.py
     fits? then nothing is changed
     else gather facts                          facts.py, cost.py
-    run early what frees memory                order.py
+    run early what frees memory                passes/reorder.py
     plan within a target                       passes/rematerialize.py, solvers/
     what will be one kernel? if it breaks the
     target, plan again                         calibrate.py
@@ -29,8 +29,8 @@ from memcompile.codegen.trace import GraphTrace, StepPeak, step_peak
 from memcompile.cost import CostModel
 from memcompile.facts import Facts, StepGraphs, gather_facts
 from memcompile.logs import get_logger
-from memcompile.order import reordered
 from memcompile.passes import rematerialize
+from memcompile.passes.reorder import reordered
 from memcompile.solvers.problem import InfeasibleError, Schedule, Solution
 from memcompile.verify import verify
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -283,8 +284,12 @@ def planned(plan: Planned) -> Iterator[None]:
             result.realize()
         return result
 
+    @functools.cache
+    def recomputes(graph: fx.Graph) -> bool:
+        return any(node.name in plan.recomputed for node in graph.nodes)
+
     def ready(scheduling: Any) -> bool:
-        return ready_to_flush(scheduling) or any(node.name in plan.recomputed for node in V.graph.graph.nodes)
+        return ready_to_flush(scheduling) or recomputes(V.graph.graph)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(config.patch(_PLANNED_SETTINGS))

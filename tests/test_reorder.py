@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memcompile.order import _order
+from memcompile.passes.reorder import _order
 from memcompile.solvers.index import Index, base_schedule
 from memcompile.solvers.problem import Op, Problem, Storage
 from memcompile.solvers.simulate import simulate
