@@ -11,7 +11,6 @@ again with them. Facts live beside the graphs, never in ``node.meta``.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from torch import fx
 
 from memcompile.codegen.trace import Buffer, GraphTrace
 from memcompile.cost import CostModel, is_extern
-from memcompile.fxutil import is_pure, is_view, node_bytes, outputs_of, source_of, tensors_of
+from memcompile.fxutil import base_of, is_pure, mutated_inputs, node_bytes, outputs_of, source_of, tensors_of, topological
 from memcompile.solvers.problem import Op, Problem, Storage
 
 Half = Literal["forward", "backward"]
@@ -192,7 +191,6 @@ class _Builder:
     def _read(self, part: _Half, held: Iterable[object]) -> None:
         held_bases = {base_of(node) for node in held if isinstance(node, fx.Node)}
         for roots in _kernels(part):
-            inner = set(roots)
             cluster = self._cluster(part, roots)
             writes = []
             for result in (result for root in roots for result in _results(root)):
@@ -200,7 +198,7 @@ class _Builder:
                 if size:
                     writes.append((result, self._new_storage(result, size, is_output=result in held_bases)))
                 part.leaves[result] = frozenset(index for target, index in writes if target is result)
-            for root in inner:
+            for root in roots:
                 part.leaves.setdefault(root, frozenset(index for target, index in writes if _producer(target) is root))
             made = [part.made[root] for root in roots if root in part.made]
             kernel = made[0].kernel if made else None
@@ -345,26 +343,12 @@ def _root_inputs(part: _Half) -> dict[fx.Node, set[fx.Node]]:
 def _lowered_order(part: _Half, inputs: dict[fx.Node, set[fx.Node]]) -> list[fx.Node]:
     """Roots in the order in which the lowered code runs them, inputs before users."""
     order = {node: index for index, node in enumerate(part.graph.nodes)}
-    users: dict[fx.Node, list[fx.Node]] = {root: [] for root in part.roots}
-    waiting = {root: len(inputs[root]) for root in part.roots}
-    for root in part.roots:
-        for source in inputs[root]:
-            users[source].append(root)
     position: dict[fx.Node, int] = {}
     for root in sorted(part.roots, key=order.__getitem__):
         made = part.made.get(root)
         position[root] = made.position if made else max((position[i] for i in inputs[root]), default=-1)
-    ready = [(position[root], order[root], root) for root in part.roots if not waiting[root]]
-    heapq.heapify(ready)
-    result = []
-    while ready:
-        root = heapq.heappop(ready)[2]
-        result.append(root)
-        for user in users[root]:
-            waiting[user] -= 1
-            if not waiting[user]:
-                heapq.heappush(ready, (position[user], order[user], user))
-    return result
+    key = {root: (position[root], order[root]) for root in part.roots}
+    return topological(part.roots, {root: inputs[root] for root in part.roots}, key)
 
 
 def _leaves_of(node: fx.Node, leaves: dict[fx.Node, frozenset[int]]) -> frozenset[int]:
@@ -377,13 +361,6 @@ def _producer(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0] if node.target is getitem else node
 
 
-def base_of(node: fx.Node) -> fx.Node:
-    """The node whose memory ``node`` is a view of (itself, when it is none)."""
-    while is_view(node) and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return node
-
-
 def _results(node: fx.Node) -> list[fx.Node]:
     """The tensors that a node makes: itself, or its ``getitem`` nodes. What it writes in place (a buffer) it does not make."""
     if isinstance(node.target, torch._ops.OpOverload):
@@ -393,14 +370,3 @@ def _results(node: fx.Node) -> list[fx.Node]:
     if isinstance(node.meta.get("val"), torch.Tensor):
         return [node]
     return [user for user in node.users if user.target is getitem and tensors_of(user)]
-
-
-def mutated_inputs(graph: fx.Graph) -> set[fx.Node]:
-    """Placeholders that a node of the graph writes to: what reads them must not run again later."""
-    mutated: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
-                if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
-                    mutated.add(base_of(value))
-    return mutated

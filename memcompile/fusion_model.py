@@ -21,9 +21,8 @@ from torch import fx
 from memcompile.codegen.scratch import scratch_bytes
 from memcompile.codegen.trace import Buffer, Event, GraphTrace
 from memcompile.cost import has_flops, is_library_call
-from memcompile.facts import base_of
 from memcompile.fusion_groups import Kernel, Loops, Reads, fuse
-from memcompile.fxutil import hint, is_pure, is_symbol, is_view, node_bytes, outputs_of, source_of, tensors_of
+from memcompile.fxutil import base_of, hint, is_pure, is_symbol, is_view, node_bytes, outputs_of, source_of, tensors_of
 
 REUSED_READS = 4
 """Reads from which a value with several readers gets a buffer (``realize_reads_threshold``)."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import heapq
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import getitem
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import fx
+
+T = TypeVar("T")
 
 _UNSAFE_VIEWS = frozenset({"aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias", "prims::view_of"})
 _DRAWS_RANDOM_STATE = frozenset({"prims::inductor_seed", "prims::inductor_seeds"})
@@ -66,6 +69,13 @@ def is_view(node: fx.Node) -> bool:
     return bool(returns) and all(info is not None and not info.is_write for info in returns)
 
 
+def base_of(node: fx.Node) -> fx.Node:
+    """The node whose memory ``node`` is a view of (itself, when it is none)."""
+    while is_view(node) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
 def is_pure(node: fx.Node) -> bool:
     """Whether running the node again gives the same value and changes nothing else.
 
@@ -101,3 +111,34 @@ def source_of(node: fx.Node) -> str:
     """ "file.py:12" of the user's code that made the node, "" when it is not known."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     return f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""
+
+
+def mutated_inputs(graph: fx.Graph) -> set[fx.Node]:
+    """Placeholders that a node of the graph writes to: what reads them must not run again later."""
+    mutated: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+                if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
+                    mutated.add(base_of(value))
+    return mutated
+
+
+def topological(items: Iterable[T], sources: Mapping[T, Collection[T]], key: Mapping[T, tuple[int, ...]]) -> list[T]:
+    """Items by their (distinct) keys, each after its sources; those that depend on each other in a circle are missing."""
+    waiting = {item: len(sources[item]) for item in items}
+    readers: dict[T, list[T]] = {item: [] for item in waiting}
+    for item in waiting:
+        for source in sources[item]:
+            readers[source].append(item)
+    ready: list[tuple[Any, ...]] = [(*key[item], item) for item, count in waiting.items() if not count]
+    heapq.heapify(ready)
+    result: list[T] = []
+    while ready:
+        first = heapq.heappop(ready)[-1]
+        result.append(first)
+        for reader in readers[first]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                heapq.heappush(ready, (*key[reader], reader))
+    return result

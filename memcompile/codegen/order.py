@@ -6,10 +6,10 @@ planned graph run in the order of their FX nodes, as far as their dependencies a
 
 from __future__ import annotations
 
-import heapq
 from typing import Any
 
 from memcompile.cost import is_extern
+from memcompile.fxutil import topological
 
 
 def planned_order(nodes: list[Any]) -> list[Any]:
@@ -18,25 +18,9 @@ def planned_order(nodes: list[Any]) -> list[Any]:
 
     place = {node: index for index, node in enumerate(V.graph.graph.nodes)}
     producer = {name: node for node in nodes for name in node.get_buffer_names()}
-    waiting: dict[Any, int] = {}
-    readers: dict[Any, list[Any]] = {node: [] for node in nodes}
-    for node in nodes:
-        sources = {producer[dep.name] for dep in node.unmet_dependencies if dep.name in producer} - {node}
-        waiting[node] = len(sources)
-        for source in sources:
-            readers[source].append(node)
-    before = {node: index for index, node in enumerate(nodes)}
-    key = {node: (_last_origin(node, place), before[node]) for node in nodes}
-    ready = [(*key[node], node) for node in nodes if not waiting[node]]
-    heapq.heapify(ready)
-    result = []
-    while ready:
-        node = heapq.heappop(ready)[-1]
-        result.append(node)
-        for reader in readers[node]:
-            waiting[reader] -= 1
-            if not waiting[reader]:
-                heapq.heappush(ready, (*key[reader], reader))
+    sources = {node: {producer[dep.name] for dep in node.unmet_dependencies if dep.name in producer} - {node} for node in nodes}
+    key = {node: (_last_origin(node, place), before) for before, node in enumerate(nodes)}
+    result = topological(nodes, sources, key)
     if len(result) != len(nodes):
         raise AssertionError("the fused kernels of a planned graph depend on each other in a circle")
     return result

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from memcompile.facts import StepGraphs, base_of, mutated_inputs
-from memcompile.fxutil import outputs_of
+from memcompile.facts import StepGraphs
+from memcompile.fxutil import base_of, mutated_inputs, outputs_of
 from memcompile.passes.rematerialize import JointGraph, saved_nodes
 
 
