@@ -18,12 +18,7 @@ from memcompile.errors import (
 )
 from tests.steps import QUICK
 
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def small(device: str = "cpu") -> nn.Module:

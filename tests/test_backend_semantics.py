@@ -31,11 +31,7 @@ from tests.steps import (
 WIDTH, ROWS = 32, 256
 
 
-@pytest.fixture(autouse=True)
-def _fresh_dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 class Chain(nn.Module):
