@@ -1,7 +1,8 @@
 """The ways to run one training step: eager, torch.compile, what people do today to save memory, and memcompile.
 
-Several ways live in one process and take turns, so that a noisy machine is equally unkind to all of them. Each way compiles
-through a backend object of its own: Dynamo would otherwise reuse the first way's code for the next one's equal model.
+Several ways are alive together and take turns, so that a noisy machine is equally unkind to all of them. Each way compiles
+through a backend object of its own: in one process Dynamo would otherwise reuse the first way's code for the next one's
+equal model.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 import torch._dynamo
 import torch._functorch.config as functorch_config
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.utils import fresh_cache
@@ -63,6 +66,14 @@ PEERS: tuple[Way, ...] = (
 )
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """Loss of a step, and the gradient of each parameter by its name."""
+
+    loss: float
+    by_parameter: Mapping[str, NDArray[Any]]
+
+
 class Running:
     """One way of running one case's step, compiled and alive. `module` is the bare model, `model` what is called."""
 
@@ -71,7 +82,7 @@ class Running:
         self.way = way
         self.device = torch.device(device)
         self.joint_nodes = 0
-        # The allocator of a GPU counts everything alive: the other ways' weights are taken off the measured peak again.
+        # A GPU's allocator counts everything alive: the weights of other ways in this process come off the measured peak.
         self._others_bytes = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
         self.first_call_seconds = math.nan
         self.loss = math.nan
@@ -108,6 +119,15 @@ class Running:
         loss.backward()
         return loss.detach()
 
+    def gradients(self, seed: int = SEED) -> Gradients:
+        """Loss and gradients of a step from a fixed random state."""
+        self.module.zero_grad(set_to_none=True)
+        loss = self.backward(seed).item()
+        named = self.module.named_parameters()
+        found = {name: p.grad.numpy(force=True) for name, p in named if p.grad is not None}
+        self.module.zero_grad(set_to_none=True)
+        return Gradients(loss, found)
+
     def step(self, seed: int = SEED) -> Tensor:
         """What is measured and timed: forward, backward, and the gradients dropped as an optimizer would after its step."""
         loss = self.backward(seed)
@@ -127,6 +147,11 @@ class Running:
         found = measure_peak(self.step, model=self.module, inputs=self.batch)
         others = self._others_bytes
         return replace(found, peak_bytes=found.peak_bytes - others, entry_bytes=found.entry_bytes - others)
+
+    def warm_up(self) -> None:
+        """One step that touches its memory, nothing left to collect."""
+        gc.collect()
+        self.step()
 
     def timed_step(self) -> float:
         """Seconds of one step, the device waited for."""
@@ -161,13 +186,26 @@ def prepare_process(threads: int | None = None) -> None:
         torch.compile(lambda x: (x * 2).relu().sum())(torch.ones(64, requires_grad=True)).backward()
 
 
-def interleave(runnings: Sequence[Running], reference: Running, rounds: int) -> dict[str, Timing]:
+class Stepping(Protocol):
+    """A way that can be timed: a `Running` here, or one in another process."""
+
+    @property
+    def way(self) -> Way:
+        """Which way it is."""
+
+    def warm_up(self) -> None:
+        """One step that is not timed."""
+
+    def timed_step(self) -> float:
+        """Seconds of one step."""
+
+
+def interleave(runnings: Sequence[Stepping], reference: Stepping, rounds: int) -> dict[str, Timing]:
     """Time `runnings` in turns, `reference` among them; a round is one step of each, in rotating order. Way -> timing."""
     everyone = list(dict.fromkeys([reference, *runnings]))
     seconds: dict[str, list[float]] = {running.way.name: [] for running in everyone}
-    gc.collect()
     for running in everyone:
-        running.step()  # touches its memory
+        running.warm_up()
     for turn in range(rounds):
         shift = turn % len(everyone)
         for running in everyone[shift:] + everyone[:shift]:
@@ -191,19 +229,12 @@ class GradientGap:
     loss: float  # |loss - loss'| / |loss|
 
 
-def gradient_gap(reference: Running, candidate: Running, seed: int = SEED) -> GradientGap:
-    """Run both from the same random state and compare loss and gradients (dropout on: the same seed gives the same masks)."""
-    losses, gradients = [], []
-    for running in (reference, candidate):
-        running.module.zero_grad(set_to_none=True)
-        losses.append(running.backward(seed).item())
-        named = running.module.named_parameters()
-        gradients.append({name: p.grad.double() for name, p in named if p.grad is not None})
-        running.module.zero_grad(set_to_none=True)
-    ours, theirs = gradients
+def gradient_gap(reference: Gradients, candidate: Gradients) -> GradientGap:
+    """Compare loss and gradients of two ways from the same random state (dropout on: the same seed gives the same masks)."""
+    ours, theirs = reference.by_parameter, candidate.by_parameter
     if ours.keys() != theirs.keys():
         raise ValueError(f"gradients of different parameters: {sorted(ours.keys() ^ theirs.keys())}")
-    squares = {name: (ours[name].square().sum().item(), (ours[name] - theirs[name]).square().sum().item()) for name in ours}
+    squares = {name: (_square(ours[name]), _square(ours[name] - theirs[name])) for name in ours}
     total = sum(size for size, _ in squares.values())
     # A gradient that is zero but for rounding (the bias before a batch norm, the keys' bias in attention) has no direction
     # of its own: its gap is measured against a millionth of the whole gradient at least.
@@ -211,10 +242,14 @@ def gradient_gap(reference: Running, candidate: Running, seed: int = SEED) -> Gr
     errors = {name: math.sqrt(gap / max(size, floor)) if gap else 0.0 for name, (size, gap) in squares.items()}
     worst = max(errors, key=errors.__getitem__)
     overall = math.sqrt(sum(gap for _, gap in squares.values()) / total)
-    return GradientGap(errors[worst], worst, overall, abs(losses[0] - losses[1]) / abs(losses[0]))
+    return GradientGap(errors[worst], worst, overall, abs(reference.loss - candidate.loss) / abs(reference.loss))
 
 
-def gradients_close(reference: Running, candidate: Running, seed: int = SEED, tolerance: float = 1e-4) -> bool:
+def _square(array: NDArray[Any]) -> float:
+    return float(np.square(array, dtype=np.float64).sum())
+
+
+def gradients_close(reference: Gradients, candidate: Gradients, tolerance: float = 1e-4) -> bool:
     """Whether loss and every parameter's gradient agree to fp32 rounding through a deep network; a wrong mask gives about 1."""
-    gap = gradient_gap(reference, candidate, seed)
+    gap = gradient_gap(reference, candidate)
     return max(gap.worst, gap.loss) <= tolerance

@@ -6,16 +6,16 @@
     python benchmarks/rematerialize.py --resume                         # skip rows that the same versions measured
     python benchmarks/rematerialize.py --table                          # write the table in benchmarks/README.md
 
-Every model runs in a process of its own. Within it all ways stay alive and take turns, step by step, so that the ratios are
-between neighbours in time.
+Every way runs in a process of its own, as it would for its user. All ways of a model stay alive and take turns, step by step,
+so that the ratios are between neighbours in time.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,21 +27,17 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
 
-from benchmarks.models import CASES, Case
-from benchmarks.peers import PEERS, PLAIN, Running, Way, gradient_gap, interleave, prepare_process
+from benchmarks.models import CASES
+from benchmarks.peers import PEERS, PLAIN, Gradients, Way, gradient_gap, interleave
 from benchmarks.rows import RESULTS, Results, Row, Setting
 from benchmarks.table import README, write_table
-from memcompile import report as report_of
-from memcompile.errors import BudgetInfeasibleError, MemcompileError
+from benchmarks.workers import Prepared, WayFailedError, Worker
 
 BUDGETS = (80, 60, 45, 35, 25)
 DEFAULT_MODELS = ("gpt2", "bert", "llama", "vit", "resnet50", "unet", "lstm")
 QUICK_MODELS = ("llama", "unet")
 QUICK_BUDGETS = (60, 35)
-ERRORS = (MemcompileError, TorchDynamoException, RuntimeError, ValueError, TypeError, LookupError, AssertionError, ImportError)
-"""What a failing way may raise: it becomes a row, and the other ways go on."""
 
 
 def memcompile_way(percent: int, plain_peak_bytes: int, best_effort: bool = False) -> Way:
@@ -53,14 +49,14 @@ def memcompile_way(percent: int, plain_peak_bytes: int, best_effort: bool = Fals
 class Benchmark:
     """One model: prepares its ways one after the other, keeps them alive, then times them in turns."""
 
-    def __init__(self, case: Case, setting: Setting, results: Results, args: argparse.Namespace) -> None:
-        self.case = case
+    def __init__(self, model: str, setting: Setting, results: Results, args: argparse.Namespace) -> None:
+        self.model = model
         self.setting = setting
         self.results = results
         self.args = args
-        self.alive: dict[str, Running] = {}
-        self.plain: Running | None = None
-        self.plain_row: Row | None = None
+        self.alive: dict[str, Worker] = {}
+        self.plain: Prepared | None = None
+        self.plain_gradients: Gradients | None = None
 
     def run(self) -> None:
         """Plain torch.compile first: everything else is measured against it."""
@@ -68,14 +64,19 @@ class Benchmark:
         if not wanted and not self._wanted(PLAIN) and not any(self._missing(percent) for percent in self.args.budgets):
             return
         self._prepare(PLAIN)
-        if self.plain_row is None or self.plain_row.measured_peak_bytes is None:
+        if self.plain is None:
             return
         for way in wanted:
             self._prepare(way)
         for percent in self.args.budgets:
-            self._at_budget(percent, self.plain_row.measured_peak_bytes)
-        if self.args.timings and self.plain is not None:
-            self._time(self.plain)
+            self._at_budget(percent, self.plain.peak.peak_bytes)
+        if self.args.timings:
+            self._time()
+
+    def close(self) -> None:
+        """End the ways' processes."""
+        for worker in self.alive.values():
+            worker.close()
 
     def _at_budget(self, percent: int, plain_peak_bytes: int) -> None:
         way = memcompile_way(percent, plain_peak_bytes)
@@ -100,47 +101,48 @@ class Benchmark:
         return old.status == "ok" and self.args.timings and not old.timed
 
     def _row(self, way: Way) -> Row:
-        return self.setting.row(self.case.name, way.name, uses_memcompile=way.kind == "memcompile")
+        return self.setting.row(self.model, way.name, uses_memcompile=way.kind == "memcompile")
 
     def _prepare(self, way: Way) -> Row:
         row = self._row(way)
-        if way.memory_budget is not None and self.plain_row is not None:
-            share = way.memory_budget / (self.plain_row.measured_peak_bytes or 1)
+        if way.memory_budget is not None and self.plain is not None:
+            share = way.memory_budget / self.plain.peak.peak_bytes
             row = dataclasses.replace(row, budget_bytes=way.memory_budget, budget_share=share)
+        worker = Worker(self.model, way, self.args.device, self.args.batch_scale, self.setting.threads)
         try:
-            row = self._measured(way, row)
-        except ERRORS as error:
+            row = self._measured(worker, row)
+            self.alive[way.name] = worker
+        except WayFailedError as error:
+            worker.close()
             row = _refused(row, error)
         self.results.put(row)
         _say(row)
         return row
 
-    def _measured(self, way: Way, row: Row) -> Row:
-        running = Running(self.case, way, self.args.device, self.args.batch_scale)
-        running.first_call()
-        peak = running.peak()
+    def _measured(self, worker: Worker, row: Row) -> Row:
+        found, way = worker.prepare(), worker.way
+        if way is PLAIN:
+            self.plain, self.plain_gradients = found, worker.gradients()
+        assert self.plain is not None
+        assert self.plain_gradients is not None
         row = dataclasses.replace(
             row,
-            measured_peak_bytes=peak.peak_bytes,
-            entry_bytes=peak.entry_bytes,
-            first_call_seconds=running.first_call_seconds if way.kind != "eager" else None,
-            nodes=running.joint_nodes or None,
-            loss=running.loss,
+            measured_peak_bytes=found.peak.peak_bytes,
+            peak_share=found.peak.peak_bytes / self.plain.peak.peak_bytes,
+            entry_bytes=found.peak.entry_bytes,
+            nodes=found.joint_nodes or None,
+            loss=found.loss,
         )
-        if way is PLAIN:
-            self.plain = running
-            self.plain_row = row = dataclasses.replace(row, peak_share=1.0, first_call_ratio=1.0)
-        elif self.plain is not None and self.plain_row is not None and self.plain_row.measured_peak_bytes:
-            row = dataclasses.replace(row, peak_share=peak.peak_bytes / self.plain_row.measured_peak_bytes)
-            if way.kind != "eager":
-                ratio = running.first_call_seconds / self.plain.first_call_seconds
-                gap = gradient_gap(self.plain, running)
-                row = dataclasses.replace(row, first_call_ratio=ratio, gradient_gap=max(gap.worst, gap.loss))
-        self.alive[way.name] = running
-        return _reported(row, running) if way.kind == "memcompile" else row
+        if way.kind != "eager":
+            ratio = found.first_call_seconds / self.plain.first_call_seconds
+            row = dataclasses.replace(row, first_call_seconds=found.first_call_seconds, first_call_ratio=ratio)
+        if way.kind not in ("eager", "compile"):
+            gap = gradient_gap(self.plain_gradients, worker.gradients())
+            row = dataclasses.replace(row, gradient_gap=max(gap.worst, gap.loss))
+        return _planned(row, found)
 
-    def _time(self, plain: Running) -> None:
-        for name, timing in interleave(list(self.alive.values()), plain, self.args.rounds).items():
+    def _time(self) -> None:
+        for name, timing in interleave(list(self.alive.values()), self.alive[PLAIN.name], self.args.rounds).items():
             row = self.results.find(self._row(self.alive[name].way))
             if row is None:
                 continue
@@ -155,32 +157,29 @@ class Benchmark:
             _say(row)
 
 
-def _reported(row: Row, running: Running) -> Row:
+def _planned(row: Row, found: Prepared) -> Row:
     """`row` with what memcompile's report says about its plan."""
-    report = report_of(running.model)
-    base = report.base_seconds
+    plan = found.planned
+    if plan is None:
+        return row
     return dataclasses.replace(
         row,
-        planned_peak_bytes=report.planned_peak_bytes,
-        lower_bound_bytes=report.lower_bound_bytes,
-        plan_seconds=sum(item.compile_seconds for item in report.passes),
-        planned_overhead=report.planned_seconds / base - 1 if base else None,
-        bound_overhead=report.lower_bound_seconds / base - 1 if base else None,
-        note="; ".join(dict.fromkeys(f"{graph.solver} {graph.status}".strip() for graph in report.graphs)),
+        planned_peak_bytes=plan.peak_bytes,
+        lower_bound_bytes=plan.lower_bound_bytes,
+        plan_seconds=plan.plan_seconds,
+        planned_overhead=plan.overhead,
+        bound_overhead=plan.bound_overhead,
+        note=plan.how,
     )
 
 
-def _refused(row: Row, error: BaseException) -> Row:
+def _refused(row: Row, error: WayFailedError) -> Row:
     """`row` of a way that raised: infeasible with its floor, or failed with the error's first line."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, BudgetInfeasibleError):
-        cause = getattr(cause, "inner_exception", None) or cause.__cause__ or cause.__context__
-    if cause is not None:
-        return dataclasses.replace(
-            row, status="infeasible", floor_bytes=cause.floor_bytes, lower_bound_bytes=cause.lower_bound_bytes
-        )
-    first_line = str(error).strip().splitlines()[:1] or [""]
-    return dataclasses.replace(row, status="failed", note=f"{type(error).__name__}: {first_line[0]}"[:200])
+    if error.floor_bytes is None:
+        return dataclasses.replace(row, status="failed", note=error.message)
+    return dataclasses.replace(
+        row, status="infeasible", floor_bytes=error.floor_bytes, lower_bound_bytes=error.lower_bound_bytes
+    )
 
 
 def _say(row: Row) -> None:
@@ -212,7 +211,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: as torch chooses")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--readme", type=Path, default=README)
-    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.models = args.models or (QUICK_MODELS if args.quick else DEFAULT_MODELS)
     args.budgets = args.budgets if args.budgets is not None else list(QUICK_BUDGETS if args.quick else BUDGETS)
@@ -220,31 +218,19 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _in_processes(args: argparse.Namespace, argv: Sequence[str]) -> int:
-    """One child process for each model, so that a crash or a leak stays with its model; the number that failed."""
-    failed = 0
-    for name in args.models:
-        command = [sys.executable, __file__, *argv, "--models", name, "--in-process"]
-        failed += subprocess.run(command, check=False).returncode != 0
-    return failed
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; the number of models that failed."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what the command line asks for."""
     args = _arguments(argv)
-    failed = 0
-    if args.in_process:
-        prepare_process(args.threads)
-        for name in args.models:
-            Benchmark(CASES[name], Setting.here(args.device), Results(args.results), args).run()
-        return 0
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if not args.table:
-        failed = _in_processes(args, argv)
+        setting, results = Setting.here(args.device), Results(args.results)
+        for name in args.models:
+            with contextlib.closing(Benchmark(name, setting, results, args)) as benchmark:
+                benchmark.run()
     if args.table or args.results == RESULTS:
         write_table(list(Results(args.results)), args.readme)
-    return failed
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -60,13 +60,13 @@ def calibrated(
 
 
 def fused(facts: Facts, schedule: Schedule, budget_bytes: int) -> Facts:
-    """Facts whose forward ops carry what the kernel that they run in holds beside them, where that breaks the budget.
+    """Facts whose forward ops carry what the loop that they run in holds beside them, where that breaks the budget.
 
-    Ops of one lowered kernel that a schedule runs in a row will be fused again: all that they read and write is alive together.
+    Ops of one lowered loop that a schedule runs in a row will be fused again: all that they read and write is alive together.
     """
     replay = Replay(facts.problem)
     live = replay.run(schedule).live_bytes
-    runs = _runs([(op.half, op.kernel) for op in facts.ops], schedule)
+    runs = _runs([(op.half, op.loops) for op in facts.ops], schedule)
     held = replay.held(schedule, runs[:, 0], runs[:, 1])
     extra: dict[int, int] = {}
     for (first, last), held_bytes in zip(runs.tolist(), held.tolist(), strict=True):
@@ -77,12 +77,12 @@ def fused(facts: Facts, schedule: Schedule, budget_bytes: int) -> Facts:
     return _with_workspaces(facts, extra)
 
 
-def _runs(kernels: Sequence[tuple[str, int | None]], schedule: Schedule) -> Ints:
-    """First and last position of the executions in a row that belong to one kernel; single ones are left out."""
+def _runs(loops: Sequence[tuple[str, tuple[int, int] | None]], schedule: Schedule) -> Ints:
+    """First and last position of the executions in a row that belong to one loop; single ones are left out."""
     runs: list[tuple[int, int]] = []
-    for kernel, group in itertools.groupby(range(len(schedule.sequence)), key=lambda i: kernels[schedule.sequence[i]]):
+    for loop, group in itertools.groupby(range(len(schedule.sequence)), key=lambda i: loops[schedule.sequence[i]]):
         positions = list(group)
-        if kernel[1] is not None and len(positions) > 1:
+        if loop[1] is not None and len(positions) > 1:
             runs.append((positions[0], positions[-1]))
     return np.array(runs, dtype=np.int64).reshape(-1, 2)
 

@@ -73,14 +73,15 @@ class StepGraphs:
 class OpFacts:
     """``roots`` run in one kernel; ``storages``: the (node, storage index) pairs that they materialise.
 
-    ``kernel``: which kernel of the lowered half, None where that is unknown. Forward roots of one kernel are ops of their own.
+    ``loops``: kernel of the lowered half and which of its fused loops, None where that is unknown. Forward roots of one loop
+    are ops of their own.
     """
 
     half: Half
     roots: tuple[fx.Node, ...]
     storages: tuple[tuple[fx.Node, int], ...]
     source: str
-    kernel: int | None = None
+    loops: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +98,10 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """Where in the lowered code a node's buffer comes to life, in which kernel, by which of its fused loops, and whether it
+    """Where in the lowered code a node's buffer comes to life, in which kernel and by which of its fused loops, and whether it
     takes over another's memory."""
 
     position: int
-    kernel: int
     loops: tuple[int, int]
     reuses: bool
     replaces: bool
@@ -201,8 +201,8 @@ class _Builder:
             for root in roots:
                 part.leaves.setdefault(root, frozenset(index for target, index in writes if _producer(target) is root))
             made = [part.made[root] for root in roots if root in part.made]
-            kernel = made[0].kernel if made else None
-            self._add_op(roots[0].name, part.half, roots, cluster, writes, any(m.reuses for m in made), kernel)
+            loops = made[0].loops if made else None
+            self._add_op(roots[0].name, part.half, roots, cluster, writes, any(m.reuses for m in made), loops)
 
     def _cluster(self, part: _Half, roots: tuple[fx.Node, ...]) -> _Cluster:
         """What a kernel reads and computes: its roots and the virtual nodes between its inputs and them."""
@@ -239,7 +239,7 @@ class _Builder:
         cluster: _Cluster,
         writes: list[tuple[fx.Node, int]],
         inplace: bool = False,
-        kernel: int | None = None,
+        loops: tuple[int, int] | None = None,
     ) -> None:
         indices = tuple(index for _, index in writes)
         source = next(filter(None, map(source_of, roots)), "")
@@ -252,7 +252,7 @@ class _Builder:
             self.refused[name] = (name, source, "random state, mutation or side effect: runs once")
         reads = tuple(sorted(cluster.leaves))
         self.ops.append(Op(name, reads, indices, seconds, workspace, recomputable=cluster.pure, inplace=inplace))
-        self.op_facts.append(OpFacts(half, roots, tuple(writes), source, kernel))
+        self.op_facts.append(OpFacts(half, roots, tuple(writes), source, loops))
 
 
 def _made_at(trace: GraphTrace, graph: fx.Graph) -> dict[fx.Node, _Made]:
@@ -269,7 +269,7 @@ def _made_at(trace: GraphTrace, graph: fx.Graph) -> dict[fx.Node, _Made]:
             producer = None if node is None else _producer(base_of(node))
             if producer is not None and producer not in made:
                 replaces = buffer.origins[0] not in nodes
-                made[producer] = _Made(position, kernel, (kernel, buffer.loops), event.kind == "alias", replaces)
+                made[producer] = _Made(position, (kernel, buffer.loops), event.kind == "alias", replaces)
     return made
 
 

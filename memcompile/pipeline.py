@@ -197,7 +197,7 @@ def fit(
         if outcome.fits:
             break
         outcome.floor_bytes = min(a.lowered.peak.peak_bytes for a in outcome.attempts) if attempt.at_floor else None
-        if attempt.at_floor and exact <= CLOSE_TO_FLOOR * attempt.solution.peak_bytes:
+        if attempt.at_floor and (outcome.chosen is not attempt or exact <= CLOSE_TO_FLOOR * attempt.solution.peak_bytes):
             break
         facts = calibrated(
             attempt.facts,

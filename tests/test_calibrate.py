@@ -113,7 +113,7 @@ def test_what_runs_before_its_turn_says_nothing():
 
 
 def one_kernel(facts: Facts, *ops: int) -> Facts:
-    return replace(facts, ops=tuple(replace(op, kernel=0 if i in ops else i + 1) for i, op in enumerate(facts.ops)))
+    return replace(facts, ops=tuple(replace(op, loops=(0, 0 if i in ops else i + 1)) for i, op in enumerate(facts.ops)))
 
 
 def test_what_one_kernel_reads_and_writes_is_alive_together():
@@ -132,5 +132,5 @@ def test_ops_apart_are_no_kernel():
     """Another kernel runs between them; and of the backward of another step nothing is known."""
     facts = one_kernel(chain(backward=False), 0, 2)
     assert fused(facts, replace(SCHEDULE, split=3), 150) is facts
-    unknown = replace(facts, ops=tuple(replace(op, kernel=None) for op in facts.ops))
+    unknown = replace(facts, ops=tuple(replace(op, loops=None) for op in facts.ops))
     assert fused(unknown, replace(SCHEDULE, split=3), 150) is unknown

@@ -74,9 +74,8 @@ class JointGraph:
     positions: dict[tuple[str, str], int]
 
     def planned(self) -> Planned:
-        """What lowering must keep: gradients and what else the backward makes once are lowered as without a plan."""
-        stored = {name for half, name in self.positions if half == "forward" or name in self.recomputed}
-        return Planned(self.recomputed, frozenset(stored))
+        """What lowering must keep."""
+        return Planned(self.recomputed, frozenset(name for _, name in self.positions))
 
 
 def apply(facts: Facts, schedule: Schedule) -> JointGraph:

@@ -19,6 +19,7 @@ from memcompile.solvers.polish import polish
 from memcompile.solvers.problem import InfeasibleError, Problem, Schedule, Solution, Status
 from memcompile.solvers.simulate import Ints, Replay, Timeline
 
+FLOOR_S = 8.0  # before a budget is refused
 LEAST_S = 2.0  # for the options of a chain's blocks, even when the time is spent: a plan must be found
 TOLERANCE = 1e-4  # of the base time: a plan this close to its bound is optimal
 GOOD_GAP = 5e-4  # of the base time: a plan this close to its bound ends the search
@@ -106,7 +107,7 @@ def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, see
         sequence = decode(index).sequence
         _search(search, binding_instant(index, sequence, base.live_bytes))
     if search.best is None:
-        floor, lower = minimum_peak(problem, time_limit_s=max(1.0, search.left))
+        floor, lower = minimum_peak(problem, time_limit_s=max(FLOOR_S, search.left), enough_bytes=budget_bytes)
         if floor.peak_bytes > budget_bytes:
             raise InfeasibleError(budget_bytes, floor, lower)
         search.offer(floor.schedule, floor.method)
@@ -279,16 +280,20 @@ def binding_instant(index: Index, sequence: tuple[int, ...], live: Ints) -> int:
     return chosen
 
 
-def minimum_peak(problem: Problem, *, time_limit_s: float) -> tuple[Solution, int]:
-    """The schedule with the smallest peak found, and a number of bytes that no schedule stays below."""
+def minimum_peak(problem: Problem, *, time_limit_s: float, enough_bytes: int = 0) -> tuple[Solution, int]:
+    """The schedule with the smallest peak found, and a number of bytes that no schedule stays below.
+
+    The search ends early at a peak of ``enough_bytes``.
+    """
     began = time.monotonic()
     index, replay = Index.of(problem), Replay(problem)
     lower = floor_bound(index)
     base = decode(index)
     search = Search(index, replay, replay.run(base).peak_bytes, began + time_limit_s, 0)
     search.lowest = (base, replay.run(base), "base")
-    _lowest_by_chain(search, lower)
-    _lowest_by_eviction(search, lower)
+    enough = max(lower, enough_bytes)
+    _lowest_by_chain(search, enough)
+    _lowest_by_eviction(search, enough)
     schedule, timeline, method = search.lowest
     search.budget = timeline.peak_bytes
     search.offer(schedule, method)
@@ -297,12 +302,12 @@ def minimum_peak(problem: Problem, *, time_limit_s: float) -> tuple[Solution, in
     return _solution(search, schedule, timeline, method, time.monotonic() - began), lower
 
 
-def _lowest_by_eviction(search: Search, lower: int) -> None:
+def _lowest_by_eviction(search: Search, enough: int) -> None:
     """Bisect the cap of the greedy decoder."""
     for variant in variants(search.index):
-        low, high = lower - 1, search.lowest_peak
+        low, high = enough - 1, search.lowest_peak
         for _ in range(10):
-            if high - low <= max(1, lower // 500) or (search.left <= 0 and search.lowest_peak < search.budget):
+            if high - low <= max(1, enough // 500) or (search.left <= 0 and search.lowest_peak < search.budget):
                 break
             cap = (low + high) // 2
             schedule = greedy(search.index, cap, variant, 4)
@@ -313,10 +318,10 @@ def _lowest_by_eviction(search: Search, lower: int) -> None:
             low, high = (low, min(peak, cap)) if peak <= cap else (cap, high)
 
 
-def _lowest_by_chain(search: Search, lower: int) -> None:
+def _lowest_by_chain(search: Search, enough: int) -> None:
     """Ask the chain for less and less, at each granularity, finest first."""
     for blocks in CHAIN_BLOCKS:
-        chain = find_chain(search.index, blocks) if search.left > 0 else None
+        chain = find_chain(search.index, blocks) if search.left > 0 and search.lowest_peak > enough else None
         if chain is None:
             continue
         model = model_chain(search.index, chain, search.seed, time.monotonic() + max(search.left, LEAST_S))
@@ -324,5 +329,5 @@ def _lowest_by_chain(search: Search, lower: int) -> None:
             before = search.lowest_peak
             for schedule in chain_floor(search.index, model, before):
                 search.offer_lowest(schedule, "chain")
-            if search.lowest_peak > before - before // 50 or search.lowest_peak <= lower or search.left <= 0:
+            if search.lowest_peak > before - before // 50 or search.lowest_peak <= enough or search.left <= 0:
                 break

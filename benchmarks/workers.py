@@ -1,0 +1,152 @@
+"""One way of running a step in a process of its own, as its user runs it: own heap, own threads, own compiler.
+
+Ways that share a process share the C library's heap, and a step's time depends on whether that heap keeps the memory that
+the step frees or asks the kernel for it again. Here only the turns are shared: one worker steps, the others wait.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from torch._dynamo.exc import TorchDynamoException
+
+from benchmarks.models import CASES
+from benchmarks.peers import Gradients, Running, Way, prepare_process
+from memcompile import report as report_of
+from memcompile.errors import BudgetInfeasibleError, MemcompileError
+from memcompile.runtime.measure import Measurement
+
+ERRORS = (MemcompileError, TorchDynamoException, RuntimeError, ValueError, TypeError, LookupError, AssertionError, ImportError)
+"""What a failing way may raise: it becomes a row, and the other ways go on."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What memcompile's report says about its plan: bytes, seconds of planning, shares of the step without a plan."""
+
+    peak_bytes: int
+    lower_bound_bytes: int
+    plan_seconds: float
+    overhead: float | None
+    bound_overhead: float | None
+    how: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A way that is compiled and alive."""
+
+    peak: Measurement
+    first_call_seconds: float
+    joint_nodes: int
+    loss: float
+    planned: Planned | None
+
+
+class WayFailedError(Exception):
+    """A way raised, or its process died. With `floor_bytes`, memcompile refused its budget."""
+
+    def __init__(self, message: str, floor_bytes: int | None = None, lower_bound_bytes: int | None = None) -> None:
+        super().__init__(message, floor_bytes, lower_bound_bytes)
+        self.message = message
+        self.floor_bytes = floor_bytes
+        self.lower_bound_bytes = lower_bound_bytes
+
+
+class Worker:
+    """A `Running` at the other end of a pipe. Raises `WayFailedError` where that raises; `close` ends its process."""
+
+    def __init__(self, case: str, way: Way, device: str = "cpu", batch_scale: int = 1, threads: int = 0) -> None:
+        self.way = way
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, case, way, device, batch_scale, threads), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def prepare(self) -> Prepared:
+        """Build, compile from an empty cache, measure the peak."""
+        prepared: Prepared = self._ask("prepare")
+        return prepared
+
+    def gradients(self) -> Gradients:
+        """Loss and gradients from the fixed random state."""
+        gradients: Gradients = self._ask("gradients")
+        return gradients
+
+    def warm_up(self) -> None:
+        """One step that is not timed."""
+        self._ask("warm_up")
+
+    def timed_step(self) -> float:
+        """Seconds of one step."""
+        seconds: float = self._ask("timed_step")
+        return seconds
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join(timeout=10)
+        self._process.kill()
+
+    def _ask(self, what: str) -> Any:
+        try:
+            self._pipe.send(what)
+            answer = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self._process.join(timeout=10)
+            raise WayFailedError(f"its process ended with exit code {self._process.exitcode}") from error
+        if isinstance(answer, WayFailedError):
+            raise answer
+        return answer
+
+
+def _serve(pipe: Connection, case: str, way: Way, device: str, batch_scale: int, threads: int) -> None:
+    """Answer one request after the other until the pipe closes."""
+    prepare_process(threads)
+    running: Running | None = None
+    while True:
+        try:
+            what = pipe.recv()
+        except EOFError:
+            return
+        try:
+            running = running or Running(CASES[case], way, device, batch_scale)
+            answer = _prepare(running) if what == "prepare" else getattr(running, what)()
+        except ERRORS as error:
+            answer = _failure(error)
+        pipe.send(answer)
+
+
+def _prepare(running: Running) -> Prepared:
+    running.first_call()
+    peak = running.peak()
+    planned = _planned(running) if running.way.kind == "memcompile" else None
+    return Prepared(peak, running.first_call_seconds, running.joint_nodes, running.loss, planned)
+
+
+def _planned(running: Running) -> Planned:
+    report = report_of(running.model)
+    base = report.base_seconds
+    return Planned(
+        peak_bytes=report.planned_peak_bytes,
+        lower_bound_bytes=report.lower_bound_bytes,
+        plan_seconds=sum(item.compile_seconds for item in report.passes),
+        overhead=report.planned_seconds / base - 1 if base else None,
+        bound_overhead=report.lower_bound_seconds / base - 1 if base else None,
+        how="; ".join(dict.fromkeys(f"{graph.solver} {graph.status}".strip() for graph in report.graphs)),
+    )
+
+
+def _failure(error: BaseException) -> WayFailedError:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, BudgetInfeasibleError):
+        cause = getattr(cause, "inner_exception", None) or cause.__cause__ or cause.__context__
+    first_line = str(error).strip().splitlines()[:1] or [""]
+    message = f"{type(error).__name__}: {first_line[0]}"[:200]
+    if cause is None:
+        return WayFailedError(message)
+    return WayFailedError(message, cause.floor_bytes, cause.lower_bound_bytes)
