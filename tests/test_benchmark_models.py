@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
 
 from benchmarks import models, nets, peers, rows, table
+from benchmarks.workers import WayFailedError, Worker
 
 
 def row(way: str, **fields) -> rows.Row:
@@ -185,3 +187,22 @@ def test_the_table_goes_between_the_markers(tmp_path):
     text = readme.read_text()
     assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
     assert "0.50 at 1.04" in text and "floor 384.0 MiB" in text and "checkpoint: 0.50 at 1.04" in text
+
+
+@pytest.mark.slow
+def test_a_way_in_a_process_of_its_own():
+    """Its errors and its death come back as the failure of that way alone."""
+    wrong = peers.Way("wrong", "memcompile", inductor={"no.such.setting": 1})
+    with closing(Worker("lstm", peers.EAGER)) as eager, closing(Worker("lstm", wrong)) as failing:
+        prepared = eager.prepare()
+        assert prepared.peak.peak_bytes > prepared.peak.entry_bytes > 0
+        assert prepared.planned is None
+        assert eager.timed_step() > 0
+        module, _ = models.CASES["lstm"].make()
+        assert eager.gradients().by_parameter.keys() == dict(module.named_parameters()).keys()
+        with pytest.raises(WayFailedError, match=r"no\.such\.setting") as caught:
+            failing.prepare()
+        assert caught.value.floor_bytes is None
+        eager._process.kill()
+        with pytest.raises(WayFailedError, match="exit code -9"):
+            eager.timed_step()

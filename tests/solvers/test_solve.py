@@ -108,6 +108,15 @@ def test_floor_is_near_its_bound(name: str, ratio: float) -> None:
     assert lower == floor_bound(Index.of(problem))
 
 
+def test_the_search_for_the_floor_ends_where_it_is_enough() -> None:
+    problem = transformer(6)
+    floor, _ = minimum_peak(problem, time_limit_s=4.0)
+    enough = int(1.3 * floor.peak_bytes)
+    found, _ = minimum_peak(problem, time_limit_s=4.0, enough_bytes=enough)
+    assert floor.peak_bytes < found.peak_bytes <= enough
+    assert found.extra_seconds < floor.extra_seconds
+
+
 def test_recurrent_chain_saves_95_percent_for_a_third() -> None:
     """Gruslys et al. (2016), figure 1: T = 1000 with 5 % of the activation memory costs about one third more time."""
     problem = replace(lstm(400), base_bytes=0)

@@ -1,0 +1,51 @@
+"""What Inductor is kept to in a planned graph, seen in the trace of its scheduled code."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from memcompile.codegen.inductor import lower
+from memcompile.codegen.trace import GraphTrace
+from memcompile.facts import UNPLANNED, Planned
+
+
+def lowered(function, inputs, plan: Planned) -> GraphTrace:
+    return lower(make_fx(function, tracing_mode="fake")(*inputs), kind="inference", plan=plan)
+
+
+def moment(trace: GraphTrace, kind: str, origin: str) -> int:
+    """When the buffer that holds a node's value is made or freed."""
+    name = next(name for name, buffer in trace.buffers.items() if buffer.origins[0] == origin)
+    return next(i for i, event in enumerate(trace.events) if (event.kind, event.name) == (kind, name))
+
+
+def sliced(x, w, mask, *weights):
+    """A product that is read slice by slice, as the steps of a recurrence read their part of a gradient."""
+    product = (x @ w) * mask
+    return [torch.tanh(product[8 * i : 8 * i + 8]) @ v for i, v in enumerate(weights)]
+
+
+def test_what_a_planned_storage_is_made_of_dies_where_it_is_made():
+    """Left alone, Inductor computes it again in its first readers, and keeps a buffer of it for the others."""
+    inputs = [torch.randn(96, 16), torch.randn(16, 32), torch.randn(96, 32), *(torch.randn(32, 4) for _ in range(12))]
+    dies = {}
+    for name, plan in (("free", UNPLANNED), ("planned", Planned(stored=frozenset({"mul"})))):
+        trace = lowered(sliced, inputs, plan)
+        dies[name] = moment(trace, "free", "mm") < moment(trace, "alloc", "mm_1")
+    assert dies == {"free": False, "planned": True}
+
+
+def scales(x, y):
+    """Two loops that share nothing."""
+    return torch.sin(x).sum(0), torch.cos(y).sum(1)
+
+
+def test_each_loop_nest_of_a_planned_graph_is_a_kernel():
+    """Left alone, all loops between two library calls become one C++ function, whose arguments are alive together."""
+    inputs = [torch.randn(64, 32), torch.randn(48, 16)]
+    kernels = [
+        sum(event.kind == "kernel" for event in lowered(scales, inputs, plan).events)
+        for plan in (UNPLANNED, Planned(stored=frozenset({"sum_1", "sum_2"})))
+    ]
+    assert kernels == [1, 2]
