@@ -140,11 +140,14 @@ class UnrolledLSTM(nn.Module):
 
 
 class RecurrentChain(nn.Module):
-    """h <- tanh(x_t W + h U), `x` (T, B, width): the chain of Gruslys et al. 2016 (memory-efficient BPTT), loss at the end."""
+    """h <- tanh(x_t + h U), `x` (T, B, width), loss at the end: the chain of Gruslys et al. 2016 (memory-efficient BPTT).
 
-    def __init__(self, width: int = 64) -> None:
+    One product a step forward, two backward. With `project`, h <- tanh(x_t W + h U): two forward, three backward.
+    """
+
+    def __init__(self, width: int = 64, *, project: bool = False) -> None:
         super().__init__()
-        self.input = nn.Linear(width, width)
+        self.input = nn.Linear(width, width) if project else nn.Identity()
         self.state = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.facts import Facts
 from memcompile.solvers.problem import Schedule
-from memcompile.solvers.simulate import Ints, Replay, simulate
+from memcompile.solvers.simulate import Replay, simulate
 
 Names = Mapping[tuple[str, str], int]
 """(half, FX node name) -> position in a schedule."""
@@ -64,12 +64,9 @@ def fused(facts: Facts, schedule: Schedule, budget_bytes: int) -> Facts:
 
     Ops of one lowered loop that a schedule runs in a row will be fused again: all that they read and write is alive together.
     """
-    replay = Replay(facts.problem)
-    live = replay.run(schedule).live_bytes
-    runs = _runs([(op.half, op.loops) for op in facts.ops], schedule)
-    held = replay.held(schedule, runs[:, 0], runs[:, 1])
+    live = simulate(facts.problem, schedule).live_bytes
     extra: dict[int, int] = {}
-    for (first, last), held_bytes in zip(runs.tolist(), held.tolist(), strict=True):
+    for first, last, held_bytes in _held(facts, schedule, [(op.half, op.loops) for op in facts.ops]):
         for position in range(first, last + 1):
             if held_bytes > max(budget_bytes, int(live[position])):
                 op = schedule.sequence[position]
@@ -77,14 +74,23 @@ def fused(facts: Facts, schedule: Schedule, budget_bytes: int) -> Facts:
     return _with_workspaces(facts, extra)
 
 
-def _runs(loops: Sequence[tuple[str, tuple[int, int] | None]], schedule: Schedule) -> Ints:
-    """First and last position of the executions in a row that belong to one loop; single ones are left out."""
+def crowded(facts: Facts, schedule: Schedule, budget_bytes: int) -> frozenset[int]:
+    """Positions in a schedule whose loops must share no C++ function: all that it reads and writes would break the budget."""
+    functions = [(op.half, op.loops and op.loops[0]) for op in facts.ops]
+    runs = _held(facts, schedule, functions)
+    return frozenset(i for first, last, held_bytes in runs if held_bytes > budget_bytes for i in range(first, last + 1))
+
+
+def _held(facts: Facts, schedule: Schedule, kernels: Sequence[tuple[str, object]]) -> Iterator[tuple[int, int, int]]:
+    """First and last position of the executions in a row that belong to one kernel, and the bytes that it holds at once."""
     runs: list[tuple[int, int]] = []
-    for loop, group in itertools.groupby(range(len(schedule.sequence)), key=lambda i: loops[schedule.sequence[i]]):
+    for kernel, group in itertools.groupby(range(len(schedule.sequence)), key=lambda i: kernels[schedule.sequence[i]]):
         positions = list(group)
-        if loop[1] is not None and len(positions) > 1:
+        if kernel[1] is not None and len(positions) > 1:
             runs.append((positions[0], positions[-1]))
-    return np.array(runs, dtype=np.int64).reshape(-1, 2)
+    firsts, lasts = np.array(runs, dtype=np.int64).reshape(-1, 2).T
+    held = Replay(facts.problem).held(schedule, firsts, lasts)
+    return zip(firsts.tolist(), lasts.tolist(), held.tolist(), strict=True)
 
 
 def _with_workspaces(facts: Facts, extra: Mapping[int, int]) -> Facts:

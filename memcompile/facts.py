@@ -31,10 +31,11 @@ Half = Literal["forward", "backward"]
 @dataclass(frozen=True, slots=True)
 class Planned:
     """What lowering must keep of a plan, as names of FX nodes: ``recomputed`` ones run at their planned time, ``stored`` ones
-    are storages of the plan and get a buffer where they are made."""
+    are storages of the plan and get a buffer where they are made, ``apart`` ones share no C++ function with others."""
 
     recomputed: frozenset[str] = frozenset()
     stored: frozenset[str] = frozenset()
+    apart: frozenset[str] = frozenset()
 
 
 UNPLANNED = Planned()

@@ -7,7 +7,7 @@
     run early what frees memory                passes/reorder.py
     plan within a target                       passes/rematerialize.py, solvers/
     what will be one kernel? if it breaks the
-    target, plan again                         calibrate.py
+    target, plan again, or keep loops apart    calibrate.py
     write the plan down as a joint graph       passes/rematerialize.py
     verify it                                  verify.py
     lower again, count again; above the budget: tighten the target and plan again
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from memcompile.calibrate import base_names, calibrated, fused
+from memcompile.calibrate import base_names, calibrated, crowded, fused
 from memcompile.codegen.inductor import REUSE_SHARES, lower, lower_step
 from memcompile.codegen.partition import extract
 from memcompile.codegen.trace import GraphTrace, StepPeak, step_peak
@@ -223,7 +223,7 @@ def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, l
     if (known := fused(facts, solution.schedule, max(target, solution.peak_bytes))) is not facts:
         facts, left_s = known, time_limit_s - (time.perf_counter() - start)
         solution, at_floor = _planned(outcome, facts, target, max(LEAST_S, left_s))
-    joint = rematerialize.apply(facts, solution.schedule)
+    joint = rematerialize.apply(facts, solution.schedule, crowded(facts, solution.schedule, max(target, solution.peak_bytes)))
     planned = time.perf_counter()
     graphs = extract(joint, facts.graphs)
     verify(facts, solution, joint, graphs)

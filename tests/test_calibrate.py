@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from memcompile.calibrate import base_names, calibrated, fused
+from memcompile.calibrate import base_names, calibrated, crowded, fused
 from memcompile.codegen.trace import Buffer, Event, GraphTrace, step_peak
 from memcompile.facts import Facts, OpFacts, StepGraphs
 from memcompile.solvers.problem import Op, Problem, Schedule, Storage
@@ -113,7 +113,7 @@ def test_what_runs_before_its_turn_says_nothing():
 
 
 def one_kernel(facts: Facts, *ops: int) -> Facts:
-    return replace(facts, ops=tuple(replace(op, loops=(0, 0 if i in ops else i + 1)) for i, op in enumerate(facts.ops)))
+    return replace(facts, ops=tuple(replace(op, loops=(0 if i in ops else i + 1, 0)) for i, op in enumerate(facts.ops)))
 
 
 def test_what_one_kernel_reads_and_writes_is_alive_together():
@@ -126,6 +126,14 @@ def test_what_one_kernel_reads_and_writes_is_alive_together():
 def test_kernels_within_the_budget_stay():
     facts = one_kernel(chain(backward=False), 0, 1)
     assert fused(facts, replace(SCHEDULE, split=3), 200) is facts
+    assert crowded(facts, replace(SCHEDULE, split=3), 200) == frozenset()
+
+
+def test_loops_of_a_function_that_holds_too_much_are_kept_apart():
+    facts = chain(backward=False)
+    facts = replace(facts, ops=tuple(replace(op, loops=(0 if i < 2 else 1, i)) for i, op in enumerate(facts.ops)))
+    assert fused(facts, replace(SCHEDULE, split=3), 150) is facts
+    assert crowded(facts, replace(SCHEDULE, split=3), 150) == {0, 1}
 
 
 def test_ops_apart_are_no_kernel():

@@ -41,11 +41,12 @@ def scales(x, y):
     return torch.sin(x).sum(0), torch.cos(y).sum(1)
 
 
-def test_each_loop_nest_of_a_planned_graph_is_a_kernel():
+def test_loops_that_a_plan_keeps_apart_are_kernels_of_their_own():
     """Left alone, all loops between two library calls become one C++ function, whose arguments are alive together."""
     inputs = [torch.randn(64, 32), torch.randn(48, 16)]
+    stored = frozenset({"sum_1", "sum_2"})
     kernels = [
         sum(event.kind == "kernel" for event in lowered(scales, inputs, plan).events)
-        for plan in (UNPLANNED, Planned(stored=frozenset({"sum_1", "sum_2"})))
+        for plan in (Planned(stored=stored), Planned(stored=stored, apart=stored))
     ]
     assert kernels == [1, 2]

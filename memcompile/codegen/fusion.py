@@ -9,8 +9,10 @@ gradients would wait for the last one. Fusion across a library kernel is refused
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterator
 from typing import Any
 
+from torch import fx
 from torch._inductor.choices import InductorChoices
 
 
@@ -44,5 +46,11 @@ class PlannedFusion(InductorChoices):
         return begin == len(self.barriers) or self.barriers[begin] >= second.min_order
 
     def _is_recomputed(self, node: Any) -> bool:
-        buffers = (part.node for part in node.get_nodes() if part.node is not None)
-        return any(origin.name in self.recomputed for buffer in buffers for origin in buffer.get_origins())
+        return any(origin.name in self.recomputed for origin in origins_of(node))
+
+
+def origins_of(node: Any) -> Iterator[fx.Node]:
+    """The FX nodes that a (fused) scheduler node computes."""
+    for part in node.get_nodes():
+        if part.node is not None:
+            yield from part.node.get_origins()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -17,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from memcompile.codegen.fusion import PlannedFusion
+from memcompile.codegen.fusion import PlannedFusion, origins_of
 from memcompile.codegen.lines import trace_of
 from memcompile.codegen.order import planned_order
 from memcompile.codegen.trace import GraphTrace
@@ -262,8 +263,8 @@ def planned(plan: Planned) -> Iterator[None]:
     - Kernels run in the order of their FX nodes, and nothing is fused out of its time (``fusion.py``).
     - Every storage of the plan gets a buffer: computed by its reader instead, what it is made of would live until then. A
       buffer that one fused kernel makes and reads is dropped again.
-    - On the CPU, where loops between library calls become one C++ function, each loop nest has a function of its own: all that
-      a function reads and writes is alive together.
+    - On the CPU, where loops between library calls become one C++ function, each loop nest of a half that recomputes has a
+      function of its own, and so has what the plan keeps apart: all that a function reads and writes is alive together.
     """
     from torch._inductor import config
     from torch._inductor.codegen.cpp import CppScheduling
@@ -275,6 +276,7 @@ def planned(plan: Planned) -> Iterator[None]:
         yield
         return
     run_node: Callable[..., Any] = GraphLowering.run_node
+    ready_to_flush: Callable[..., bool] = CppScheduling.ready_to_flush
 
     def stored(graph: Any, node: fx.Node) -> Any:
         result = run_node(graph, node)
@@ -282,11 +284,20 @@ def planned(plan: Planned) -> Iterator[None]:
             result.realize()
         return result
 
+    @functools.cache
+    def recomputes(graph: fx.Graph) -> bool:
+        return any(node.name in plan.recomputed for node in graph.nodes)
+
+    def ready(scheduling: Any) -> bool:
+        if ready_to_flush(scheduling) or recomputes(V.graph.graph):
+            return True
+        return any(origin.name in plan.apart for origin in origins_of(V.graph.scheduler.current_node))
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(config.patch(_PLANNED_SETTINGS))
         stack.enter_context(V.set_choices_handler(PlannedFusion(plan.recomputed)))
         stack.enter_context(_attribute(GraphLowering, "run_node", stored))
-        stack.enter_context(_attribute(CppScheduling, "ready_to_flush", lambda _: True))
+        stack.enter_context(_attribute(CppScheduling, "ready_to_flush", ready))
         yield
 
 

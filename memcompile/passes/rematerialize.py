@@ -7,7 +7,7 @@ is an ordinary FX graph: readable, and runnable in eager mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +64,8 @@ class JointGraph:
     """A step in one graph: ``forward_nodes`` (inputs included) come first, the backward follows.
 
     The first ``num_user_outputs`` outputs are the forward's, the rest are gradients. ``recomputed``: names of inserted nodes.
-    ``positions``: (half, node name) -> position in the schedule of the op that the node belongs to.
+    ``positions``: (half, node name) -> position in the schedule of the op that the node belongs to. ``apart``: positions of ops
+    that must share no C++ function with others.
     """
 
     module: fx.GraphModule
@@ -72,15 +73,17 @@ class JointGraph:
     num_user_outputs: int
     recomputed: frozenset[str]
     positions: dict[tuple[str, str], int]
+    apart: frozenset[int] = frozenset()
 
     def planned(self) -> Planned:
         """What lowering must keep."""
-        return Planned(self.recomputed, frozenset(name for _, name in self.positions))
+        apart = (name for (_, name), position in self.positions.items() if position in self.apart)
+        return Planned(self.recomputed, frozenset(name for _, name in self.positions), frozenset(apart))
 
 
-def apply(facts: Facts, schedule: Schedule) -> JointGraph:
-    """Write a schedule down as a joint graph with the same inputs and outputs."""
-    return _Writer(facts).write(schedule)
+def apply(facts: Facts, schedule: Schedule, apart: Collection[int] = ()) -> JointGraph:
+    """Write a schedule down as a joint graph with the same inputs and outputs. ``apart``: positions in the schedule."""
+    return _Writer(facts, frozenset(apart)).write(schedule)
 
 
 @dataclass(slots=True)
@@ -94,6 +97,7 @@ class _Instance:
 @dataclass(slots=True)
 class _Writer:
     facts: Facts
+    apart: frozenset[int]
     graph: fx.Graph = field(default_factory=fx.Graph)
     placeholders: dict[str, fx.Node] = field(default_factory=dict)
     instances: dict[fx.Node, _Instance] = field(default_factory=dict)
@@ -126,6 +130,7 @@ class _Writer:
             graphs.num_user_outputs,
             frozenset(self.recomputed),
             self.positions,
+            self.apart,
         )
 
     def _open(self, graph: fx.Graph) -> None:
