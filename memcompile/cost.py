@@ -52,10 +52,17 @@ class CostModel:
             return 0.0
         flops = flops_of(node)
         if flops:
-            return flops / self.device.flops(outputs[0].dtype)
+            return flops / (self.device.flops(outputs[0].dtype) * self._speed(node))
         weight = _EXPENSIVE.get(_op_name(node), 1.0)
         elements = max(numel(t) for t in [*outputs, *(t for i in node.all_input_nodes for t in tensors_of(i))])
         return weight * elements / self.device.elements_per_second
+
+    def _speed(self, node: fx.Node) -> float:
+        """How fast the node's library kernel is, as a share of a matrix product's FLOP/s."""
+        name = _op_name(node)
+        if name.startswith("convolution"):
+            return self.device.convolution_speed
+        return self.device.attention_speed if "attention" in name else 1.0
 
     def kernel_seconds(self, touched_bytes: int) -> float:
         """Memory traffic and launch of one kernel that reads and writes ``touched_bytes``."""
@@ -101,10 +108,18 @@ def has_flops(node: fx.Node) -> bool:
     return _flop_formula(node) is not None
 
 
+_ATEN = torch.ops.aten
+_SAME_FORMULA: dict[object, object] = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _ATEN._scaled_dot_product_flash_attention,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _ATEN._scaled_dot_product_flash_attention_backward,
+}
+"""Library kernels that PyTorch has no formula for, and those with the same arithmetic and leading arguments."""
+
+
 def _flop_formula(node: fx.Node) -> Callable[..., Any] | None:
     target = node.target
     packet = target.overloadpacket if isinstance(target, torch._ops.OpOverload) else target
-    return flop_counter.flop_registry.get(packet) if node.op == "call_function" else None
+    return flop_counter.flop_registry.get(_SAME_FORMULA.get(packet, packet)) if node.op == "call_function" else None
 
 
 def _value(argument: object) -> object:

@@ -29,7 +29,7 @@ from memcompile.support import SUPPORTED_DEVICES
 
 log = get_logger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MATMUL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PROBE_BYTES = 64 * 1024**2
 """Size of the copies and fills: beyond the caches of the processors that we know."""
@@ -43,6 +43,7 @@ class DeviceModel:
     dtype name ("float32"). ``elements_per_second``: plain elementwise work (one multiply-add an element) on data that is near,
     so that arithmetic is the limit. ``launch_overhead_s``: one op on next to no data. ``fresh_memory_s_per_byte``: what the
     first touch of memory costs above a later one (page faults; 0 on CUDA, whose allocator keeps what it has).
+    ``attention_speed`` and ``convolution_speed``: FLOP/s of those library kernels as a share of a matrix product's.
     """
 
     name: str
@@ -51,6 +52,8 @@ class DeviceModel:
     elements_per_second: float
     launch_overhead_s: float
     fresh_memory_s_per_byte: float
+    attention_speed: float = 1.0
+    convolution_speed: float = 1.0
 
     def flops(self, dtype: torch.dtype) -> float:
         """Arithmetic rate in FLOP/s for ``dtype``; for dtypes that were not measured, that of float32."""
@@ -144,7 +147,8 @@ def _load(path: Path, key: Mapping[str, Any]) -> DeviceModel | None:
 
 
 def _checked(model: DeviceModel) -> DeviceModel:
-    rates = (model.bandwidth_bytes_per_s, model.elements_per_second, *model.flops_per_s.values())
+    speeds = (model.attention_speed, model.convolution_speed)
+    rates = (model.bandwidth_bytes_per_s, model.elements_per_second, *speeds, *model.flops_per_s.values())
     costs = (model.launch_overhead_s, model.fresh_memory_s_per_byte)
     if "float32" not in model.flops_per_s or not all(rate > 0 for rate in rates) or not all(cost >= 0 for cost in costs):
         raise ValueError("numbers out of range")
@@ -172,6 +176,7 @@ def measure(device: torch.device) -> DeviceModel:
         target = torch.zeros_like(probe)
         copy_s = _best_seconds(lambda: target.copy_(probe), device)
         flops_per_s = {_dtype_name(dtype): _matmul_flops(dtype, device) for dtype in MATMUL_DTYPES}
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         return DeviceModel(
             name=device_name(device),
             bandwidth_bytes_per_s=2 * PROBE_BYTES / copy_s,
@@ -179,6 +184,8 @@ def measure(device: torch.device) -> DeviceModel:
             elements_per_second=_cpu_element_rate() if device.type == "cpu" else flops_per_s["float32"] / 2,
             launch_overhead_s=_launch_overhead(device),
             fresh_memory_s_per_byte=_fresh_memory_cost(target) if device.type == "cpu" else 0.0,
+            attention_speed=_attention_flops(dtype, device) / flops_per_s[_dtype_name(dtype)],
+            convolution_speed=_convolution_flops(dtype, device) / flops_per_s[_dtype_name(dtype)],
         )
 
 
@@ -226,10 +233,36 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _matmul_flops(dtype: torch.dtype, device: torch.device, limit_s: float = 0.3) -> float:
-    """FLOP/s of a square matrix product: the best of the runs within ``limit_s``, because other processes disturb some."""
+    """FLOP/s of a square matrix product: the best of the runs within ``limit_s``, because other processes disturb some.
+
+    Threads of a CPU that wait for one which another process holds up are many times slower, all the time: half of what one
+    thread does alone, times the threads, is reached at least.
+    """
     size = 4096 if device.type == "cuda" else _cpu_matmul_size(dtype, limit_s)
     a = torch.ones(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / _best_seconds(lambda: a @ a, device, repeats=10, limit_s=limit_s)
+    rate = 2 * size**3 / _best_seconds(lambda: a @ a, device, repeats=10, limit_s=limit_s)
+    if device.type == "cuda":
+        return rate
+    with _one_thread() as threads:
+        alone = 2 * size**3 / _best_seconds(lambda: a @ a, device, limit_s=limit_s / 2)
+    return max(rate, threads * alone / 2)
+
+
+def _attention_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of the forward of scaled_dot_product_attention over 512 positions, heads of 64."""
+    heads = 4 if device.type == "cpu" else 256
+    q = torch.ones(2, heads, 512, 64, dtype=dtype, device=device)
+    run = torch.nn.functional.scaled_dot_product_attention
+    return 4 * q.numel() * 512 / _best_seconds(lambda: run(q, q, q), device)
+
+
+def _convolution_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a 3x3 convolution of 64 channels, in the layout that Inductor chooses."""
+    images = 4 if device.type == "cpu" else 64
+    x = torch.ones(images, 64, 56, 56, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(64, 64, 3, 3, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+    seconds = _best_seconds(lambda: torch.nn.functional.conv2d(x, weight, padding=1), device)
+    return 2 * x.numel() * weight[0].numel() / seconds
 
 
 def _cpu_matmul_size(dtype: torch.dtype, limit_s: float) -> int:

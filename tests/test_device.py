@@ -49,6 +49,24 @@ def test_measured_numbers_are_plausible_and_leave_no_trace() -> None:
     assert 1e-8 < model.launch_overhead_s < 1e-3
     assert 0 <= model.fresh_memory_s_per_byte < 1e-7
     assert model.flops(torch.int8) == model.flops(torch.float32)
+    assert 0.02 < model.attention_speed < 20
+    assert 0.02 < model.convolution_speed < 50
+
+
+def test_one_thread_alone_says_what_several_reach_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that wait for one which another process holds up: ten times slower, however often they are asked."""
+
+    def seconds(*_args: object, **_kwargs: object) -> float:
+        return 1.0 if torch.get_num_threads() == 1 else 10.0
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(device_module, "_best_seconds", seconds)
+    monkeypatch.setattr(device_module, "_cpu_matmul_size", lambda *_: 128)
+    try:
+        torch.set_num_threads(4)
+        assert device_module._matmul_flops(torch.float32, CPU) == 4 * 2 * 128**3 / 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_measured_once(cache: Path, measured: list[torch.device]) -> None:
