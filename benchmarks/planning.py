@@ -4,9 +4,8 @@
     python benchmarks/planning.py --only chain --steps 200 --saved 0.8   # a short chain has less to save
 
 The chain is the one of "Memory-efficient backpropagation through time" (Gruslys et al. 2016): 95 % of the activations' memory
-saved for a third more time, which is one more forward pass where the backward takes twice the forward. With weights for the
-input, whose own gradient nobody asks for, the forward is a larger share and the same plan costs more. Seconds and overheads
-are the planner's model of this machine; nothing runs.
+saved for a third more time, which is one more forward pass where the backward takes twice the forward. It is planned with and
+without weights for the input. Seconds and overheads are the planner's model of this machine; nothing runs.
 """
 
 from __future__ import annotations
