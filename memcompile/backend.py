@@ -24,8 +24,8 @@ def memcompile(
     Raises ``UnknownOptionError``, ``InvalidOptionError``, ``UnsupportedTorchError``, ``UnsupportedDeviceError`` before any
     compile time is spent, and ``BudgetInfeasibleError`` before any kernel is compiled.
     """
+    from memcompile.codegen.surface import surface
     from memcompile.errors import InvalidOptionError, MemcompileError
-    from memcompile.surface import surface
 
     try:
         check_torch()

@@ -26,8 +26,10 @@ from torch.utils import _pytree
 
 from memcompile import explain
 from memcompile.codegen.dry import fake_code
+from memcompile.codegen.dynamo import recompiling_freely
 from memcompile.codegen.inductor import compile_graph
 from memcompile.codegen.seams import require_seams
+from memcompile.codegen.surface import surface
 from memcompile.errors import DryRunError, MemcompileError
 from memcompile.facts import StepGraphs
 from memcompile.fusion_model import predict
@@ -37,7 +39,6 @@ from memcompile.report.data import GraphReport, Report
 from memcompile.runtime.ledger import Group, Ledger, report_of
 from memcompile.session import Session
 from memcompile.support import check_devices, check_torch
-from memcompile.surface import surface
 
 LOWERED_NODES = 4000
 """Nodes of a joint graph up to which a dry run lowers it unless told otherwise: about a minute."""
@@ -74,7 +75,7 @@ def plan(
             raise surface(error) from None
 
     try:
-        with torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000), fakes.inside(model):
+        with recompiling_freely(), fakes.inside(model):
             torch.compile(_fresh(model), backend=backend)(*fake_args, **fake_kwargs)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise DryRunError(str(error)) from error

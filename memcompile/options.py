@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal, cast
 
+from memcompile.codegen.dynamo import inductor_settings
 from memcompile.errors import InvalidOptionError, UnknownOptionError
 from memcompile.units import BYTES_FORMS, format_bytes, parse_bytes
 
@@ -214,10 +215,7 @@ def _parse_inductor(value: object) -> dict[str, object]:
 
 
 def _check_inductor_names(names: Iterable[str]) -> None:
-    # Imported here: these are seconds of import that only users with Inductor patches pay for.
-    from torch._inductor import config
-
-    known = config.get_config_copy()
+    known = inductor_settings()
     for name in names:
         if name.replace("-", "_") not in known:
             raise UnknownOptionError(name, sorted(known), where="options['inductor']")

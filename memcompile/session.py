@@ -17,6 +17,7 @@ from memcompile.codegen.dynamo import capture_info, debug_folder
 from memcompile.codegen.inductor import compile_graph, real_code
 from memcompile.codegen.partition import default_partition
 from memcompile.codegen.repro import repro_script
+from memcompile.codegen.surface import surface
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.cost import CostModel
 from memcompile.device import device_model, free_bytes
@@ -28,7 +29,6 @@ from memcompile.options import Options
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
 from memcompile.report.data import GraphReport
 from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, gradient_bytes, storages
-from memcompile.surface import surface
 
 log = get_logger(__name__)
 

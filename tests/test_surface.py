@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from memcompile.codegen.surface import surface
 from memcompile.errors import BudgetInfeasibleError, MemcompileError
-from memcompile.surface import surface
 
 
 def refuse(gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:

@@ -1,7 +1,8 @@
-"""What Dynamo knows: the code that a graph came from, whether more graphs follow, and where debug output goes."""
+"""What Dynamo knows: the code that a graph came from, whether more graphs follow, and where debug output goes; and settings."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
@@ -33,3 +34,18 @@ def debug_folder() -> Path | None:
     from torch._inductor import config
 
     return Path(get_debug_dir()) / "memcompile" if config.trace.enabled else None
+
+
+def recompiling_freely() -> AbstractContextManager[None]:
+    """While active, Dynamo captures every graph anew, however often one function was captured."""
+    from torch._dynamo import config
+
+    patched: AbstractContextManager[None] = config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000)
+    return patched
+
+
+def inductor_settings() -> frozenset[str]:
+    """Names of Inductor's settings. The import takes seconds."""
+    from torch._inductor import config
+
+    return frozenset(config.get_config_copy())

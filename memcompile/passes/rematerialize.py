@@ -8,7 +8,7 @@ is an ordinary FX graph: readable, and runnable in eager mode.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class JointGraph:
 
 def apply(facts: Facts, schedule: Schedule, apart: Collection[int] = ()) -> JointGraph:
     """Write a schedule down as a joint graph with the same inputs and outputs. ``apart``: positions in the schedule."""
-    return _Writer(facts, frozenset(apart)).write(schedule)
+    return replace(_Writer(facts).write(schedule), apart=frozenset(apart))
 
 
 @dataclass(slots=True)
@@ -97,7 +97,6 @@ class _Instance:
 @dataclass(slots=True)
 class _Writer:
     facts: Facts
-    apart: frozenset[int]
     graph: fx.Graph = field(default_factory=fx.Graph)
     placeholders: dict[str, fx.Node] = field(default_factory=dict)
     instances: dict[fx.Node, _Instance] = field(default_factory=dict)
@@ -130,7 +129,6 @@ class _Writer:
             graphs.num_user_outputs,
             frozenset(self.recomputed),
             self.positions,
-            self.apart,
         )
 
     def _open(self, graph: fx.Graph) -> None:
