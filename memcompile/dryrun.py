@@ -88,7 +88,7 @@ class DrySession(Session):
     def __init__(
         self, gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, device: torch.device, ledger: Ledger
     ) -> None:
-        super().__init__(gm, example_inputs, options, device, ledger, self._lower)
+        super().__init__(gm, example_inputs, options, device, ledger, self._lower, trust=False)
         self.joint_nodes = 0
         self.predicted = False
         self.final: Lowered | None = None
@@ -148,7 +148,7 @@ def predict_graphs(graphs: StepGraphs, budget_bytes: int | None = None) -> Lower
     keeps = KeepsBudget(graphs, None)
     for kind, half in zip(_kinds(graphs), (graphs.forward, graphs.backward), strict=False):
         assert half is not None
-        keeps(predict(half.graph), kind)
+        keeps(predict(half.graph, graphs.planned), kind)
     peak = keeps.peak()
     return Lowered(graphs, tuple(keeps.traces.values()), peak, peak)
 

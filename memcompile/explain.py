@@ -114,6 +114,7 @@ def _planned(outcome: Outcome, outside: int) -> dict[str, object]:
             "model_peak_bytes": solution.peak_bytes,
             "exact_peak_bytes": outcome.final.peak.peak_bytes,
             "targets": [attempt.target_bytes for attempt in outcome.attempts],
+            "trial_lowerings": sum(not attempt.trusted for attempt in outcome.attempts),
             "plan_seconds": outcome.plan_seconds,
             "lower_seconds": outcome.lower_seconds,
             "ops": len(problem.ops),

@@ -6,8 +6,9 @@ The CPU also fuses a reduction with what follows over the same outer loops (soft
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -60,16 +61,22 @@ class _Group:
     users: set[int]
 
 
-def fuse(kernels: list[Kernel]) -> list[list[Kernel]]:
-    """Fused kernels in the order in which they run; the members of each in the order given."""
-    scheduler = _Scheduler(kernels)
+def fuse(kernels: list[Kernel], recomputed: Collection[int] | None = None) -> list[list[Kernel]]:
+    """Fused kernels in the order in which they run; the members of each in the order given.
+
+    ``recomputed``: of a planned graph, the kernels that run again. They are not fused with others that only read the same data,
+    and nothing is fused over a library kernel (``codegen/fusion.py``).
+    """
+    scheduler = _Scheduler(kernels, recomputed)
     scheduler.run()
     return [[kernels[index] for index in sorted(group.members)] for group in scheduler.ordered()]
 
 
 class _Scheduler:
-    def __init__(self, kernels: list[Kernel]) -> None:
+    def __init__(self, kernels: list[Kernel], recomputed: Collection[int] | None) -> None:
         self.kernels = kernels
+        self.recomputed = recomputed or ()
+        self.barriers = [] if recomputed is None else [i for i, kernel in enumerate(kernels) if kernel.loops is None]
         maker = {node: index for index, kernel in enumerate(kernels) for node in (kernel.root, *kernel.results)}
         sources = [{maker[node] for node in kernel.reads if node in maker} - {i} for i, kernel in enumerate(kernels)]
         self.groups = [_Group([i], i, i, set(found), set()) for i, found in enumerate(sources)]
@@ -100,7 +107,7 @@ class _Scheduler:
         for node, indices in readers.items():
             for place, first in enumerate(indices):
                 for second in indices[place + 1 : place + MAX_READERS]:
-                    if second - first <= NEAR:
+                    if second - first <= NEAR and (first in self.recomputed) == (second in self.recomputed):
                         shared[first, second] = shared.get((first, second), 0) + node_bytes(node)
         for (first, second), size in shared.items():
             if first != second:
@@ -110,10 +117,16 @@ class _Scheduler:
         one, two = self.groups[self.of[first]], self.groups[self.of[second]]
         if one is two or len(one.members) + len(two.members) > MAX_KERNELS:
             return False
-        if not self._compatible(one, two) or self._waits(one, two) or self._waits(two, one):
+        if not self._is_near(one, two) or not self._compatible(one, two) or self._waits(one, two) or self._waits(two, one):
             return False
         self._merge(one, two)
         return True
+
+    def _is_near(self, one: _Group, two: _Group) -> bool:
+        """Whether no library kernel of a planned graph stands between the two."""
+        first, second = sorted((one, two), key=lambda group: group.first)
+        begin = bisect.bisect_right(self.barriers, first.last)
+        return begin == len(self.barriers) or self.barriers[begin] >= second.first
 
     def _compatible(self, one: _Group, two: _Group) -> bool:
         for a in one.members:

@@ -21,6 +21,7 @@ from torch import fx
 from memcompile.codegen.scratch import scratch_bytes
 from memcompile.codegen.trace import Buffer, Event, GraphTrace
 from memcompile.cost import has_flops, is_library_call
+from memcompile.facts import UNPLANNED, Planned
 from memcompile.fusion_groups import Kernel, Loops, Reads, fuse
 from memcompile.fxutil import base_of, hint, is_pure, is_symbol, is_view, node_bytes, outputs_of, source_of, tensors_of
 
@@ -59,11 +60,12 @@ class _Value:
     buffer: fx.Node | None = None
 
 
-def predict(graph: fx.Graph) -> GraphTrace:
-    """The trace that lowering ``graph`` would give, as far as it can be told from the graph."""
-    lowering = _Lowering(graph)
+def predict(graph: fx.Graph, plan: Planned = UNPLANNED) -> GraphTrace:
+    """The trace that lowering ``graph`` would give, as far as it can be told from the graph. ``plan``: what lowering keeps."""
+    lowering = _Lowering(graph, plan.stored)
     lowering.run()
-    return _Emitter(graph, lowering, fuse(lowering.kernels)).trace()
+    recomputed = {index for index, kernel in enumerate(lowering.kernels) if kernel.root.name in plan.recomputed}
+    return _Emitter(graph, lowering, fuse(lowering.kernels, recomputed if plan is not UNPLANNED else None)).trace()
 
 
 @dataclass(slots=True)
@@ -71,6 +73,7 @@ class _Lowering:
     """Reads a graph in order and gives buffers to values, as ``GraphLowering.run_node`` does."""
 
     graph: fx.Graph
+    stored: frozenset[str]
     values: dict[fx.Node, _Value] = field(default_factory=dict)
     kernels: list[Kernel] = field(default_factory=list)
     outputs: frozenset[fx.Node] = frozenset()
@@ -82,6 +85,8 @@ class _Lowering:
                     self.values[node] = _Value(frozenset({node}), buffer=node)
                 case "call_function":
                     self._call(node)
+                    if node.name in self.stored and addend_of(node) is None:
+                        self._realize(node)
                 case "output":
                     held = [out for out in node.args[0] if isinstance(out, fx.Node)]
                     for out in held:

@@ -12,15 +12,16 @@
     verify it                                  verify.py
     lower again, count again; above the budget: tighten the target and plan again
 
-The model of the planner guides; the exact count of the lowered code decides. Nothing has run and no kernel has been compiled
-when the promise holds or ``BudgetInfeasibleError`` is raised.
+The model of the planner guides; the exact count of the lowered code decides, before anything runs. A plan that fits by the
+model, as most do, is lowered for good at once (``trust``): should its exact peak be above the budget, the graph is compiled
+once more with every plan lowered on trial. ``BudgetInfeasibleError`` is only raised on what trial lowerings say.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 from memcompile.calibrate import base_names, calibrated, crowded, fused
 from memcompile.codegen.inductor import REUSE_SHARES, lower, lower_step
@@ -66,7 +67,8 @@ class Lowered:
 class Attempt:
     """One plan: what the planner knew, what it answered, and what the lowered code really takes.
 
-    ``at_floor``: no plan within ``target_bytes`` was found, this is the smallest.
+    ``at_floor``: no plan within ``target_bytes`` was found, this is the smallest. ``trusted``: not lowered yet, its peak is
+    that of the model.
     """
 
     target_bytes: int
@@ -75,6 +77,7 @@ class Attempt:
     at_floor: bool
     joint: rematerialize.JointGraph
     lowered: Lowered
+    trusted: bool
 
     def is_cheap(self) -> bool:
         """Whether a looser plan could gain next to nothing."""
@@ -102,6 +105,12 @@ class Outcome:
     def final(self) -> Lowered:
         """What is compiled."""
         return self.chosen.lowered if self.chosen else self.base
+
+    def settle(self, traces: Iterable[GraphTrace], peak: StepPeak) -> None:
+        """What the code that was compiled takes."""
+        if self.chosen is not None:
+            lowered = Lowered(self.chosen.lowered.graphs, tuple(traces), peak, peak)
+            self.chosen = replace(self.chosen, lowered=lowered, trusted=False)
 
     @property
     def fits(self) -> bool:
@@ -167,10 +176,12 @@ def fit(
     costs: Callable[[], CostModel],
     time_limit_s: float,
     lowering: Lowering = lower_graphs,
+    trust: bool = False,
 ) -> Outcome:
     """Make a lowered step keep ``budget_bytes``, at the least time that the planner finds.
 
-    Returns the best attempt even when none keeps the budget: the caller raises or takes it (``Outcome.fits``).
+    Returns the best attempt even when none keeps the budget: the caller raises or takes it (``Outcome.fits``). ``trust``: take
+    a plan that fits by the model without lowering it; the caller compares what it then takes (``Outcome.settle``).
     """
     outcome = Outcome(base, budget_bytes)
     if budget_bytes is None or base.peak.peak_bytes <= budget_bytes:
@@ -184,7 +195,10 @@ def fit(
     target = budget_bytes
     for _ in range(MAX_LOWERINGS):
         left_s = max(LEAST_S, time_limit_s - outcome.plan_seconds)
-        attempt = _attempt(outcome, facts, target, left_s, lowering)
+        attempt = _attempt(outcome, facts, target, left_s, lowering, trust)
+        if attempt.trusted:
+            outcome.chosen = attempt
+            break
         exact = attempt.lowered.peak.peak_bytes
         log.info("target %d: model %d, exact %d of %d", target, attempt.solution.peak_bytes, exact, budget_bytes)
         if _better(attempt, outcome.chosen, budget_bytes):
@@ -217,7 +231,7 @@ def fit(
     return outcome
 
 
-def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, lowering: Lowering) -> Attempt:
+def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, lowering: Lowering, trust: bool) -> Attempt:
     start = time.perf_counter()
     solution, at_floor = _planned(outcome, facts, target, time_limit_s)
     if (known := fused(facts, solution.schedule, max(target, solution.peak_bytes))) is not facts:
@@ -227,12 +241,19 @@ def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, l
     planned = time.perf_counter()
     graphs = extract(joint, facts.graphs)
     verify(facts, solution, joint, graphs)
-    lowered = lowering(graphs, outcome.budget_bytes)
+    trusted = trust and not at_floor
+    lowered = _expected(graphs, outcome.base.peak, solution) if trusted else lowering(graphs, outcome.budget_bytes)
     outcome.plan_seconds += planned - start
     outcome.lower_seconds += time.perf_counter() - planned
-    attempt = Attempt(target, facts, solution, at_floor, joint, lowered)
+    attempt = Attempt(target, facts, solution, at_floor, joint, lowered, trusted)
     outcome.attempts.append(attempt)
     return attempt
+
+
+def _expected(graphs: StepGraphs, base: StepPeak, solution: Solution) -> Lowered:
+    """A plan before it is lowered: the peak of the model, no traces."""
+    peak = replace(base, peak_bytes=solution.peak_bytes, timeline=(), live_at_peak=())
+    return Lowered(graphs, (), peak, peak)
 
 
 def _planned(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -> tuple[Solution, bool]:

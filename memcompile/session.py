@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import weakref
@@ -37,11 +38,15 @@ LOSS_RESERVE = 4
 over logits needs a cast, its log-softmax, and their gradients."""
 
 
+class _MissedError(BaseException):
+    """A plan that was taken on trust takes more than its budget. Not an Exception: Inductor would wrap it."""
+
+
 class Session:
     """Compiles one graph under ``options`` on ``device``. ``example_inputs``: the real inputs, parameters among them.
 
     ``tangents_held``: whether gradients arrive for more than a scalar loss; None: not when the graph returns one. ``ledger``
-    and ``lowering`` are others in a dry run.
+    and ``lowering`` are others in a dry run. ``trust``: see ``pipeline.fit``.
     """
 
     def __init__(
@@ -53,9 +58,10 @@ class Session:
         ledger: Ledger = LEDGER,
         lowering: Lowering = lower_graphs,
         tangents_held: bool | None = None,
+        trust: bool = True,
     ) -> None:
         self.tangents_held = tangents_held
-        self.ledger, self.lowering = ledger, lowering
+        self.ledger, self.lowering, self.trust = ledger, lowering, trust
         self.gm, self.inputs, self.options, self.device = gm, list(example_inputs), options, device
         self.tensors = [t for t in example_inputs if isinstance(t, torch.Tensor)]
         self.capture = capture_info()
@@ -70,11 +76,23 @@ class Session:
     def compile(self) -> CompiledGraph:
         """Lower the graph within its budget. Raises ``BudgetInfeasibleError`` and ``PassError``."""
         original = copy.deepcopy(self.gm)
-        code = real_code(self._rewrite_inference, self._planned, self._accept, self._on_code)
-        function = compile_graph(self.gm, self.inputs, self._partition, code, self.options.inductor)
+        code = real_code(self._rewrite_inference, self._planned, self._accept, self._settled, self._on_code)
+        function = None
+        with contextlib.suppress(_MissedError):
+            function = compile_graph(self.gm, self.inputs, self._partition, code, self.options.inductor)
+        if function is None:
+            log.info("graph %s takes more than its plan: planned again, with trial lowerings", self.graph_id)
+            return self._again(original).compile()
         peak = self.keeps.peak()
+        if self.outcome is not None:
+            self.outcome.settle(self.keeps.traces.values(), peak)
         entry = self._enter(explain.graph_report(self, peak), peak, (self.options.dump, debug_folder()))
         return CompiledGraph(function, entry, self, original)
+
+    def _again(self, gm: fx.GraphModule) -> Session:
+        """For the same graph, trusting no plan that was not lowered."""
+        gm = copy.deepcopy(gm)
+        return Session(gm, self.inputs, self.options, self.device, tangents_held=self.tangents_held, trust=False)
 
     def _enter(self, report: GraphReport, peak: StepPeak, folders: Iterable[Path | None]) -> GraphEntry:
         """Save the report, and enter the graph into the ledger."""
@@ -127,10 +145,10 @@ class Session:
         """Plan within ``room_bytes``, less what graphs after a graph break may need, where that can be spared."""
         reserve = self._reserve_bytes(base.peak)
         costs, limit_s = (lambda: CostModel(device_model(self.device))), self.options.solver_time_limit_s
-        outcome = fit(base, max(1, room_bytes - reserve), costs, limit_s, self.lowering)
+        outcome = fit(base, max(1, room_bytes - reserve), costs, limit_s, self.lowering, self.trust)
         if outcome.fits or not reserve:
             return outcome
-        return fit(base, room_bytes, costs, limit_s, self.lowering)
+        return fit(base, room_bytes, costs, limit_s, self.lowering, self.trust)
 
     def _reserve_bytes(self, peak: StepPeak) -> int:
         """Room for the graphs that follow a graph break."""
@@ -151,6 +169,11 @@ class Session:
         if not self.keeps.traces and self.graphs is not None:
             self.keeps = KeepsBudget(self.graphs, self.outcome.budget_bytes if self.outcome is not None else None)
         return self.keeps(trace, kind)
+
+    def _settled(self, accepted: bool) -> None:
+        """A plan that was taken on trust and does not hold is not compiled."""
+        if not accepted and self.outcome is not None and self.outcome.chosen is not None and self.outcome.chosen.trusted:
+            raise _MissedError
 
     def _on_code(self, source: str, kind: str) -> None:
         self.sources[kind] = source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import memcompile
+from memcompile import pipeline
 from tests.steps import (
     SEED,
     Run,
@@ -232,10 +234,25 @@ class Skipping(nn.Module):
 
 @pytest.mark.parametrize("budget", ["85%", "70%"])
 def test_lowering_does_what_was_planned(budget):
-    """The model of the planner is exact: one plan, one lowering."""
+    """The model of the planner is exact: one plan, lowered for good at once."""
     run = run_memcompile(Skipping(), (torch.randn(8, 3, 64, 64),), budget)
     plan = run.planned.graphs[0].plan
-    assert len(plan["targets"]) == 1
+    assert len(plan["targets"]) == 1 and plan["trial_lowerings"] == 0
     assert plan["exact_peak_bytes"] == pytest.approx(plan["model_peak_bytes"], rel=1e-3)
     assert recomputed(run.planned)
+    assert_promise(run)
+
+
+def test_a_plan_that_does_not_hold_is_made_again(monkeypatch):
+    """Real lowering takes more than the planner believed: nothing of that is used, and the promise holds all the same."""
+    plan, calls = pipeline._planned, []
+
+    def too_wide_at_first(outcome, facts, target, time_limit_s):
+        calls.append(target)
+        solution, at_floor = plan(outcome, facts, target + (len(calls) == 1) * target // 5, time_limit_s)
+        return replace(solution, peak_bytes=target) if len(calls) == 1 else solution, at_floor
+
+    monkeypatch.setattr(pipeline, "_planned", too_wide_at_first)
+    run = run_memcompile(Skipping(), (torch.randn(8, 3, 64, 64),), "70%")
+    assert run.planned.graphs[0].plan["trial_lowerings"] == 1 and len(calls) > 1
     assert_promise(run)

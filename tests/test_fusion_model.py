@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import memcompile
 from memcompile.codegen.dry import fake_code
 from memcompile.codegen.inductor import compile_graph
 from memcompile.codegen.partition import default_partition
@@ -148,6 +149,16 @@ def test_predicted_peak_and_buffers_are_close_to_the_lowered_ones(name: str) -> 
     forward = graphs.forward.graph
     made, guessed = (materialised(lowered.traces[0], forward) for lowered in (exact, predicted))
     assert guessed == pytest.approx(made, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "llama"])
+def test_what_is_predicted_of_a_plan_is_what_was_planned(name: str) -> None:
+    """Lowering keeps to the plan, and so does its model: one plan is enough."""
+    torch.manual_seed(0)
+    model, batch = MODELS[name][0]()
+    graph = memcompile.plan(model.train(), **batch, options={"memory_budget": "75%", "lower": False}).graphs[0]
+    assert graph.plan["exact_peak_bytes"] == pytest.approx(graph.plan["model_peak_bytes"], rel=0.01)
+    assert len(graph.plan["targets"]) == 1
 
 
 def materialised(trace: GraphTrace, graph: fx.Graph) -> int:

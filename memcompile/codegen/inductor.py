@@ -27,8 +27,8 @@ from memcompile.fxutil import outputs_of
 
 Accept = Callable[[GraphTrace, str], bool]
 Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
+Settled = Callable[[bool], None]
 Rewrite = Callable[[fx.GraphModule], fx.GraphModule]
-
 
 InnerCompile = Callable[..., Any]
 
@@ -64,13 +64,17 @@ def compile_graph(
 
 
 def real_code(
-    rewrite_inference: Rewrite, plan: Callable[[], Planned], accept: Accept, on_code: Callable[[str, str], None]
+    rewrite_inference: Rewrite,
+    plan: Callable[[], Planned],
+    accept: Accept,
+    settled: Settled,
+    on_code: Callable[[str, str], None],
 ) -> InnerCompile:
     """The inner compile of a real compilation.
 
     ``rewrite_inference`` may replace an inference graph before it is lowered. ``plan()``: what lowering must keep of
-    the plan. ``accept``: see ``recording``; it sees the final trace of each graph last. ``on_code(source, kind)`` sees the
-    generated module of each graph.
+    the plan. ``accept``, ``settled``: see ``recording``; ``accept`` sees the final trace of each graph last.
+    ``on_code(source, kind)`` sees the generated module of each graph.
     """
     from torch._inductor.compile_fx import compile_fx_inner
 
@@ -78,7 +82,7 @@ def real_code(
         kind = "inference" if kwargs.get("is_inference") else "backward" if kwargs.get("is_backward") else "forward"
         if kind == "inference":
             graph = rewrite_inference(graph)
-        with recording(accept), planned(plan()):
+        with recording(accept, settled), planned(plan()):
             code = compile_fx_inner(graph, inputs, **kwargs)
         on_code(getattr(code, "source_code", ""), kind)
         return code
@@ -113,13 +117,13 @@ _TRIAL_SETTINGS = {**_UNCACHED, "cpp.simdlen": 1}
 
 
 @contextlib.contextmanager
-def recording(accept: Accept, stop: bool = False, shares: Sequence[float] = REUSE_SHARES) -> Iterator[None]:
+def recording(accept: Accept, settled: Settled, shares: Sequence[float] = REUSE_SHARES) -> Iterator[None]:
     """While active, ``accept(trace, kind)`` is asked about each top-level graph that Inductor lowers.
 
     ``kind`` is "forward", "backward" or "inference". Inductor holds a dead buffer for a later allocation of the same size
     (fresh memory costs page faults): as long as the answer is no, it does so less. The last trace asked about is the one
-    that is used. ``stop``: end the lowering there. ``shares``: see ``REUSE_SHARES``. Wrapper classes are swapped for
-    recording subclasses for the time of the context only; code that is lowered outside of it is untouched.
+    that is used, and ``settled`` is told whether it was accepted. ``shares``: see ``REUSE_SHARES``. Wrapper classes are swapped
+    for recording subclasses for the time of the context only; code that is lowered outside of it is untouched.
     """
     from torch._inductor.codegen.common import device_codegens, init_backend_registration
 
@@ -127,7 +131,7 @@ def recording(accept: Accept, stop: bool = False, shares: Sequence[float] = REUS
     before = dict(device_codegens)
     for device, entry in before.items():
         if entry.wrapper_codegen is not None:
-            wrapper = _recording_wrapper(entry.wrapper_codegen, accept, stop, shares)
+            wrapper = _recording_wrapper(entry.wrapper_codegen, accept, settled, shares)
             device_codegens[device] = dataclasses.replace(entry, wrapper_codegen=wrapper)
     try:
         yield
@@ -136,7 +140,7 @@ def recording(accept: Accept, stop: bool = False, shares: Sequence[float] = REUS
         device_codegens.update(before)
 
 
-def _recording_wrapper(base: Any, accept: Accept, stop: bool, shares: Sequence[float]) -> Any:
+def _recording_wrapper(base: Any, accept: Accept, settled: Settled, shares: Sequence[float]) -> Any:
     from torch._inductor.virtualized import V
 
     class RecordingWrapper(base):  # type: ignore[misc]
@@ -167,10 +171,9 @@ def _recording_wrapper(base: Any, accept: Accept, stop: bool, shares: Sequence[f
                     if hasattr(line, "is_reused"):
                         line.is_reused = False
                 super().run_wrapper_ir_passes(is_inference)
-                if accept(trace_of(self.lines, V.graph), kind):
+                if accepted := accept(trace_of(self.lines, V.graph), kind):
                     break
-            if stop:
-                raise _TraceReady
+            settled(accepted)
 
     return RecordingWrapper
 
@@ -200,6 +203,9 @@ def lower(
 
     caught: list[GraphTrace] = []
 
+    def stop(_accepted: bool) -> None:
+        raise _TraceReady
+
     def catch(trace: GraphTrace, kind: str) -> bool:
         caught[:] = [trace]
         return accept is None or accept(trace, kind)
@@ -217,7 +223,7 @@ def lower(
     output.meta["user_visible_output_idxs"] = visible
     static = list(range(count_tangents(trial))) if kind == "backward" else []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(recording(catch, stop=True, shares=shares))
+        stack.enter_context(recording(catch, stop, shares))
         stack.enter_context(planned(plan))
         stack.enter_context(config.patch(_TRIAL_SETTINGS))
         stack.enter_context(_attribute(inductor_graph, "get_donated_idxs", lambda: list(donated)))
