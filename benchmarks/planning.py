@@ -5,7 +5,7 @@
 
 The chain is the one of "Memory-efficient backpropagation through time" (Gruslys et al. 2016): 95 % of the activations' memory
 saved for a third more time, which is one more forward pass where the backward takes twice the forward. It is planned with and
-without weights for the input. Seconds and overheads are the planner's model of this machine; nothing runs.
+without weights for the input, and wider. Seconds and overheads are the planner's model of this machine; nothing runs.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ RESULTS = Path(__file__).resolve().parent / "results" / "planning.csv"
 LAYERS = (2, 4, 8, 12, 16, 24)
 BUDGETS = (80, 50, 35)
 CHAIN_SAVED = 0.95
+CHAINS = {"": (False, 64), "-projected": (True, 64), "-wide": (False, 256)}
+"""Suffix of the name -> whether the input has weights, and the width. The wider, the more of a step is matrix products."""
 
 Build = Callable[[], tuple[nn.Module, dict[str, Tensor]]]
 
@@ -119,7 +121,7 @@ def plan_row(name: str, build: Build, transient_share: float | None, peak_share:
     )
 
 
-def chain(steps: int, project: bool, width: int = 64, batch: int = 256) -> tuple[nn.Module, dict[str, Tensor]]:
+def chain(steps: int, project: bool, width: int, batch: int = 256) -> tuple[nn.Module, dict[str, Tensor]]:
     """The recurrent chain and its input: `steps` states of `batch` x `width` floats dominate the weights."""
     torch.manual_seed(0)
     return RecurrentChain(width, project=project), {"x": torch.randn(steps, batch, width)}
@@ -162,9 +164,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for percent in args.budgets:
             _write(plan_row(name, build, None, percent / 100), args.results)
     if args.only in (None, "chain"):
-        for steps, project in itertools.product(args.steps, (False, True)):
-            name = f"chain-{steps}" + ("-projected" if project else "")
-            _write(plan_row(name, functools.partial(chain, steps, project), 1 - args.saved), args.results)
+        for steps, (kind, (project, width)) in itertools.product(args.steps, CHAINS.items()):
+            _write(
+                plan_row(f"chain-{steps}{kind}", functools.partial(chain, steps, project, width), 1 - args.saved), args.results
+            )
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ def find_chain(index: Index, max_blocks: int) -> Chain | None:
     crossing = _crossing_bytes(index, spans, shared)
     cuts = [p for p in range(1, boundary) if _is_cut(crossing, p)]
     if len(cuts) < 2:
+        cuts = _level_cuts(index, spans, crossing)
+    if len(cuts) < 2:
         return None
     group = -(-(len(cuts) + 1) // max(max_blocks, len(index.reads) // MAX_BLOCK_OPS))
     cuts = cuts[group - 1 :: group]
@@ -89,6 +91,18 @@ def _is_cut(crossing: list[int], p: int, reach: int = 6) -> bool:
     near = crossing[max(1, p - reach) : p + reach + 1]
     here = crossing[p]
     return here == min(near) and (p == 1 or crossing[p - 1] > here) and here > 0
+
+
+def _level_cuts(index: Index, spans: dict[int, int], crossing: list[int]) -> list[int]:
+    """Cuts of a chain that nothing but its state crosses, so that no position crosses less than another: right after each
+    storage that is all that crosses there, and that the backward reads."""
+    least = min(crossing[1 : index.problem.boundary], default=0)
+    states = (
+        s
+        for s, last in spans.items()
+        if index.sizes[s] == least and last > index.producer[s] and index.readers[s][-1] >= index.problem.boundary
+    )
+    return sorted({p for s in states if (p := index.producer[s] + 1) < index.problem.boundary and crossing[p] == least})
 
 
 def _read_late(index: Index, block_of: list[int], shared: frozenset[int]) -> frozenset[int]:

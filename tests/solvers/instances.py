@@ -181,6 +181,16 @@ def lstm(steps: int, *, batch: int = 64, width: int = 512) -> Problem:
     return tape.builder.problem(base_bytes=8 * width * width * 4)
 
 
+def recurrence(steps: int, *, size: int = 65536) -> Problem:
+    """h <- tanh(U h), unrolled: nothing but the state crosses any position."""
+    tape = Tape(Builder())
+    h = tape.do("h0", [], size, 1e-7, saves="")
+    for i in range(steps):
+        h = tape.do(f"tanh_{i}", [tape.do(f"gates_{i}", [h], size, 1e-5, weight=1024)], size, 1e-5, saves="out", inplace=True)
+    tape.backward(tape.do("loss", [h], 4, 1e-6))
+    return tape.builder.problem()
+
+
 def random_problem(seed: int, forward: int = 5, backward: int = 5) -> Problem:
     """A small problem with every feature of the interface, for brute force."""
     rng = random.Random(seed)

@@ -15,7 +15,7 @@ from memcompile.solvers.index import Index
 from memcompile.solvers.problem import InfeasibleError, Problem, Solution
 from memcompile.solvers.simulate import simulate, validate
 from memcompile.solvers.solve import minimum_peak, solve
-from tests.solvers.instances import lstm, random_problem, resnet, transformer, unet
+from tests.solvers.instances import lstm, random_problem, recurrence, resnet, transformer, unet
 from tests.solvers.reference import exhaustive
 
 EPSILON = 1e-4
@@ -126,6 +126,17 @@ def test_recurrent_chain_saves_95_percent_for_a_third() -> None:
     solution = solve(problem, budget, time_limit_s=30.0)
     check(problem, solution, budget)
     assert solution.extra_seconds <= 0.36 * problem.total_seconds
+
+
+def test_a_chain_of_states_of_one_size_costs_about_one_more_forward_pass() -> None:
+    """No position crosses fewer bytes than its neighbours: every state is a place to cut."""
+    problem = recurrence(800)
+    budget = int(0.05 * base_peak(problem))
+    solution = solve(problem, budget, time_limit_s=10.0)
+    check(problem, solution, budget)
+    forward_s = sum(op.seconds for op in problem.ops[: problem.boundary])
+    assert solution.method == "chain"
+    assert solution.extra_seconds <= 1.1 * forward_s
 
 
 def test_generous_budget_needs_nothing() -> None:
