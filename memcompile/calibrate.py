@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from memcompile.codegen.trace import GraphTrace, StepPeak
+from memcompile.codegen.trace import Buffer, GraphTrace, StepPeak
 from memcompile.facts import Facts
 from memcompile.solvers.problem import Schedule
 from memcompile.solvers.simulate import Replay, simulate
@@ -120,16 +120,29 @@ def _exact(names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak) -> di
 
 
 def _kernels(names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak) -> Iterator[dict[int, int]]:
-    """Per kernel of the lowered code: position of each op in it -> most bytes alive from the op's first buffer on."""
+    """Per kernel of the lowered code: position of each op in it -> most bytes alive from the op's first buffer on.
+
+    A kernel that Inductor made of ops under a new name (a product and the addition after it) belongs to the position after the
+    last one, where no other kernel does.
+    """
+    free = set(names.values()) - {_position(b, half, names) for half, t in traces.items() for b in t.buffers.values()}
     running: dict[int, int] = {}
+    last: int | None = None
     for moment in peak.timeline:
         trace = traces.get(moment.where) or traces.get("inference")
         buffer = trace.buffers.get(moment.name) if trace is not None else None
         if buffer is not None and not moment.is_kernel:
-            position = next((names[moment.where, name] for name in buffer.origins if (moment.where, name) in names), None)
+            position = _position(buffer, moment.where, names)
+            if position is None and last is not None and last + 1 in free:
+                position = last + 1
             if position is not None:
                 running.setdefault(position, 0)
         running = {position: max(live_bytes, moment.live_bytes) for position, live_bytes in running.items()}
         if moment.is_kernel and running:
+            last = max(running)
             yield running
             running = {}
+
+
+def _position(buffer: Buffer, half: str, names: Names) -> int | None:
+    return next((names[half, name] for name in buffer.origins if (half, name) in names), None)

@@ -40,6 +40,10 @@ log = get_logger(__name__)
 MAX_LOWERINGS = 5
 LEAST_S = 1.0
 """Seconds that a further plan may take when the earlier ones have spent the time limit."""
+LEAST_STEP = 0.002
+"""Share of the budget by which the target is lowered at least when knowing the code better was not enough; then twice that."""
+TRUSTED_SHARE = 0.998
+"""What of the budget a plan may take by the model that is not lowered on trial: the model misses the smallest buffers."""
 CLOSE_TO_FLOOR = 1.01
 """A smallest plan whose exact peak is that close to the model's cannot be made smaller by knowing the code better."""
 CLOSE_ENOUGH = 0.97
@@ -192,7 +196,7 @@ def fit(
     facts = calibrated(facts, unplanned, base_names(facts), base.by_half(), base.tight_peak, budget_bytes)
     facts = reordered(facts)
     outcome.plan_seconds += time.perf_counter() - start
-    target = budget_bytes
+    target, misses = int(TRUSTED_SHARE * budget_bytes) if trust else budget_bytes, 0
     for _ in range(MAX_LOWERINGS):
         left_s = max(LEAST_S, time_limit_s - outcome.plan_seconds)
         attempt = _attempt(outcome, facts, target, left_s, lowering, trust)
@@ -221,8 +225,9 @@ def fit(
             attempt.lowered.peak,
             budget_bytes,
         )
-        if facts is attempt.facts:
-            target -= exact - budget_bytes
+        misses += 1
+        if facts is attempt.facts or misses > 1:
+            target -= max(exact - budget_bytes, int(LEAST_STEP * budget_bytes)) << (misses - 1)
     if not outcome.fits and outcome.final.peak.peak_bytes >= base.peak.peak_bytes:
         outcome.chosen = None
     if outcome.floor_bytes is not None:

@@ -83,6 +83,18 @@ def test_a_temporary_belongs_to_the_kernel_it_is_made_for():
     assert workspaces(run(chain(), 100, *with_copy)) == (0, 40, 0)
 
 
+def test_a_kernel_under_a_new_name_belongs_to_the_op_that_has_none():
+    renamed = (
+        *EXACT[:2],
+        ("alloc", "buf1", 100, "a_and_b"),
+        ("alloc", "scratch", 40),
+        *EXACT[3:4],
+        ("free", "scratch"),
+        *EXACT[4:],
+    )
+    assert workspaces(run(chain(), 100, *renamed)) == (0, 40, 0)
+
+
 def test_far_below_the_budget_nothing_is_compared():
     held = [event for event in EXACT if event != ("free", "buf0")]
     facts = chain()

@@ -1,5 +1,6 @@
 """Dry runs: nothing allocated, nothing run, and the numbers of a real compile."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import memcompile
-from memcompile import cli
-from memcompile.dryrun import PREDICTED
+from memcompile import cli, dryrun, pipeline
+from memcompile.dryrun import PREDICTED, predict_graphs
 from memcompile.errors import BudgetInfeasibleError, DryRunError, UnknownOptionError
+from memcompile.facts import UNPLANNED, StepGraphs
+from memcompile.pipeline import Lowered
 from memcompile.report.data import Report
 
 MLP_SCRIPT = """
@@ -123,6 +126,19 @@ def test_a_predicted_plan_keeps_the_budget_and_says_that_it_is_one() -> None:
     assert not graph.plan["lowered"]
     assert report.options["lower"] is False
     assert report.model == "Mlp"
+
+
+def test_a_plan_that_misses_again_and_again_is_made_for_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code takes more than every plan, and comparing the two explains nothing."""
+
+    def more(graphs: StepGraphs, budget_bytes: int | None = None) -> Lowered:
+        lowered = predict_graphs(graphs, budget_bytes)
+        peak = dataclasses.replace(lowered.peak, peak_bytes=lowered.peak.peak_bytes * 11 // 10)
+        return lowered if graphs.planned is UNPLANNED else dataclasses.replace(lowered, peak=peak)
+
+    monkeypatch.setattr(dryrun, "predict_graphs", more)
+    monkeypatch.setattr(pipeline, "calibrated", lambda facts, *_: dataclasses.replace(facts))
+    assert memcompile.plan(Mlp(), batch(), options={"memory_budget": "80%", "lower": False}).fits
 
 
 def test_a_model_larger_than_the_machine() -> None:
