@@ -1,4 +1,4 @@
-"""The command line: ``memcompile plan | run | show | diff | doctor``, each with ``--json``.
+"""The command line: ``memcompile plan | run | show | diff | allocate | doctor``, each with ``--json``.
 
 Exit status: 0 done; 1 refused or unhealthy (a budget that cannot be met, a failed check); 2 wrong usage.
 """
@@ -75,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     diff = add("diff", _diff, "Compare two saved reports.")
     diff.add_argument("before", type=Path)
     diff.add_argument("after", type=Path)
+    allocate = add("allocate", _allocate, "Offsets for buffers with known lifetimes: the smallest height, with a lower bound.")
+    allocate.add_argument("file", type=Path, help="CSV with the columns id,lower,upper,size and, for fixed ones, offset")
+    allocate.add_argument("--capacity", type=_positive_int, help="bytes: the first arrangement within them will do")
+    allocate.add_argument("--alignment", type=_positive_int, default=1, help="of offsets and sizes (default 1)")
+    allocate.add_argument("--time-limit", type=_positive_int, default=60, metavar="SECONDS", help="(default 60)")
+    allocate.add_argument("--svg", type=Path, metavar="FILE", help="draw the arrangement")
+    allocate.add_argument("--save", type=Path, metavar="FILE", help="write the CSV with the offsets")
     doctor = add("doctor", _doctor, "Check this machine: Python, torch, its seams, compiler, device, caches.")
     doctor.add_argument("--refresh", action="store_true", help="measure the device again")
     return parser
@@ -118,6 +125,41 @@ def _diff(arguments: argparse.Namespace, console: Console) -> int:
     else:
         console.print(render_difference(difference, str(arguments.before), str(arguments.after)))
     return 0
+
+
+def _allocate(arguments: argparse.Namespace, console: Console) -> int:
+    """1 when no arrangement within the capacity was found: the lowest one is shown and saved all the same."""
+    from memcompile.report.packing_chart import packing_chart
+    from memcompile.solvers.minimalloc import read_csv, write_csv
+    from memcompile.solvers.packing import CapacityError, PackingError, pack, validate
+
+    settings = {"alignment": arguments.alignment, "time_limit_s": float(arguments.time_limit)}
+    refused = None
+    try:
+        buffers = read_csv(arguments.file.read_text())
+        try:
+            packing = pack(buffers, capacity=arguments.capacity, **settings)
+        except CapacityError as error:
+            packing, refused = error.best, str(error)
+        validate(buffers, packing.offsets, alignment=arguments.alignment)
+    except (OSError, PackingError) as error:
+        raise UsageError(f"{arguments.file}: {error}") from None
+    if arguments.svg:
+        arguments.svg.write_text(packing_chart(buffers, packing.offsets, packing.height, packing.lower_bound))
+    if arguments.save:
+        arguments.save.write_text(write_csv(buffers, packing.offsets))
+    if arguments.json:
+        names = [buffer.name for buffer in buffers]
+        fields = {name: getattr(packing, name) for name in ("height", "lower_bound", "status", "method", "seconds")}
+        print(json.dumps({**fields, "refused": refused, "offsets": dict(zip(names, packing.offsets, strict=True))}))
+    else:
+        console.print(
+            f"{len(buffers)} buffers in {packing.height:,} bytes ({packing.status}: no arrangement is below"
+            f" {packing.lower_bound:,}), {packing.method}, {packing.seconds:.2f} s"
+        )
+        if refused:
+            console.print(refused, style="red")
+    return int(refused is not None)
 
 
 def _doctor(arguments: argparse.Namespace, console: Console) -> int:

@@ -1,0 +1,188 @@
+"""Offsets for buffers that live at known times in one address space: the smallest height, with a proof. Read this first.
+
+No arrangement is lower than the largest sum of bytes alive at once. Greedy placements (``placement.py``) mostly reach that
+bound; where none does and the instance is small enough, a constraint solver finds an arrangement of a given height or proves
+that there is none (``placement_exact.py``). Times without live bytes cut an instance into parts that are solved on their own.
+
+Nothing here knows torch. Sizes and offsets are bytes; a buffer lives from ``lower`` up to, not including, ``upper``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from memcompile.solvers.placement import Ints, Part, placements
+from memcompile.solvers.placement_exact import Verdict, search_height
+
+EXACT_BUFFERS = 2000
+"""Buffers of a part up to which the constraint solver is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """``size`` bytes, alive in ``[lower, upper)``. ``offset``: where it has to lie; None: anywhere."""
+
+    name: str
+    lower: int
+    upper: int
+    size: int
+    offset: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Where each buffer lies, in the order given. No arrangement is lower than ``lower_bound``."""
+
+    offsets: tuple[int, ...]
+    height: int
+    lower_bound: int
+    method: str
+    seconds: float
+
+    @property
+    def status(self) -> Literal["optimal", "bounded"]:
+        """Whether the height is proven to be the smallest."""
+        return "optimal" if self.height == self.lower_bound else "bounded"
+
+
+class CapacityError(ValueError):
+    """No arrangement within the capacity was found. ``proven``: there is none. ``best``: the lowest one found."""
+
+    def __init__(self, capacity: int, best: Packing) -> None:
+        self.capacity, self.best = capacity, best
+        self.proven = best.lower_bound > capacity
+        reason = f"no arrangement is below {best.lower_bound}" if self.proven else "more time may find one"
+        super().__init__(f"capacity {capacity}: the lowest arrangement found has {best.height} bytes; {reason}")
+
+
+class PackingError(ValueError):
+    """Buffers or offsets that break a rule; the message names the buffer."""
+
+
+def pack(
+    buffers: Sequence[Buffer],
+    *,
+    capacity: int | None = None,
+    alignment: int = 1,
+    time_limit_s: float = 10.0,
+    seed: int = 0,
+) -> Packing:
+    """Offsets of the smallest height found; with a ``capacity``, the first arrangement within it.
+
+    Offsets are multiples of ``alignment`` and sizes count as rounded up to it. The same input gives the same answer unless the
+    time limit cuts the search. Raises ``CapacityError``, and ``PackingError`` for buffers that cannot be.
+    """
+    began = time.monotonic()
+    check(buffers, alignment)
+    parts = split(buffers, alignment)
+    goal = max([0, *(part.lower_bound for part in parts)])
+    goal = goal if capacity is None else max(goal, capacity // alignment * alignment)
+    offsets: Ints = np.zeros(len(buffers), dtype=np.int64)
+    height, lower_bound, method = 0, 0, "nothing to do"
+    for part in sorted(parts, key=lambda part: -len(part.sizes)):
+        left_s = time_limit_s - (time.monotonic() - began)
+        found, bound, how = _solve(part, max(goal, height), capacity is None, left_s, seed)
+        offsets[part.indices] = found
+        if (top := int((found + part.sizes).max())) > height:
+            height, method = top, how
+        lower_bound = max(lower_bound, bound)
+    packing = Packing(tuple(offsets.tolist()), height, lower_bound, method, time.monotonic() - began)
+    if capacity is not None and height > capacity:
+        raise CapacityError(capacity, packing)
+    return packing
+
+
+def _solve(part: Part, goal: int, smallest: bool, time_limit_s: float, seed: int) -> tuple[Ints, int, str]:
+    """Offsets of one part, a height that none of its arrangements is below, and who found them.
+
+    Ends at a height of ``goal``; where there is none, goes on to the smallest one if that is wanted.
+    """
+    deadline = time.monotonic() + time_limit_s
+    bound = part.lower_bound
+    best, height, method = np.zeros(0, dtype=np.int64), -1, ""
+    for name, offsets in placements(part):
+        if height < 0 or part.height(offsets) < height:
+            best, height, method = offsets, part.height(offsets), name
+        if height <= goal or time.monotonic() > deadline:
+            break
+    low = max(bound, goal)
+    while height > low and len(part.sizes) <= EXACT_BUFFERS and (left_s := deadline - time.monotonic()) > 0:
+        verdict, offsets = search_height(part, low, left_s, seed)
+        if verdict is Verdict.FOUND:
+            best, height, method = offsets, part.height(offsets), "constraint solver"
+        elif verdict is Verdict.NONE:
+            bound = part.next_height(low)
+        if verdict is Verdict.UNKNOWN or (verdict is Verdict.NONE and not smallest):
+            break
+        low = max(bound, goal, (bound + height) // 2 // part.unit * part.unit)
+    return best, min(bound, height), method
+
+
+def check(buffers: Sequence[Buffer], alignment: int = 1) -> None:
+    """Raise ``PackingError`` for what cannot be placed: no lifetime, a negative size, fixed offsets that are not aligned or
+    overlap."""
+    if alignment < 1:
+        raise PackingError(f"alignment {alignment}: a positive number of bytes, such as 64")
+    for buffer in buffers:
+        if buffer.upper <= buffer.lower:
+            raise PackingError(f"{buffer.name}: lives in [{buffer.lower}, {buffer.upper}), which is empty")
+        if buffer.size < 0:
+            raise PackingError(f"{buffer.name}: {buffer.size} bytes")
+        if buffer.offset is not None and (buffer.offset < 0 or buffer.offset % alignment):
+            raise PackingError(f"{buffer.name}: its fixed offset {buffer.offset} is no multiple of the alignment {alignment}")
+    held = [(buffer, buffer.offset) for buffer in buffers if buffer.offset is not None]
+    validate([buffer for buffer, _ in held], [offset for _, offset in held], alignment=alignment)
+
+
+def split(buffers: Sequence[Buffer], alignment: int = 1) -> list[Part]:
+    """The parts of an instance between times at which nothing lives; buffers without bytes are in none."""
+    order = sorted((i for i, buffer in enumerate(buffers) if buffer.size), key=lambda i: buffers[i].lower)
+    groups: list[list[int]] = []
+    end = 0
+    for i in order:
+        if not groups or buffers[i].lower >= end:
+            groups.append([])
+            end = buffers[i].upper
+        groups[-1].append(i)
+        end = max(end, buffers[i].upper)
+    return [_part(buffers, sorted(group), alignment) for group in groups]
+
+
+def _part(buffers: Sequence[Buffer], indices: list[int], alignment: int) -> Part:
+    chosen = [buffers[i] for i in indices]
+    sizes = np.array([-(-b.size // alignment) * alignment for b in chosen], dtype=np.int64)
+    fixed = np.array([-1 if b.offset is None else b.offset for b in chosen], dtype=np.int64)
+    lowers, uppers = (np.array([getattr(b, name) for b in chosen], dtype=np.int64) for name in ("lower", "upper"))
+    return Part.of(np.array(indices, dtype=np.int64), lowers, uppers, sizes, fixed)
+
+
+def validate(buffers: Sequence[Buffer], offsets: Sequence[int], *, alignment: int = 1, capacity: int | None = None) -> int:
+    """Compare every pair of buffers; returns the height. Raises ``PackingError``. Shares no code with the solvers."""
+    if len(offsets) != len(buffers):
+        raise PackingError(f"{len(offsets)} offsets for {len(buffers)} buffers")
+    height = 0
+    for buffer, offset in zip(buffers, offsets, strict=True):
+        if offset < 0 or offset % alignment:
+            raise PackingError(f"{buffer.name}: offset {offset} is no multiple of the alignment {alignment}")
+        if buffer.offset is not None and buffer.size and offset != buffer.offset:
+            raise PackingError(f"{buffer.name}: at {offset}, but it has to lie at {buffer.offset}")
+        height = max(height, offset + -(-buffer.size // alignment) * alignment)
+    if capacity is not None and height > capacity:
+        raise PackingError(f"{height} bytes, above the capacity of {capacity}")
+    lower, upper, size, start = (
+        np.array(column, dtype=np.int64).reshape(-1)
+        for column in ([b.lower for b in buffers], [b.upper for b in buffers], [b.size for b in buffers], list(offsets))
+    )
+    for i, buffer in enumerate(buffers):
+        both = (lower[i + 1 :] < buffer.upper) & (upper[i + 1 :] > buffer.lower)
+        both &= (start[i + 1 :] < offsets[i] + buffer.size) & (start[i + 1 :] + size[i + 1 :] > offsets[i])
+        both &= (size[i + 1 :] > 0) & (buffer.size > 0)
+        if both.any():
+            other = buffers[i + 1 + int(np.argmax(both))]
+            raise PackingError(f"{buffer.name} and {other.name} live at the same time and overlap")
+    return height

@@ -1,0 +1,148 @@
+"""Offsets: valid always, the smallest height on small instances by brute force, and clear errors."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memcompile.solvers.minimalloc import read_csv, write_csv
+from memcompile.solvers.packing import Buffer, CapacityError, Packing, PackingError, pack, split, validate
+
+EXAMPLE = "id,lower,upper,size\nb1,0,3,4\nb2,3,9,4\nb3,0,9,4\nb4,9,21,4\nb5,0,21,4\n"
+
+
+def made(*rows: tuple[int, ...]) -> list[Buffer]:
+    return [Buffer(f"b{i}", *row) for i, row in enumerate(rows)]
+
+
+@st.composite
+def instances(draw: st.DrawFn, count: int = 6, times: int = 6, size: int = 5) -> list[Buffer]:
+    rows = []
+    for _ in range(draw(st.integers(1, count))):
+        lower = draw(st.integers(0, times - 1))
+        rows.append((lower, draw(st.integers(lower + 1, times)), draw(st.integers(0, size))))
+    return made(*rows)
+
+
+def smallest_height(buffers: list[Buffer]) -> int:
+    """Every order, each buffer as low as it goes: bottom-left arrangements hold an optimum."""
+    best = sum(b.size for b in buffers)
+    for order in itertools.permutations(buffers):
+        placed: list[tuple[Buffer, int]] = []
+        for b in order:
+            beside = [(o, o + p.size) for p, o in placed if p.lower < b.upper and b.lower < p.upper and p.size]
+            starts = [0, *(end for _, end in beside)]
+            offset = min(s for s in starts if all(s + b.size <= low or end <= s for low, end in beside))
+            placed.append((b, offset))
+        best = min(best, max(o + b.size for b, o in placed))
+    return best
+
+
+def check(buffers: list[Buffer], packing: Packing, alignment: int = 1) -> None:
+    assert validate(buffers, packing.offsets, alignment=alignment) == packing.height
+    assert packing.lower_bound <= packing.height
+
+
+@settings(max_examples=60, deadline=None)
+@given(instances())
+def test_small_instances_are_solved_to_the_optimum(buffers: list[Buffer]) -> None:
+    packing = pack(buffers)
+    check(buffers, packing)
+    assert packing.status == "optimal"
+    assert packing.height == smallest_height(buffers)
+
+
+@settings(max_examples=30, deadline=None)
+@given(instances(count=40, times=30, size=50), st.sampled_from([1, 16, 64]))
+def test_larger_ones_are_valid(buffers: list[Buffer], alignment: int) -> None:
+    packing = pack(buffers, alignment=alignment, time_limit_s=0.2)
+    check(buffers, packing, alignment)
+    assert all(offset % alignment == 0 for offset in packing.offsets)
+
+
+def test_the_smallest_height_may_lie_above_the_largest_sum() -> None:
+    """Below and above the one that is held in the middle there is no room of 6 bytes within 10."""
+    buffers = [Buffer("held", 0, 2, 4, offset=3), Buffer("wide", 1, 3, 6), Buffer("late", 2, 4, 3)]
+    packing = pack(buffers)
+    check(buffers, packing)
+    assert max(part.lower_bound for part in split(buffers)) == 10
+    assert (packing.height, packing.status) == (13, "optimal")
+    with pytest.raises(CapacityError, match="no arrangement is below") as caught:
+        pack(buffers, capacity=12)
+    assert caught.value.proven
+    check(buffers, caught.value.best)
+
+
+def test_the_example_of_minimalloc_at_its_capacity() -> None:
+    buffers = read_csv(EXAMPLE)
+    packing = pack(buffers, capacity=12)
+    check(buffers, packing)
+    assert (packing.height, packing.lower_bound, packing.status) == (12, 12, "optimal")
+
+
+def test_text_there_and_back() -> None:
+    buffers = read_csv(EXAMPLE)
+    offsets = pack(buffers).offsets
+    again = read_csv(write_csv(buffers, offsets))
+    assert [replace(b, offset=None) for b in again] == buffers
+    assert tuple(b.offset for b in again) == offsets
+    assert validate(again, offsets) == 12
+
+
+def test_fixed_offsets_are_kept() -> None:
+    buffers = [Buffer("low", 0, 4, 10), Buffer("held", 0, 4, 10, offset=5), Buffer("small", 2, 3, 5)]
+    packing = pack(buffers)
+    check(buffers, packing)
+    assert packing.offsets[1] == 5
+    assert (packing.offsets[2], packing.height) == (0, 25)
+
+
+def test_fixed_offsets_that_overlap_are_an_error() -> None:
+    with pytest.raises(PackingError, match="a and b live at the same time and overlap"):
+        pack([Buffer("a", 0, 2, 4, offset=0), Buffer("b", 1, 3, 4, offset=3)])
+
+
+def test_alignment_counts() -> None:
+    buffers = made((0, 2, 3), (0, 2, 3), (1, 3, 0))
+    packing = pack(buffers, alignment=64)
+    check(buffers, packing, 64)
+    assert (packing.height, packing.lower_bound) == (128, 128)
+
+
+def test_nothing_to_pack() -> None:
+    assert pack([]).height == 0
+    assert pack(made((0, 1, 0))).offsets == (0,)
+
+
+def test_the_same_answer_every_time() -> None:
+    buffers = made(*((i % 7, i % 7 + 1 + i % 5, 1 + i * 37 % 11) for i in range(60)))
+    assert pack(buffers, seed=3).offsets == pack(buffers, seed=3).offsets
+
+
+def test_a_planted_overlap_is_found() -> None:
+    buffers = made((0, 2, 4), (1, 3, 4), (2, 4, 4))
+    assert validate(buffers, (0, 4, 0)) == 8
+    with pytest.raises(PackingError, match="b0 and b1 live at the same time and overlap"):
+        validate(buffers, (0, 3, 0))
+    with pytest.raises(PackingError, match="above the capacity"):
+        validate(buffers, (0, 4, 0), capacity=7)
+    with pytest.raises(PackingError, match="no multiple"):
+        validate(buffers, (0, 4, 0), alignment=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,lower,size\n", "no column upper"),
+        ("id,lower,upper,size\na,0,1,x\n", "line 2"),
+        ("id,lower,upper,size\na,3,3,1\n", r"lives in \[3, 3\)"),
+        ("id,lower,upper,size\na,0,1,-1\n", "-1 bytes"),
+    ],
+)
+def test_bad_text_is_an_error_that_says_where(text: str, message: str) -> None:
+    with pytest.raises(PackingError, match=message):
+        read_csv(text)
