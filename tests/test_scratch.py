@@ -50,6 +50,26 @@ def test_convolution(channels, size, kernel):
         assert abs(predicted - measured) <= 16 * 1024
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build convolves without oneDNN")
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("source", ["last", "part of last"])
+@pytest.mark.parametrize("gradient", ["dense", "last", "part", "part of last"])
+def test_a_convolution_in_channels_last_copies_what_is_not_dense(transposed, source, gradient):
+    """The gradient of a part of a concatenation lies between those of the others."""
+
+    def image(layout: str) -> torch.Tensor:
+        whole = torch.randn(2, 32 if "part" in layout else 16, 24, 24)
+        whole = whole.to(memory_format=torch.channels_last) if "last" in layout else whole
+        return whole[:, 16:] if "part" in layout else whole
+
+    weight, settings = torch.randn(16, 16, 3, 3), ([1, 1], [1, 1], [1, 1], transposed, [0, 0], 1)
+    forward = predicted_and_measured(aten.convolution.default, image(source), weight, None, *settings)
+    arguments = (image(gradient), image(source), weight, [0], *settings, [True, True, False])
+    backward = predicted_and_measured(aten.convolution_backward.default, *arguments)
+    for predicted, measured in (forward, backward):
+        assert abs(predicted - measured) <= 32 * 1024  # an image: 73,728 bytes
+
+
 def test_everything_else_takes_none():
     graph = make_fx(lambda a: (a @ a).relu(), tracing_mode="fake")(torch.randn(8, 8)).graph
     assert [scratch_bytes(node) for node in graph.nodes if node.op == "call_function"] == [0, 0]

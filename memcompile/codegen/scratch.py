@@ -30,10 +30,26 @@ def scratch_bytes(node: fx.Node) -> int:
             return copied + _attention_backward(values[1], values[2])
         case "convolution":
             blocked = -(-hint(values[1].shape[0]) // 16) * 16  # output channels come in blocks of 16
-            return _bytes(values[1]) // hint(values[1].shape[0]) * blocked + _FORWARD_BYTES
+            copied = _copied(values[:1], values[0], values[1])
+            return copied + _bytes(values[1]) // hint(values[1].shape[0]) * blocked + _FORWARD_BYTES
         case "convolution_backward":
-            return _bytes(values[2]) + max(_bytes(values[2]), _BACKWARD_BYTES)
+            copied = _copied(values[:2], values[1], values[2])
+            return copied + _bytes(values[2]) + max(_bytes(values[2]), _BACKWARD_BYTES)
     return 0
+
+
+def _copied(operands: list[torch.Tensor], source: torch.Tensor, weight: torch.Tensor) -> int:
+    """Bytes of the operands that a convolution in channels-last order copies first: those that are not dense in that order
+    (``aten/src/ATen/native/Convolution.cpp``). The gradient of one part of a concatenation is such a one."""
+    if source.dim() != 4 or not (_channels_last(source) or _channels_last(weight)):
+        return 0
+    return sum(_bytes(t) for t in operands if not t.is_contiguous(memory_format=torch.channels_last))
+
+
+def _channels_last(image: torch.Tensor) -> bool:
+    """Whether the strides are in channels-last order, with or without gaps."""
+    batch, channels, rows, columns = map(hint, image.stride())
+    return batch >= rows >= columns > channels
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor) -> int:
