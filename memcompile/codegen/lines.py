@@ -99,7 +99,8 @@ class _Reader:
             self._alias(name, aliased[0])
         else:
             self.events.append(Event("alloc", name, self._describe(node)))
-        scratch = max(map(scratch_bytes, node.get_origins()), default=0)
+        strides = [self._hints(source.get_stride()) for source in node.inputs if hasattr(source, "get_stride")]
+        scratch = max((scratch_bytes(origin, strides) for origin in node.get_origins()), default=0)
         if scratch:
             self.events.append(Event("workspace", name, scratch))
         self.events.append(Event("kernel", name))

@@ -6,6 +6,8 @@ oneDNN, from the allocations that the profiler sees. Small for large models; wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import fx
 
@@ -16,8 +18,11 @@ _FORWARD_BYTES, _BACKWARD_BYTES = 12_336, 12_992
 """Fixed scratchpads of a oneDNN convolution, beside its weights in blocked layout."""
 
 
-def scratch_bytes(node: fx.Node) -> int:
-    """Bytes alive only while the library kernel of ``node`` runs; 0 where none are known."""
+def scratch_bytes(node: fx.Node, strides: Sequence[Sequence[int]] = ()) -> int:
+    """Bytes alive only while the library kernel of ``node`` runs; 0 where none are known.
+
+    ``strides``: of its tensors as lowered, in order, where they are known; otherwise those of the graph.
+    """
     values = [a.meta["val"] for a in node.args if isinstance(a, fx.Node) and isinstance(a.meta.get("val"), torch.Tensor)]
     if not values or values[0].device.type != "cpu" or not isinstance(node.target, torch._ops.OpOverload):
         return 0
@@ -29,13 +34,24 @@ def scratch_bytes(node: fx.Node) -> int:
             copied = 0 if gradient.transpose(1, 2).is_contiguous() else _bytes(gradient)
             return copied + _attention_backward(values[1], values[2])
         case "convolution":
+            values = _laid_out(values, strides)
             blocked = -(-hint(values[1].shape[0]) // 16) * 16  # output channels come in blocks of 16
             copied = _copied(values[:1], values[0], values[1])
             return copied + _bytes(values[1]) // hint(values[1].shape[0]) * blocked + _FORWARD_BYTES
         case "convolution_backward":
+            values = _laid_out(values, strides)
             copied = _copied(values[:2], values[1], values[2])
             return copied + _bytes(values[2]) + max(_bytes(values[2]), _BACKWARD_BYTES)
     return 0
+
+
+def _laid_out(values: list[torch.Tensor], strides: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """The tensors with other strides."""
+    known = [(v, s) for v, s in zip(values, strides, strict=False) if v.dim() == len(s)]
+    if len(known) < min(len(values), len(strides)):
+        return values
+    made = [torch.empty_strided([hint(n) for n in v.shape], list(s), dtype=v.dtype, device="meta") for v, s in known]
+    return made + values[len(made) :]
 
 
 def _copied(operands: list[torch.Tensor], source: torch.Tensor, weight: torch.Tensor) -> int:
