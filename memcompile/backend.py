@@ -22,7 +22,7 @@ def memcompile(
     """Compile one captured graph under the options' budget. Called by Dynamo.
 
     Raises ``UnknownOptionError``, ``InvalidOptionError``, ``UnsupportedTorchError``, ``UnsupportedDeviceError`` before any
-    compile time is spent, and ``BudgetInfeasibleError`` before any kernel is compiled.
+    compile time is spent, and ``BudgetInfeasibleError`` before anything runs.
     """
     from memcompile.codegen.surface import surface
     from memcompile.errors import InvalidOptionError, MemcompileError

@@ -6,14 +6,13 @@ The CPU also fuses a reduction with what follows over the same outer loops (soft
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from torch import fx
 
-from memcompile.fxutil import node_bytes
+from memcompile.fxutil import node_bytes, none_between
 
 Reads = frozenset[fx.Node]
 
@@ -125,8 +124,7 @@ class _Scheduler:
     def _is_near(self, one: _Group, two: _Group) -> bool:
         """Whether no library kernel of a planned graph stands between the two."""
         first, second = sorted((one, two), key=lambda group: group.first)
-        begin = bisect.bisect_right(self.barriers, first.last)
-        return begin == len(self.barriers) or self.barriers[begin] >= second.first
+        return none_between(self.barriers, first.last, second.first)
 
     def _compatible(self, one: _Group, two: _Group) -> bool:
         for a in one.members:

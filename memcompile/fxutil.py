@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -142,3 +143,9 @@ def topological(items: Iterable[T], sources: Mapping[T, Collection[T]], key: Map
             if not waiting[reader]:
                 heapq.heappush(ready, (*key[reader], reader))
     return result
+
+
+def none_between(places: Sequence[int], after: int, before: int) -> bool:
+    """Whether none of the sorted ``places`` lies strictly between two others."""
+    begin = bisect.bisect_right(places, after)
+    return begin == len(places) or places[begin] >= before

@@ -82,17 +82,13 @@ class Session:
             function = compile_graph(self.gm, self.inputs, self._partition, code, self.options.inductor)
         if function is None:
             log.info("graph %s takes more than its plan: planned again, with trial lowerings", self.graph_id)
-            return self._again(original).compile()
+            again = Session(original, self.inputs, self.options, self.device, tangents_held=self.tangents_held, trust=False)
+            return again.compile()
         peak = self.keeps.peak()
         if self.outcome is not None:
             self.outcome.settle(self.keeps.traces.values(), peak)
         entry = self._enter(explain.graph_report(self, peak), peak, (self.options.dump, debug_folder()))
         return CompiledGraph(function, entry, self, original)
-
-    def _again(self, gm: fx.GraphModule) -> Session:
-        """For the same graph, trusting no plan that was not lowered."""
-        gm = copy.deepcopy(gm)
-        return Session(gm, self.inputs, self.options, self.device, tangents_held=self.tangents_held, trust=False)
 
     def _enter(self, report: GraphReport, peak: StepPeak, folders: Iterable[Path | None]) -> GraphEntry:
         """Save the report, and enter the graph into the ledger."""

@@ -8,12 +8,13 @@ gradients would wait for the last one. Fusion across a library kernel is refused
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterator
 from typing import Any
 
 from torch import fx
 from torch._inductor.choices import InductorChoices
+
+from memcompile.fxutil import none_between
 
 
 class PlannedFusion(InductorChoices):
@@ -42,8 +43,7 @@ class PlannedFusion(InductorChoices):
             self.scheduler = scheduler
             self.barriers = sorted(node.min_order for node in scheduler.nodes if node.is_extern())
         first, second = sorted((node1, node2), key=lambda node: node.min_order)
-        begin = bisect.bisect_right(self.barriers, first.max_order)
-        return begin == len(self.barriers) or self.barriers[begin] >= second.min_order
+        return none_between(self.barriers, first.max_order, second.min_order)
 
     def _is_recomputed(self, node: Any) -> bool:
         return any(origin.name in self.recomputed for origin in origins_of(node))

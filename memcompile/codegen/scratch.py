@@ -47,8 +47,8 @@ def scratch_bytes(node: fx.Node, strides: Sequence[Sequence[int]] = ()) -> int:
 
 def _laid_out(values: list[torch.Tensor], strides: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """The tensors with other strides."""
-    known = [(v, s) for v, s in zip(values, strides, strict=False) if v.dim() == len(s)]
-    if len(known) < min(len(values), len(strides)):
+    known = list(zip(values, strides, strict=False))
+    if any(v.dim() != len(s) for v, s in known):
         return values
     made = [torch.empty_strided([hint(n) for n in v.shape], list(s), dtype=v.dtype, device="meta") for v, s in known]
     return made + values[len(made) :]

@@ -16,8 +16,9 @@ from typing import Literal
 
 import numpy as np
 
-from memcompile.solvers.placement import Ints, Part, placements
+from memcompile.solvers.placement import Part, placements
 from memcompile.solvers.placement_exact import Verdict, search_height
+from memcompile.solvers.simulate import Ints
 
 EXACT_BUFFERS = 2000
 """Buffers of a part up to which the constraint solver is asked."""
@@ -147,7 +148,6 @@ def split(buffers: Sequence[Buffer], alignment: int = 1) -> list[Part]:
     for i in order:
         if not groups or buffers[i].lower >= end:
             groups.append([])
-            end = buffers[i].upper
         groups[-1].append(i)
         end = max(end, buffers[i].upper)
     return [_part(buffers, sorted(group), alignment) for group in groups]

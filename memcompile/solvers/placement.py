@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from memcompile.solvers.simulate import Ints
+
 CANONICAL_BUFFERS = 20_000
 """Buffers up to which ``canonical`` is tried: its time grows with the square."""
 _TAKEN = np.iinfo(np.int64).max

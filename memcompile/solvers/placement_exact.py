@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 from ortools.sat.python import cp_model
 
-from memcompile.solvers.placement import Ints, Part, orders
+from memcompile.solvers.placement import Part, orders
+from memcompile.solvers.simulate import Ints
 
 FIRST_SLICE_S = 0.25
 NOISE = (0.02, 0.1, 0.3)
