@@ -36,6 +36,8 @@ from benchmarks.workers import Prepared, WayFailedError, Worker
 
 BUDGETS = (80, 60, 45, 35, 25)
 DEFAULT_MODELS = ("gpt2", "bert", "llama", "vit", "resnet50", "unet", "lstm")
+KEPT_HEAP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
+"""The C library's settings under which no step faults its memory in again, as under allocators that keep what is freed."""
 QUICK_MODELS = ("llama", "unet")
 QUICK_BUDGETS = (60, 35)
 
@@ -209,6 +211,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-scale", type=int, default=1, help="multiplies every batch (a GPU wants more)")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: as torch chooses")
+    parser.add_argument(
+        "--keep-heap", action="store_true", help="all ways: the C library keeps freed memory (rows of their own)"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--readme", type=Path, default=README)
     args = parser.parse_args(argv)
@@ -225,6 +230,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     if not args.table:
         setting, results = Setting.here(args.device), Results(args.results)
+        if args.keep_heap:
+            os.environ.update(KEPT_HEAP)  # for the ways' processes
+            setting = dataclasses.replace(setting, device=f"{setting.device}, heap kept")
         for name in args.models:
             with contextlib.closing(Benchmark(name, setting, results, args)) as benchmark:
                 benchmark.run()
