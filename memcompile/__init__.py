@@ -43,6 +43,7 @@ __all__ = [
     "UnsupportedTorchError",
     "last_report",
     "plan",
+    "release",
     "report",
 ]
 
@@ -71,3 +72,10 @@ def plan(
     from memcompile.backend import plan as dry_run
 
     return dry_run(model, *args, options=options, **kwargs)
+
+
+def release() -> int:
+    """Give back the arenas that no step uses at the moment; returns their bytes. The next step makes its arena again."""
+    from memcompile.runtime.arena import BLOCKS
+
+    return BLOCKS.release()

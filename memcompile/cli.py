@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("before", type=Path)
     diff.add_argument("after", type=Path)
     allocate = add("allocate", _allocate, "Offsets for buffers with known lifetimes: the smallest height, with a lower bound.")
-    allocate.add_argument("file", type=Path, help="CSV with the columns id,lower,upper,size and, for fixed ones, offset")
+    allocate.add_argument(
+        "file", type=Path, help="CSV with the columns id,lower,upper,size and, for fixed ones, offset; or a saved report"
+    )
     allocate.add_argument("--capacity", type=_positive_int, help="bytes: the first arrangement within them will do")
     allocate.add_argument("--alignment", type=_positive_int, default=1, help="of offsets and sizes (default 1)")
     allocate.add_argument("--time-limit", type=_positive_int, default=60, metavar="SECONDS", help="(default 60)")
@@ -130,19 +132,20 @@ def _diff(arguments: argparse.Namespace, console: Console) -> int:
 def _allocate(arguments: argparse.Namespace, console: Console) -> int:
     """1 when no arrangement within the capacity was found: the lowest one is shown and saved all the same."""
     from memcompile.report.packing_chart import packing_chart
-    from memcompile.solvers.minimalloc import read_csv, write_csv
-    from memcompile.solvers.packing import CapacityError, PackingError, pack, validate
+    from memcompile.report.placed import buffers_of
+    from memcompile.solvers.minimalloc import write_csv
+    from memcompile.solvers.packing import CapacityError, pack, validate
 
     settings = {"alignment": arguments.alignment, "time_limit_s": float(arguments.time_limit)}
     refused = None
     try:
-        buffers = read_csv(arguments.file.read_text())
+        buffers = buffers_of(arguments.file)
         try:
             packing = pack(buffers, capacity=arguments.capacity, **settings)
         except CapacityError as error:
             packing, refused = error.best, str(error)
         validate(buffers, packing.offsets, alignment=arguments.alignment)
-    except (OSError, PackingError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{arguments.file}: {error}") from None
     if arguments.svg:
         arguments.svg.write_text(packing_chart(buffers, packing.offsets, packing.height, packing.lower_bound))

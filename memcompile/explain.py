@@ -40,6 +40,7 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "peak_at": _peak_point(peak, session.keeps.traces),
         "kernels": _kernels(session),
         "repro": session.repro,
+        "arena": session.arena_report,
         "forward_timeline": _timeline(peak, "forward", outside),
         "backward_timeline": _timeline(peak, "backward", outside),
     }

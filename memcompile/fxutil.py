@@ -93,9 +93,14 @@ def is_pure(node: fx.Node) -> bool:
             target._schema.is_mutable
             or (torch.Tag.nondeterministic_seeded in target.tags and not _drops_nothing(node))
             or target._schema.name in _DRAWS_RANDOM_STATE
-            or target.namespace in _COMMUNICATION
+            or communicates(node)
         )
     return not isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def communicates(node: fx.Node) -> bool:
+    """Whether the node sends or receives (a collective)."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace in _COMMUNICATION
 
 
 def _drops_nothing(node: fx.Node) -> bool:

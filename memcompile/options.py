@@ -20,6 +20,7 @@ from memcompile.units import BYTES_FORMS, format_bytes, parse_bytes
 OnInfeasible = Literal["raise", "best_effort"]
 Fallback = Literal["inductor"]
 Lower = Literal["auto"] | bool
+ArenaScope = Literal["step", "graph", "off"]
 
 PASS_NAMES: tuple[str, ...] = ("rematerialize",)
 """Passes that can be switched by name, in the order they run. All are on unless switched off."""
@@ -97,7 +98,9 @@ class Options:
     peak that can be reached ("best_effort"). ``dump``: folder that every report is saved to. ``fallback``: "inductor" lets
     Inductor compile a graph whose planning crashed; None raises `PassError`. ``passes``: on or off by name.
     ``solver_time_limit_s``: seconds that one solver may spend on one graph. ``lower``: whether a dry run lowers its graphs to
-    know their exact peak, or predicts it ("auto": lowers those that are not very large). ``inductor``: Inductor config patches.
+    know their exact peak, or predicts it ("auto": lowers those that are not very large). ``arena``: one block of memory for
+    forward and backward together ("step"), for each of them ("graph": saved tensors are allocated as usual), or none ("off").
+    ``inductor``: Inductor config patches.
     """
 
     memory_budget: Budget = field(default_factory=Budget)
@@ -107,6 +110,7 @@ class Options:
     passes: Mapping[str, bool] = field(default_factory=lambda: dict.fromkeys(PASS_NAMES, True))
     solver_time_limit_s: float = 10.0
     lower: Lower = "auto"
+    arena: ArenaScope = "off"
     inductor: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
@@ -133,6 +137,7 @@ class Options:
             "fallback": self.fallback,
             "solver_time_limit_s": self.solver_time_limit_s,
             "lower": self.lower,
+            "arena": self.arena,
             "inductor": dict(self.inductor),
             **self.passes,
         }
@@ -228,6 +233,7 @@ _PARSERS: Mapping[str, Callable[[object], object]] = {
     "fallback": _choice("fallback", (None, "inductor")),
     "solver_time_limit_s": _parse_time_limit,
     "lower": _parse_lower,
+    "arena": _choice("arena", ("step", "graph", "off")),
     "inductor": _parse_inductor,
 }
 OPTION_NAMES: tuple[str, ...] = (*_PARSERS, *PASS_NAMES)

@@ -28,7 +28,8 @@ from memcompile.fxutil import outputs_of
 from memcompile.logs import get_logger
 from memcompile.options import Options
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
-from memcompile.report.data import GraphReport
+from memcompile.placing import Placing
+from memcompile.report.data import ArenaReport, GraphReport
 from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, gradient_bytes, storages
 
 log = get_logger(__name__)
@@ -71,12 +72,15 @@ class Session:
         self.graphs: StepGraphs | None = None
         self.keeps = KeepsBudget(StepGraphs(gm, None, 0), None)
         self.sources: dict[str, str] = {}
+        other = "it runs between the forward and the backward of another graph" if ledger.chain() else ""
+        self.placing = Placing(device, options.arena, other)
+        self.arena_report: ArenaReport | None = None
         self.repro = repro_script(gm, self.inputs, options)
 
     def compile(self) -> CompiledGraph:
         """Lower the graph within its budget. Raises ``BudgetInfeasibleError`` and ``PassError``."""
         original = copy.deepcopy(self.gm)
-        code = real_code(self._rewrite_inference, self._planned, self._accept, self._settled, self._on_code)
+        code = real_code(self._rewrite_inference, self._planned, self._accept, self._settled, self._on_code, self.placing)
         function = None
         with contextlib.suppress(_MissedError):
             function = compile_graph(self.gm, self.inputs, self._partition, code, self.options.inductor)
@@ -84,11 +88,29 @@ class Session:
             log.info("graph %s takes more than its plan: planned again, with trial lowerings", self.graph_id)
             again = Session(original, self.inputs, self.options, self.device, tangents_held=self.tangents_held, trust=False)
             return again.compile()
-        peak = self.keeps.peak()
+        peak = self._placed(self.keeps.peak())
         if self.outcome is not None:
             self.outcome.settle(self.keeps.traces.values(), peak)
         entry = self._enter(explain.graph_report(self, peak), peak, (self.options.dump, debug_folder()))
         return CompiledGraph(function, entry, self, original)
+
+    def _placed(self, peak: StepPeak) -> StepPeak:
+        """Place the buffers of the compiled code in an arena: within a plan's budget, else in no more than it takes now."""
+        if self.placing.refused or not self.placing.traces:
+            if self.placing.scope != "off":
+                self.arena_report = ArenaReport(self.placing.scope, self.placing.refused or "nothing is lowered")
+            return peak
+        step = self.keeps.peak(self.placing.traces)
+        limit = self.outcome.budget_bytes if self.outcome is not None and self.outcome.fits and self.outcome.chosen else None
+        plan = self.placing.place(step, limit, peak.held_bytes if self.capture.graph_break else None)
+        self.arena_report = self.placing.report(plan, step, peak)
+        return dataclasses.replace(
+            step,
+            peak_bytes=plan.peak_bytes,
+            forward_peak_bytes=plan.forward_peak_bytes,
+            backward_peak_bytes=plan.backward_peak_bytes,
+            held_bytes=plan.held_bytes,
+        )
 
     def _enter(self, report: GraphReport, peak: StepPeak, folders: Iterable[Path | None]) -> GraphEntry:
         """Save the report, and enter the graph into the ledger."""
@@ -200,6 +222,7 @@ class CompiledGraph:
         self.function, self.entry, self.session, self.original = function, entry, session, original
         self.tangents_held = session.graphs is None or session.graphs.tangents_held
         accumulates = gradient_bytes(session.tensors) > 0
+        self.arenas = [session.placing.arena]  # lowered code finds them by name
         self.variants: dict[tuple[bool, bool], Callable[..., Any]] = {(accumulates, self.tangents_held): function}
         self.planned = session.outcome is not None and session.outcome.budget_bytes is not None
         self.parameters = [weakref.ref(t) for t in session.tensors if t.is_leaf and t.requires_grad] if self.planned else []
@@ -224,5 +247,7 @@ class CompiledGraph:
             log.info("graph %s: other gradients are alive than planned for, planned again", self.entry.report.graph_id)
             before = self.session
             again = Session(copy.deepcopy(self.original), args, before.options, before.device, tangents_held=self.tangents_held)
-            self.variants[key] = again.compile().function
+            variant = again.compile()
+            self.variants[key] = variant.function
+            self.arenas += variant.arenas
         return self.variants[key]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from memcompile import cli
+from memcompile.report.data import ArenaReport, GraphReport, PlacedBuffer, Report
 from memcompile.solvers.minimalloc import read_csv
 
 TEXT = "id,lower,upper,size\na,0,3,4\nb,3,9,4\nc,0,9,4\nd,9,21,4\ne,0,21,4\n"
@@ -30,6 +32,18 @@ def test_it_prints_draws_and_saves(file: Path, tmp_path: Path, capsys: pytest.Ca
     assert cli.main(["allocate", str(saved), "--json"]) == 0, "fixed at its own offsets"
     answer = json.loads(capsys.readouterr().out)
     assert answer["offsets"] == {buffer.name: buffer.offset for buffer in read_csv(saved.read_text())}
+
+
+def test_the_arena_of_a_saved_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    placed = (PlacedBuffer("forward/buf0", 0, 3, 64, 0), PlacedBuffer("backward/buf1", 3, 5, 128, 0))
+    arena = ArenaReport("step", height_bytes=128, lower_bound_bytes=128, placed=placed)
+    graph = GraphReport(graph_id="0", kind="train", device="cpu", planned_peak_bytes=1, unplanned_peak_bytes=1, arena=arena)
+    folder = Report([graph]).save(tmp_path / "report")
+    assert cli.main(["allocate", str(folder)]) == 0
+    assert "2 buffers in 128 bytes (optimal" in capsys.readouterr().out
+    folder = Report([replace(graph, arena=None)]).save(tmp_path / "without")
+    assert cli.main(["allocate", str(folder / "report.json")]) == 2
+    assert "options={'arena': 'step'}" in capsys.readouterr().err
 
 
 def test_a_capacity_below_the_bound_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

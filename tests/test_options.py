@@ -128,6 +128,8 @@ def test_a_wrong_inductor_key_is_an_error_with_a_suggestion() -> None:
         ("solver_time_limit_s", float("inf")),
         ("solver_time_limit_s", "10"),
         ("lower", "yes"),
+        ("arena", "on"),
+        ("arena", None),
         ("lower", 1),
         ("lower", None),
         ("dump", ""),

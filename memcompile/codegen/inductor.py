@@ -28,6 +28,7 @@ from memcompile.fxutil import outputs_of
 Accept = Callable[[GraphTrace, str], bool]
 Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 Settled = Callable[[bool], None]
+Place = Callable[[Any, str], Callable[[Any, GraphTrace], None] | None]
 Rewrite = Callable[[fx.GraphModule], fx.GraphModule]
 
 InnerCompile = Callable[..., Any]
@@ -69,11 +70,12 @@ def real_code(
     accept: Accept,
     settled: Settled,
     on_code: Callable[[str, str], None],
+    place: Place | None = None,
 ) -> InnerCompile:
     """The inner compile of a real compilation.
 
     ``rewrite_inference`` may replace an inference graph before it is lowered. ``plan()``: what lowering must keep of
-    the plan. ``accept``, ``settled``: see ``recording``; ``accept`` sees the final trace of each graph last.
+    the plan. ``accept``, ``settled``, ``place``: see ``recording``; ``accept`` sees the final trace of each graph last.
     ``on_code(source, kind)`` sees the generated module of each graph.
     """
     from torch._inductor.compile_fx import compile_fx_inner
@@ -82,7 +84,7 @@ def real_code(
         kind = "inference" if kwargs.get("is_inference") else "backward" if kwargs.get("is_backward") else "forward"
         if kind == "inference":
             graph = rewrite_inference(graph)
-        with recording(accept, settled), planned(plan()):
+        with recording(accept, settled, place=place), planned(plan()):
             code = compile_fx_inner(graph, inputs, **kwargs)
         on_code(getattr(code, "source_code", ""), kind)
         return code
@@ -117,13 +119,16 @@ _TRIAL_SETTINGS = {**_UNCACHED, "cpp.simdlen": 1}
 
 
 @contextlib.contextmanager
-def recording(accept: Accept, settled: Settled, shares: Sequence[float] = REUSE_SHARES) -> Iterator[None]:
+def recording(
+    accept: Accept, settled: Settled, shares: Sequence[float] = REUSE_SHARES, place: Place | None = None
+) -> Iterator[None]:
     """While active, ``accept(trace, kind)`` is asked about each top-level graph that Inductor lowers.
 
     ``kind`` is "forward", "backward" or "inference". Inductor holds a dead buffer for a later allocation of the same size
     (fresh memory costs page faults): as long as the answer is no, it does so less. The last trace asked about is the one
-    that is used, and ``settled`` is told whether it was accepted. ``shares``: see ``REUSE_SHARES``. Wrapper classes are swapped
-    for recording subclasses for the time of the context only; code that is lowered outside of it is untouched.
+    that is used, and ``settled`` is told whether it was accepted. ``shares``: see ``REUSE_SHARES``. ``place(graph, kind)``
+    may then answer with a function that rewrites the lines of a wrapper that holds no dead buffers. Wrapper classes are
+    swapped for recording subclasses for the time of the context only; code that is lowered outside of it is untouched.
     """
     from torch._inductor.codegen.common import device_codegens, init_backend_registration
 
@@ -131,7 +136,7 @@ def recording(accept: Accept, settled: Settled, shares: Sequence[float] = REUSE_
     before = dict(device_codegens)
     for device, entry in before.items():
         if entry.wrapper_codegen is not None:
-            wrapper = _recording_wrapper(entry.wrapper_codegen, accept, settled, shares)
+            wrapper = _recording_wrapper(entry.wrapper_codegen, accept, settled, shares, place)
             device_codegens[device] = dataclasses.replace(entry, wrapper_codegen=wrapper)
     try:
         yield
@@ -140,7 +145,7 @@ def recording(accept: Accept, settled: Settled, shares: Sequence[float] = REUSE_
         device_codegens.update(before)
 
 
-def _recording_wrapper(base: Any, accept: Accept, settled: Settled, shares: Sequence[float]) -> Any:
+def _recording_wrapper(base: Any, accept: Accept, settled: Settled, shares: Sequence[float], place: Place | None) -> Any:
     from torch._inductor.virtualized import V
 
     class RecordingWrapper(base):  # type: ignore[misc]
@@ -165,15 +170,22 @@ def _recording_wrapper(base: Any, accept: Accept, settled: Settled, shares: Sequ
         def run_wrapper_ir_passes(self, is_inference: bool) -> None:
             kind = "backward" if V.graph.is_backward else "inference" if V.graph.is_inference else "forward"
             lines: list[Any] = list(self.lines)
-            for self.reuse_share in shares:
-                self.lines = list(lines)
-                for line in lines:
-                    if hasattr(line, "is_reused"):
-                        line.is_reused = False
-                super().run_wrapper_ir_passes(is_inference)
-                if accepted := accept(trace_of(self.lines, V.graph), kind):
+            for share in shares:
+                if accepted := accept(self._trace(lines, share, is_inference), kind):
                     break
             settled(accepted)
+            if place is not None and (rewrite := place(V.graph, kind)) is not None:
+                rewrite(self, self._trace(lines, 0.0, is_inference))
+
+        def _trace(self, lines: list[Any], share: float, is_inference: bool) -> GraphTrace:
+            """Plan the lines anew, and count."""
+            self.reuse_share = share
+            self.lines = list(lines)
+            for line in lines:
+                if hasattr(line, "is_reused"):
+                    line.is_reused = False
+            super().run_wrapper_ir_passes(is_inference)
+            return trace_of(self.lines, V.graph)
 
     return RecordingWrapper
 

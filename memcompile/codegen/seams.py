@@ -105,6 +105,10 @@ PLACES = (
     Place("torch._dynamo.utils", "get_debug_dir", "where TORCH_COMPILE_DEBUG writes"),
     Place("torch._dynamo.exc", "ShortenTraceback", "lets errors through Dynamo unwrapped"),
     Place("torch._guards", "TracingContext", "the compilation under way", members=("try_get",)),
+    Place("torch._C._dynamo.guards", "_reinterpret_tensor", "views of an arena"),
+    Place("torch._C._dynamo.guards", "_empty_strided_cpu", "allocates what lies in no arena"),
+    Place("torch._C", "_storage_Use_Count", "whether an arena is in use"),
+    Place("torch._C._autograd", "_get_current_graph_task_keep_graph", "whether saved tensors must survive a backward"),
     Place("torch._subclasses.fake_tensor", "unset_fake_temporarily", "copies graphs outside of fake tensors"),
 )
 

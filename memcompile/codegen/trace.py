@@ -67,9 +67,27 @@ class Moment:
     is_kernel: bool = False
 
 
+@dataclass(slots=True)
+class Life:
+    """One storage of a step, alive from event ``birth`` up to, not including, ``death``; None: it outlives the step.
+
+    ``name``: the buffer that it was allocated for, in the half ``where``.
+    """
+
+    where: str
+    name: str
+    size_bytes: int
+    birth: int
+    death: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class StepPeak:
-    """Result of a replay. ``peak_bytes`` includes ``entry_bytes`` (the graph's own inputs)."""
+    """Result of a replay. ``peak_bytes`` includes ``entry_bytes`` (the graph's own inputs).
+
+    ``lives``: every storage, in order of birth. ``boundary``: the event at which the forward has returned. ``end``: one past
+    the last event.
+    """
 
     peak_bytes: int
     entry_bytes: int
@@ -79,6 +97,9 @@ class StepPeak:
     backward_peak_bytes: int
     timeline: tuple[Moment, ...]
     live_at_peak: tuple[tuple[str, int], ...]
+    lives: tuple[Life, ...] = ()
+    boundary: int = 0
+    end: int = 0
 
     @property
     def peak_moment(self) -> Moment:
@@ -86,10 +107,16 @@ class StepPeak:
         return max(self.timeline, key=lambda m: m.live_bytes, default=Moment("forward", "entry", self.entry_bytes))
 
 
+_HALVES = {"f": "forward", "b": "backward"}
+
+
 class _Replay:
-    """Storages with their names; a storage dies with its last name."""
+    """Storages with their names; a storage dies with its last name. ``clock``: events so far."""
 
     def __init__(self) -> None:
+        self.clock = 0
+        self.lives: list[Life] = []
+        self.life: dict[int, Life] = {}
         self.root: dict[str, int] = {}
         self.size: dict[int, int] = {}
         self.names: dict[int, int] = {}
@@ -100,6 +127,9 @@ class _Replay:
     def new(self, name: str, size_bytes: int, label: str = "") -> int:
         storage = self._next
         self._next += 1
+        half, _, own_name = name.partition(".")
+        self.life[storage] = Life(_HALVES[half], own_name, size_bytes, self.clock)
+        self.lives.append(self.life[storage])
         self.size[storage], self.names[storage], self.label[storage] = size_bytes, 0, label or name
         self.live += size_bytes
         self.bind(name, storage)
@@ -118,9 +148,11 @@ class _Replay:
         if not self.names[storage]:
             self.live -= self.size.pop(storage)
             del self.names[storage]
+            self.life[storage].death = self.clock
 
     def run(self, trace: GraphTrace, where: str, prefix: str) -> Iterator[Moment]:
         for event in trace.events:
+            self.clock += 1
             name = prefix + event.name
             match event.kind:
                 case "alloc":
@@ -133,6 +165,7 @@ class _Replay:
                 case "free":
                     self.free(name)
                 case "workspace":
+                    self.lives.append(Life(where, event.name, event.size_bytes, self.clock, self.clock + 1))
                     yield Moment(where, event.name, self.live + event.size_bytes)
                 case "kernel":
                     yield Moment(where, event.name, self.live, is_kernel=True)
@@ -182,6 +215,7 @@ def step_peak(
         storage = replay.root.get("f." + name) if name else None
         if storage is not None:
             replay.bind(f"{'user' if index < num_user_outputs else 'saved'}.{index}", storage)
+    replay.clock = boundary = replay.clock + 1
     for name in [n for n in replay.root if n.startswith("f.")]:
         replay.free(name)
     held = replay.live - entry
@@ -202,4 +236,22 @@ def step_peak(
         for name in [n for n in replay.root if n.startswith("saved.")]:
             replay.free(name)
         backward_peak = follow(replay.run(backward, "backward", "b."))
-    return StepPeak(peak, entry, held - user, held, forward_peak, backward_peak, tuple(timeline), at_peak)
+        for index, name in enumerate(backward.outputs):
+            if name and "b." + name in replay.root:
+                replay.bind(f"gradient.{index}", replay.root["b." + name])
+        replay.clock += 1
+        for name in [n for n in replay.root if n.startswith("b.")]:
+            replay.free(name)
+    return StepPeak(
+        peak,
+        entry,
+        held - user,
+        held,
+        forward_peak,
+        backward_peak,
+        tuple(timeline),
+        at_peak,
+        tuple(replay.lives),
+        boundary,
+        replay.clock + 1,
+    )

@@ -76,6 +76,42 @@ class TimelinePoint:
     live_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedBuffer:
+    """A buffer in the arena: alive in ``[lower, upper)``, counted in events of the step; ``offset``: bytes from the start."""
+
+    name: str
+    lower: int
+    upper: int
+    size_bytes: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaReport:
+    """The static arena of a graph: its ``scope`` as the user chose it. ``refused``: why there is none.
+
+    ``lower_bound_bytes``: no arena for the same buffers is smaller. ``calls_before``, ``calls_after``: of the allocator, each
+    step. ``placed_bytes``: sum of the sizes of what lies in it; ``outside_bytes``: of what is still allocated.
+    """
+
+    scope: str
+    refused: str = ""
+    height_bytes: int = 0
+    lower_bound_bytes: int = 0
+    calls_before: int = 0
+    calls_after: int = 0
+    placed_bytes: int = 0
+    outside_bytes: int = 0
+    method: str = ""
+    placed: tuple[PlacedBuffer, ...] = ()
+
+    @property
+    def fragmentation(self) -> float:
+        """Share of the arena that is empty when it is fullest."""
+        return 1 - self.lower_bound_bytes / self.height_bytes if self.height_bytes else 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphReport:
     """One compiled graph. Peaks include what is alive as the graph is entered (``entry_bytes``).
@@ -109,6 +145,7 @@ class GraphReport:
     forward_timeline: tuple[TimelinePoint, ...] = ()
     backward_timeline: tuple[TimelinePoint, ...] = ()
     base_timeline: tuple[TimelinePoint, ...] = ()
+    arena: ArenaReport | None = None
     notes: tuple[str, ...] = ()
     repro: str | None = None
 

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from memcompile.report.data import DecisionRow, GraphReport, PeakPoint, Report, TimelinePoint
+from memcompile.report.data import ArenaReport, DecisionRow, GraphReport, PeakPoint, Report, TimelinePoint
 from memcompile.units import format_bytes, format_change, format_pair, format_seconds
 
 TEXT_WIDTH = 120
@@ -113,6 +113,8 @@ def _facts(graph: GraphReport) -> Iterator[RenderableType]:
         table.add_row("lowest peak", f"proven: no plan goes below {format_bytes(graph.lower_bound_bytes)}")
     if graph.base_seconds:
         table.add_row("step time", _time_text(graph))
+    if graph.arena is not None:
+        table.add_row("arena", _arena_text(graph.arena))
     if points := (*graph.forward_timeline, *graph.backward_timeline):
         table.add_row("memory", _sparkline(points))
     yield table
@@ -138,6 +140,16 @@ def _time_text(graph: GraphReport) -> str:
         text += f"; no plan within the budget is below {format_change(graph.base_seconds, graph.lower_bound_seconds)}"
     certificate = ", ".join(part for part in (graph.status if graph.status != "none" else "", graph.solver) if part)
     return f"{text} ({certificate})" if certificate else text
+
+
+def _arena_text(arena: ArenaReport) -> str:
+    if arena.refused:
+        return f"none: {arena.refused}"
+    return (
+        f"{format_bytes(arena.height_bytes)} for {len(arena.placed)} buffers of {format_bytes(arena.placed_bytes)}, "
+        f"{100 * arena.fragmentation:.1f} % empty at its fullest; allocations a step {arena.calls_before} -> "
+        f"{arena.calls_after}, {format_bytes(arena.outside_bytes)}"
+    )
 
 
 def _sparkline(points: Sequence[TimelinePoint], width: int = SPARK_WIDTH) -> str:

@@ -4,6 +4,7 @@ The definition is the budget's own. On CUDA it is the allocator's `max_memory_al
 keeps no statistics, so there it is
 
     bytes of the distinct storages alive at entry that the step's graphs read (parameters, buffers, batch, gradients)
+    and of the arenas that were kept from earlier steps
     + the highest running sum of the profiler's allocation events while the step runs.
 
 The running sum follows addresses instead of adding signed sizes: the release of an allocation made during the step lowers
@@ -24,6 +25,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from memcompile.errors import UnsupportedDeviceError
+from memcompile.runtime.arena import BLOCKS
 
 Step = Callable[[], object]
 
@@ -126,7 +128,7 @@ def _measure_cpu(step: Step, model: torch.nn.Module, inputs: object) -> Measurem
     gc.collect()
     device = torch.device("cpu")
     entry = entry_storages(model, inputs, device)
-    entry_bytes = sum(entry.values())
+    entry_bytes = sum(entry.values()) + BLOCKS.reserved_bytes(device)
     transient_bytes = highest_sum(record_allocations(step), entry)
     return Measurement(entry_bytes + transient_bytes, entry_bytes, transient_bytes, device)
 

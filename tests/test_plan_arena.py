@@ -1,0 +1,108 @@
+"""Where the buffers of a step lie: nothing overlaps, the peak does not grow, what the user holds stays outside."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memcompile.codegen.trace import Life, StepPeak, step_peak
+from memcompile.passes.allocate import ALIGNMENT, ArenaPlan, plan_arena
+from tests.test_trace import FORWARD, trace
+
+BACKWARD = trace({"s": 32, "tangent": 8}, [("alloc", "g", 16), ("free", "s"), ("alloc", "h", 16), ("free", "g")], ["h"])
+ALL = {("forward", name) for name in ("out", "saved", "t")} | {("backward", name) for name in ("g", "h")}
+UNIT = ALIGNMENT["cpu"]
+
+
+def step(lives: list[Life], end: int, boundary: int) -> StepPeak:
+    entry = sum(life.size_bytes for life in lives if not life.birth)
+    peak = max(total(lives, {}, moment) for moment in range(end))
+    return StepPeak(peak, entry, 0, 0, peak, peak, (), (), tuple(lives), boundary, end)
+
+
+def total(lives, offsets, moment: int) -> int:
+    """Bytes alive outside of the arena."""
+    alive = (life for life in lives if life.birth <= moment and (life.death is None or moment < life.death))
+    return sum(life.size_bytes for life in alive if (life.where, life.name) not in offsets)
+
+
+def check(plan: ArenaPlan, lives, end: int) -> None:
+    """Every pair apart in time or in addresses; the peak is what arena and outside take. Shares no code with the pass."""
+    placed = [(life, plan.offsets[life.where, life.name]) for life in lives if (life.where, life.name) in plan.offsets]
+    for i, (life, offset) in enumerate(placed):
+        assert offset % UNIT == 0
+        assert offset + life.size_bytes <= plan.height
+        assert life.death is not None
+        for other, at in placed[:i]:
+            together = life.birth < other.death and other.birth < life.death
+            assert not together or at + other.size_bytes <= offset or offset + life.size_bytes <= at
+    assert plan.peak_bytes == plan.height + max(total(lives, plan.offsets, moment) for moment in range(end))
+
+
+def test_saved_tensors_and_temporaries_share_one_arena():
+    found = step_peak(FORWARD, BACKWARD, num_user_outputs=1)
+    plan = plan_arena(found, ALL, None)
+    check(plan, found.lives, found.end)
+    assert set(plan.offsets) == {("forward", "saved"), ("forward", "t"), ("backward", "g")}, "not what the user holds"
+    assert plan.height == plan.lower_bound == 2 * UNIT
+
+
+def test_only_what_the_code_allocates_itself():
+    found = step_peak(FORWARD, BACKWARD, num_user_outputs=1)
+    assert set(plan_arena(found, {("forward", "t")}, None).offsets) == {("forward", "t")}
+    assert plan_arena(found, set(), None).height == 0
+
+
+def test_saved_tensors_outside_where_each_half_has_its_own():
+    found = step_peak(FORWARD, BACKWARD, num_user_outputs=1)
+    plan = plan_arena(found, ALL, None, across=False)
+    assert set(plan.offsets) == {("forward", "t"), ("backward", "g")}
+    assert plan.height == UNIT, "one after the other, at the same place"
+
+
+def test_gradients_pile_up_while_activations_go():
+    """Ten activations, freed one by one as ten gradients of half their size come: an arena for all would add half to the peak."""
+    activations = [Life("forward", f"a{i}", UNIT, i + 1, 30 - 2 * i) for i in range(10)]
+    gradients = [Life("backward", f"g{i}", UNIT // 2, 12 + 2 * i) for i in range(10)]
+    found = step([*activations, *gradients], 32, 11)
+    plan = plan_arena(found, {("forward", life.name) for life in activations}, None)
+    check(plan, found.lives, found.end)
+    assert plan.peak_bytes <= found.peak_bytes
+    assert plan.height == 5 * UNIT
+
+
+def test_what_is_held_between_the_halves_is_limited():
+    """A temporary of the forward, larger than what is saved: with the arena kept between the halves, others would pay for it."""
+    lives = [Life("forward", "t", 10 * UNIT, 1, 2), Life("forward", "saved", UNIT, 2, 6)]
+    found = step(lives, 8, 4)
+    slots = {("forward", "t"), ("forward", "saved")}
+    assert plan_arena(found, slots, None).held_bytes == 10 * UNIT
+    plan = plan_arena(found, slots, None, held_limit_bytes=UNIT)
+    check(plan, lives, 8)
+    assert plan.held_bytes == UNIT
+
+
+@st.composite
+def steps(draw) -> tuple[StepPeak, set[tuple[str, str]]]:
+    end = draw(st.integers(4, 24))
+    boundary = draw(st.integers(2, end - 1))
+    lives, slots = [Life("forward", "x", draw(st.integers(0, 500)), 0)], set()
+    for index in range(draw(st.integers(1, 25))):
+        birth = draw(st.integers(1, end - 2))
+        death = draw(st.none() | st.integers(birth + 1, end - 1))
+        life = Life("forward" if birth < boundary else "backward", f"b{index}", draw(st.integers(0, 400)), birth, death)
+        lives.append(life)
+        if draw(st.integers(0, 3)):
+            slots.add((life.where, life.name))
+    return step(lives, end, boundary), slots
+
+
+@given(steps(), st.booleans(), st.integers(0, 300))
+def test_any_step(case, across, extra):
+    found, slots = case
+    aligned = sum(-life.size_bytes % UNIT for life in found.lives)
+    for limit in (None, found.peak_bytes + extra):
+        plan = plan_arena(found, slots, limit, across=across)
+        check(plan, found.lives, found.end)
+        assert plan.peak_bytes <= (found.peak_bytes + aligned if limit is None else limit)
+        assert plan.lower_bound <= plan.height
