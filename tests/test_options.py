@@ -92,6 +92,7 @@ def test_everything_at_once() -> None:
         "rematerialize": False,
         "solver_time_limit_s": 3,
         "lower": False,
+        "arena": "graph",
         "inductor": {"cpp.threads": 1, "max-autotune": False},
     }
     options = Options.from_mapping(given_options)
