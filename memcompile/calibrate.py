@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from memcompile.codegen.trace import Buffer, GraphTrace, Moment, StepPeak
+from memcompile.codegen.trace import Buffer, GraphTrace, StepPeak
 from memcompile.facts import Facts
 from memcompile.solvers.problem import Schedule
 from memcompile.solvers.simulate import Replay, simulate
@@ -125,13 +125,14 @@ def _kernels(names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak) -> 
     A kernel that Inductor made of ops under a new name (a product and the addition after it) belongs to the position after the
     last one, where no other kernel does.
     """
-    positions = _positions(names, traces, peak)
-    free = set(names.values()) - set(positions.values())
+    free = set(names.values()) - {_position(b, half, names) for half, t in traces.items() for b in t.buffers.values()}
     running: dict[int, int] = {}
     last: int | None = None
     for moment in peak.timeline:
-        if not moment.is_kernel and _buffer(moment, traces) is not None:
-            position = positions.get((moment.where, moment.name))
+        trace = traces.get(moment.where) or traces.get("inference")
+        buffer = trace.buffers.get(moment.name) if trace is not None else None
+        if buffer is not None and not moment.is_kernel:
+            position = _position(buffer, moment.where, names)
             if position is None and last is not None and last + 1 in free:
                 position = last + 1
             if position is not None:
@@ -143,21 +144,5 @@ def _kernels(names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak) -> 
             running = {}
 
 
-def _positions(names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak) -> dict[tuple[str, str], int]:
-    """(half, buffer) -> position of the op that made it: the first buffer that names it, since later ones may have fused it in
-    and made it again."""
-    positions: dict[tuple[str, str], int] = {}
-    taken: set[int] = set()
-    for moment in peak.timeline:
-        buffer = None if moment.is_kernel else _buffer(moment, traces)
-        origins = buffer.origins if buffer is not None else ()
-        position = next((names[moment.where, name] for name in origins if (moment.where, name) in names), None)
-        if position is not None and position not in taken:
-            taken.add(position)
-            positions[moment.where, moment.name] = position
-    return positions
-
-
-def _buffer(moment: Moment, traces: Mapping[str, GraphTrace]) -> Buffer | None:
-    trace = traces.get(moment.where) or traces.get("inference")
-    return trace.buffers.get(moment.name) if trace is not None else None
+def _position(buffer: Buffer, half: str, names: Names) -> int | None:
+    return next((names[half, name] for name in buffer.origins if (half, name) in names), None)

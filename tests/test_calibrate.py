@@ -95,19 +95,6 @@ def test_a_kernel_under_a_new_name_belongs_to_the_op_that_has_none():
     assert workspaces(run(chain(), 100, *renamed)) == (0, 40, 0)
 
 
-def test_a_kernel_that_makes_an_op_again_hides_nothing():
-    """c runs under a new name with a fused into it: it is not the place of a, and what b holds is still known."""
-    again = (
-        *EXACT[:3],
-        ("alloc", "scratch", 40),
-        *EXACT[3:5],
-        ("free", "scratch"),
-        ("alloc", "buf2", 100, "new", "a"),
-        EXACT[6],
-    )
-    assert workspaces(run(chain(), 100, *again)) == (0, 40, 0)
-
-
 def test_far_below_the_budget_nothing_is_compared():
     held = [event for event in EXACT if event != ("free", "buf0")]
     facts = chain()
