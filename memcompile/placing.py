@@ -52,11 +52,11 @@ class Placing:
 
     def report(self, plan: ArenaPlan, step: StepPeak, before: StepPeak) -> ArenaReport:
         """``step``: what was placed; ``before``: the code as it would run without an arena."""
-        ends = {(life.where, life.name): life for life in step.lives}
+        lives = {(life.where, life.name): life for life in step.lives}
         placed = tuple(
             PlacedBuffer(f"{half}/{name}", life.birth, life.death or step.end, life.size_bytes, offset)
             for (half, name), offset in plan.offsets.items()
-            for life in (ends[half, name],)
+            for life in (lives[half, name],)
         )
         return ArenaReport(
             self.scope,

@@ -40,9 +40,11 @@ def use_slots(wrapper: Any, graph: Any, key: str, half: str, device: torch.devic
             line = f"{slot.name} = memcompile_slots[{len(slots)}]()"
             slots.append(slot)
         lines.append(line)
+    if not slots:
+        return ()
     received = "".join(f"{name}, " for name in _received(graph)) if half == "backward" else ""
     enter = f"memcompile_lease, memcompile_slots = memcompile_enter({key!r}, {half!r}, ({received}))"
-    wrapper.lines = [enter, *lines] if slots else lines
+    wrapper.lines = [enter, *lines]
     wrapper.header.writeline("from memcompile.runtime.arena import enter as memcompile_enter")
     return tuple(slots)
 

@@ -118,6 +118,7 @@ SETTINGS = (
     ("torch._inductor.config", "reorder_for_locality"),
     ("torch._inductor.config", "reorder_for_peak_memory"),
     ("torch._inductor.config", "cpp.simdlen"),
+    ("torch._inductor.config", "triton.cudagraphs"),
     ("torch._inductor.config", "fx_graph_cache"),
     ("torch._inductor.config", "fx_graph_remote_cache"),
     ("torch._functorch.config", "enable_autograd_cache"),

@@ -2,8 +2,8 @@
 
 What the user holds after the step (outputs, gradients) and what library kernels allocate themselves stays outside. An arena
 takes as much as it holds at its fullest, all the time, while gradients pile up outside as the activations go. So that arena
-and outside together never take more than the lowered code takes without an arena, buffers that live where the outside is
-small are left outside too, as few as possible.
+and outside together stay within the limit (a plan's budget, or what the lowered code takes without an arena), some buffers that
+live where the outside is small are left outside too.
 """
 
 from __future__ import annotations
@@ -143,10 +143,7 @@ def _leveled(lives: Sequence[Life], room: Ints, height: int, alignment: int, sho
     sizes = np.array([life.size_bytes for life in lives], dtype=np.int64)
     aligned = -(-sizes // alignment) * alignment
     length = (ends - begins) if short else np.zeros(len(lives), dtype=np.int64)
-    change = np.zeros(len(room) + 1, dtype=np.int64)
-    np.add.at(change, begins, aligned)
-    np.add.at(change, ends, -aligned)
-    alive, left = np.cumsum(change)[:-1], room.copy()
+    alive, left = _alive(lives, len(room), alignment), room.copy()
     inside = np.ones(len(lives), dtype=np.bool_)
     while (excess := int(alive.max(initial=0)) - height) > 0:
         fullest = int(alive.argmax())

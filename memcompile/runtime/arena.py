@@ -34,12 +34,9 @@ class Slot:
 
 
 class Lease:
-    """Held by the frame of running code: the block is taken while this lives. ``block`` is None where nothing is placed."""
+    """Held by the frame of running code: the block that it was given for is taken while this lives."""
 
-    __slots__ = ("__weakref__", "block")
-
-    def __init__(self, block: Block | None) -> None:
-        self.block = block
+    __slots__ = ("__weakref__",)
 
 
 class Block:
@@ -72,7 +69,7 @@ class Block:
 
     def lease(self) -> Lease:
         """Take it."""
-        lease = Lease(self)
+        lease = Lease()
         self._lease = weakref.ref(lease)
         return lease
 
@@ -133,7 +130,7 @@ class Blocks:
         A backward runs in the block that its saved tensors lie in, unless it has to leave them for another backward.
         """
         if not arena.height or _capturing(arena.device):
-            return Lease(None), arena.makers(half, None)
+            return Lease(), arena.makers(half, None)
         with self._lock:
             block = None if keeps_graph() else self._block_of(saved)
             if block is None or block.leased or block.size_bytes < arena.height:
