@@ -89,13 +89,16 @@ def is_pure(node: fx.Node) -> bool:
         return False
     if isinstance(node.target, torch._ops.OpOverload):
         target = node.target
-        return not (
-            target._schema.is_mutable
-            or (torch.Tag.nondeterministic_seeded in target.tags and not _drops_nothing(node))
-            or target._schema.name in _DRAWS_RANDOM_STATE
-            or communicates(node)
-        )
+        return not (target._schema.is_mutable or draws_random_state(node) or communicates(node))
     return not isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def draws_random_state(node: fx.Node) -> bool:
+    """Whether the node takes random numbers from a generator, whose state then is another."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    seeded = torch.Tag.nondeterministic_seeded in node.target.tags and not _drops_nothing(node)
+    return seeded or node.target._schema.name in _DRAWS_RANDOM_STATE
 
 
 def communicates(node: fx.Node) -> bool:

@@ -99,8 +99,7 @@ class _Reader:
             self._alias(name, aliased[0])
         else:
             self.events.append(Event("alloc", name, self._describe(node)))
-        strides = [self._hints(source.get_stride()) for source in node.inputs if hasattr(source, "get_stride")]
-        scratch = max((scratch_bytes(origin, strides) for origin in node.get_origins()), default=0)
+        scratch = kernel_scratch_bytes(node, self.graph)
         if scratch:
             self.events.append(Event("workspace", name, scratch))
         self.events.append(Event("kernel", name))
@@ -137,6 +136,14 @@ class _Reader:
 
     def input_bytes(self, value: Any) -> int:
         return buffer_bytes(value, self.graph) if hasattr(value, "get_layout") else 0
+
+
+def kernel_scratch_bytes(node: Any, graph: Any) -> int:
+    """Bytes that a library kernel which allocates its results itself takes while it runs, beside them."""
+    strides = [
+        tuple(size_hint(graph, step) for step in source.get_stride()) for source in node.inputs if hasattr(source, "get_stride")
+    ]
+    return max((scratch_bytes(origin, strides) for origin in node.get_origins()), default=0)
 
 
 def size_hint(graph: Any, value: Any) -> int:

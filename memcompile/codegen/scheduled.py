@@ -1,0 +1,105 @@
+"""Where the order of kernels enters Inductor: in place of its own last reordering, ``memory.reorder_for_peak_memory``.
+
+Passes before it (loop merging, combo kernels) make new kernels and sort them anew; what comes after works from its order. It is
+not called for graphs with a recompute plan, whose order is set earlier (``order.py``), nor where the user's Inductor settings
+switch it off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from memcompile.codegen.kernels import KernelGraph
+from memcompile.codegen.trace import Event, GraphTrace, step_peak
+from memcompile.passes import schedule
+from memcompile.passes.schedule import Ordering
+
+
+class Scheduling:
+    """Orders the kernels of the top-level graphs that are lowered. ``orderings``: the last one of each kind.
+
+    ``enabled``: without it everything stays as Inductor has it.
+    """
+
+    def __init__(self, enabled: bool = True, steps: int = schedule.STEPS) -> None:
+        self.enabled, self.steps = enabled, steps
+        self.orderings: dict[str, Ordering] = {}
+        self.freeable: dict[str, tuple[str, ...]] = {}
+        self.apart: set[Any] = set()
+
+    def within(self, trace: GraphTrace, kind: str) -> bool:
+        """Whether dead buffers that lowered code holds for later ones leave a better order its smaller peak."""
+        ordering = self.orderings.get(kind)
+        if ordering is None or not ordering.changed:
+            return True
+        return own_peak(trace, self.freeable[kind]) <= ordering.order.peak_bytes
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """While active, Inductor orders kernels by this."""
+        from torch._inductor import memory
+        from torch._inductor.codegen.cpp import CppScheduling
+
+        if not self.enabled:
+            yield
+            return
+        reorder: Callable[..., list[Any]] = memory.reorder_for_peak_memory
+        ready_to_flush: Callable[..., bool] = CppScheduling.ready_to_flush
+
+        def ordered(nodes: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
+            return self._ordered(nodes, reorder(nodes, *args, **kwargs), *args)
+
+        def ready(scheduling: Any) -> bool:
+            return ready_to_flush(scheduling) or scheduling.scheduler.current_node in self.apart
+
+        memory.reorder_for_peak_memory = ordered
+        CppScheduling.ready_to_flush = ready  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            memory.reorder_for_peak_memory = reorder  # type: ignore[assignment]
+            CppScheduling.ready_to_flush = ready_to_flush  # type: ignore[method-assign]
+
+    def _ordered(
+        self, before: list[Any], chosen: list[Any], buffers: dict[str, Any], _fused: object, inputs: Any, outputs: Any
+    ) -> list[Any]:
+        from torch._inductor import memory
+        from torch._inductor.graph import SubgraphLowering
+        from torch._inductor.virtualized import V
+
+        graph = V.graph
+        if isinstance(graph, SubgraphLowering) or _has_streams(graph.scheduler):
+            return chosen
+        kind = "backward" if graph.is_backward else "inference" if graph.is_inference else "forward"
+        kernels = KernelGraph(chosen, graph)
+        known = {
+            "graph order": before,
+            "LPMF": memory.topological_sort_lpmf(
+                before, memory.get_freeable_input_buf(before, inputs), buffers, outputs
+            ),
+            "BFS": memory.topological_sort_bfs(before),
+            "DFS": memory.topological_sort_dfs(before),
+        }
+        orders = {name: kernels.order_of(nodes) for name, nodes in known.items()}
+        found = schedule.plan(kind, kernels.problem, orders, self.steps)
+        self.orderings[kind] = found
+        self.freeable[kind] = tuple(kernels.freeable)
+        if not found.changed:
+            return chosen
+        self.apart = {node for k in found.order.apart for node in kernels.units[k]}
+        return kernels.nodes_of(found.order.sequence)
+
+
+def own_peak(trace: GraphTrace, freeable: Sequence[str]) -> int:
+    """Exact peak of one lowered graph by itself: its own buffers, and those of its inputs that die in it."""
+    sizes = dict(trace.inputs)
+    entry = tuple(Event("alloc", name, sizes[name]) for name in freeable)
+    return step_peak(dataclasses.replace(trace, inputs=(), events=(*entry, *trace.events))).peak_bytes
+
+
+def _has_streams(scheduler: Any) -> bool:
+    """Whether kernels run on several streams: their order then is not one sequence."""
+    return bool(getattr(scheduler, "_multi_stream_nodes", False))
