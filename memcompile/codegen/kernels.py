@@ -172,13 +172,12 @@ class KernelGraph:
                 continue
             if not can_match_buffer_size(source.node, buffer.node):
                 continue
-            if read.name in inner:
-                if len(uses) < len(source.users):
-                    continue
-                yield from inner[read.name]
-                return
-            if (s := number.get(self.root.get(read.name, read.name))) is not None:
+            s = number.get(self.root.get(read.name, read.name))
+            if read.name not in inner and s is not None:
                 yield s
+            elif read.name in inner and len(uses) == len(source.users):
+                yield from inner[read.name] if s is None else (s,)
+                return
 
     def _is_constant(self, name: str) -> bool:
         graph = self.graph

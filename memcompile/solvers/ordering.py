@@ -32,7 +32,8 @@ class Storage:
 class Kernel:
     """``touches``: the storages that it reads or writes. ``after``: the kernels that must have run.
 
-    ``inplace``: pairs of a storage and those that it may take over, the first that nobody else will touch, of the same size.
+    ``inplace``: pairs of a storage and those that it may take over, the first that nobody else will touch, of the same size
+    (one that it allocates itself among them).
     ``scratch_bytes``: alive only while it runs.
     """
 
@@ -130,7 +131,7 @@ def live_bytes(problem: OrderProblem, order: Sequence[int], apart: Collection[in
         taken: set[int] = set()
         for s, candidates in kernel.inplace:
             if s in fresh:
-                over = next((c for c in candidates if left[c] == 1 and c not in taken and started[c]), None)
+                over = next((c for c in candidates if left[c] == 1 and c not in taken), None)
                 if over is not None:
                     taken.add(over)
                     added -= problem.storages[s].size_bytes
