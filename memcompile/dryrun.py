@@ -128,7 +128,7 @@ class DrySession(Session):
         return fitted
 
     def _lower(self, graphs: StepGraphs, budget_bytes: int | None) -> Lowered:
-        return predict_graphs(graphs, budget_bytes) if self.predicted else lower_graphs(graphs, budget_bytes)
+        return predict_graphs(graphs, budget_bytes) if self.predicted else lower_graphs(graphs, budget_bytes, self.scheduling)
 
     def _completed(self, report: GraphReport) -> GraphReport:
         """With what a dry run knows beside: graph size, planning time, and how exact the numbers are."""

@@ -16,6 +16,7 @@ from memcompile.report.data import (
     DecisionRow,
     GraphReport,
     KernelInfo,
+    OrderReport,
     PassReport,
     PeakPoint,
     Report,
@@ -41,6 +42,7 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "kernels": _kernels(session),
         "repro": session.repro,
         "arena": session.arena_report,
+        "orders": _orders(session),
         "forward_timeline": _timeline(peak, "forward", outside),
         "backward_timeline": _timeline(peak, "backward", outside),
     }
@@ -175,6 +177,23 @@ def _notes(session: Session, outcome: Outcome) -> tuple[str, ...]:
     if not outcome.fits:
         notes.append("best effort: the budget lies below the smallest peak that was found")
     return tuple(notes)
+
+
+def _orders(session: Session) -> tuple[OrderReport, ...]:
+    return tuple(
+        OrderReport(
+            found.kind,
+            found.kernels,
+            found.before_bytes,
+            found.order.peak_bytes,
+            found.order.bound_bytes,
+            len(found.order.apart),
+            found.order.status,
+            found.order.method,
+            found.order.seconds,
+        )
+        for found in session.scheduling.orderings.values()
+    )
 
 
 def _kernels(session: Session) -> tuple[KernelInfo, ...]:

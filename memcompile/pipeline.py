@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from memcompile.calibrate import base_names, calibrated, crowded, fused
 from memcompile.codegen.inductor import REUSE_SHARES, lower, lower_step
 from memcompile.codegen.partition import extract
+from memcompile.codegen.scheduled import Scheduling
 from memcompile.codegen.trace import GraphTrace, StepPeak, step_peak
 from memcompile.cost import CostModel
 from memcompile.facts import Facts, StepGraphs, gather_facts
@@ -122,18 +123,20 @@ class Outcome:
         return self.budget_bytes is None or self.final.peak.peak_bytes <= self.budget_bytes
 
 
-def lower_graphs(graphs: StepGraphs, budget_bytes: int | None = None) -> Lowered:
+def lower_graphs(graphs: StepGraphs, budget_bytes: int | None = None, scheduling: Scheduling | None = None) -> Lowered:
     """Trial lowering of a step (or of an inference graph) and its exact peak.
 
     With a budget, dead buffers are held for reuse as far as it allows. Without one, ``peak`` is that of plain
-    ``torch.compile``.
+    ``torch.compile``, in the order of kernels that ``scheduling`` finds.
     """
     keeps = KeepsBudget(graphs, budget_bytes or 0)
     shares = REUSE_SHARES if budget_bytes else (1.0, 0.0)
     if graphs.backward is None:
-        lower(graphs.forward, kind="inference", plan=graphs.planned, accept=keeps, shares=shares)
+        lower(graphs.forward, kind="inference", plan=graphs.planned, accept=keeps, shares=shares, scheduling=scheduling)
     else:
-        lower_step(graphs.forward, graphs.backward, graphs.num_user_outputs, graphs.planned, keeps, shares)
+        lower_step(
+            graphs.forward, graphs.backward, graphs.num_user_outputs, graphs.planned, keeps, shares, scheduling=scheduling
+        )
     tight = keeps.peak()
     return Lowered(graphs, tuple(keeps.traces.values()), tight if budget_bytes else keeps.peak(keeps.first), tight)
 

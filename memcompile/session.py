@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from memcompile.codegen.dynamo import capture_info, debug_folder
 from memcompile.codegen.inductor import compile_graph, real_code
 from memcompile.codegen.partition import default_partition
 from memcompile.codegen.repro import repro_script
+from memcompile.codegen.scheduled import Scheduling
 from memcompile.codegen.surface import surface
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.cost import CostModel
@@ -57,12 +59,14 @@ class Session:
         options: Options,
         device: torch.device,
         ledger: Ledger = LEDGER,
-        lowering: Lowering = lower_graphs,
+        lowering: Lowering | None = None,
         tangents_held: bool | None = None,
         trust: bool = True,
     ) -> None:
         self.tangents_held = tangents_held
-        self.ledger, self.lowering, self.trust = ledger, lowering, trust
+        self.scheduling = Scheduling(options.enabled("schedule"))
+        self.lowering: Lowering = lowering or functools.partial(lower_graphs, scheduling=self.scheduling)
+        self.ledger, self.trust = ledger, trust
         self.gm, self.inputs, self.options, self.device = gm, list(example_inputs), options, device
         self.tensors = [t for t in example_inputs if isinstance(t, torch.Tensor)]
         self.capture = capture_info()
@@ -80,7 +84,15 @@ class Session:
     def compile(self) -> CompiledGraph:
         """Lower the graph within its budget. Raises ``BudgetInfeasibleError`` and ``PassError``."""
         original = copy.deepcopy(self.gm)
-        code = real_code(self._rewrite_inference, self._planned, self._accept, self._settled, self._on_code, self.placing)
+        code = real_code(
+            self._rewrite_inference,
+            self._planned,
+            self._accept,
+            self._settled,
+            self._on_code,
+            self.placing,
+            self.scheduling,
+        )
         function = None
         with contextlib.suppress(_MissedError):
             function = compile_graph(self.gm, self.inputs, self._partition, code, self.options.inductor)
@@ -88,6 +100,7 @@ class Session:
             log.info("graph %s takes more than its plan: planned again, with trial lowerings", self.graph_id)
             again = Session(original, self.inputs, self.options, self.device, tangents_held=self.tangents_held, trust=False)
             return again.compile()
+        self.scheduling.problems.clear()
         peak = self._placed(self.keeps.peak())
         if self.outcome is not None:
             self.outcome.settle(self.keeps.traces.values(), peak)

@@ -21,6 +21,7 @@ from torch import fx
 from memcompile.codegen.fusion import PlannedFusion, origins_of
 from memcompile.codegen.lines import trace_of
 from memcompile.codegen.order import planned_order
+from memcompile.codegen.scheduled import Scheduling
 from memcompile.codegen.trace import GraphTrace
 from memcompile.facts import UNPLANNED, Planned
 from memcompile.fxutil import outputs_of
@@ -71,11 +72,13 @@ def real_code(
     settled: Settled,
     on_code: Callable[[str, str], None],
     place: Place | None = None,
+    scheduling: Scheduling | None = None,
 ) -> InnerCompile:
     """The inner compile of a real compilation.
 
     ``rewrite_inference`` may replace an inference graph before it is lowered. ``plan()``: what lowering must keep of
-    the plan. ``accept``, ``settled``, ``place``: see ``recording``; ``accept`` sees the final trace of each graph last.
+    the plan. ``accept``, ``settled``, ``place``, ``scheduling``: see ``recording``; ``accept`` sees the final trace of
+    each graph last.
     ``on_code(source, kind)`` sees the generated module of each graph.
     """
     from torch._inductor.compile_fx import compile_fx_inner
@@ -84,7 +87,9 @@ def real_code(
         kind = "inference" if kwargs.get("is_inference") else "backward" if kwargs.get("is_backward") else "forward"
         if kind == "inference":
             graph = rewrite_inference(graph)
-        with recording(accept, settled, place=place), planned(plan()):
+        kept = plan()
+        scheduled = (scheduling or Scheduling(enabled=False)).when(kept is UNPLANNED)
+        with recording(accept, settled, place=place, scheduling=scheduled), planned(kept):
             code = compile_fx_inner(graph, inputs, **kwargs)
         on_code(getattr(code, "source_code", ""), kind)
         return code
@@ -120,32 +125,41 @@ _TRIAL_SETTINGS = {**_UNCACHED, "cpp.simdlen": 1}
 
 @contextlib.contextmanager
 def recording(
-    accept: Accept, settled: Settled, shares: Sequence[float] = REUSE_SHARES, place: Place | None = None
+    accept: Accept,
+    settled: Settled,
+    shares: Sequence[float] = REUSE_SHARES,
+    place: Place | None = None,
+    scheduling: Scheduling | None = None,
 ) -> Iterator[None]:
     """While active, ``accept(trace, kind)`` is asked about each top-level graph that Inductor lowers.
 
     ``kind`` is "forward", "backward" or "inference". Inductor holds a dead buffer for a later allocation of the same size
     (fresh memory costs page faults): as long as the answer is no, it does so less. The last trace asked about is the one
     that is used, and ``settled`` is told whether it was accepted. ``shares``: see ``REUSE_SHARES``. ``place(graph, kind)``
-    may then answer with a function that rewrites the lines of a wrapper that holds no dead buffers. Wrapper classes are
+    may then answer with a function that rewrites the lines of a wrapper that holds no dead buffers. ``scheduling`` orders the
+    kernels of graphs without a plan, and says how far dead buffers may be held without undoing that. Wrapper classes are
     swapped for recording subclasses for the time of the context only; code that is lowered outside of it is untouched.
     """
     from torch._inductor.codegen.common import device_codegens, init_backend_registration
 
     init_backend_registration()
+    scheduling = scheduling or Scheduling(enabled=False)
     before = dict(device_codegens)
     for device, entry in before.items():
         if entry.wrapper_codegen is not None:
-            wrapper = _recording_wrapper(entry.wrapper_codegen, accept, settled, shares, place)
+            wrapper = _recording_wrapper(entry.wrapper_codegen, accept, settled, shares, place, scheduling)
             device_codegens[device] = dataclasses.replace(entry, wrapper_codegen=wrapper)
     try:
-        yield
+        with scheduling.active():
+            yield
     finally:
         device_codegens.clear()
         device_codegens.update(before)
 
 
-def _recording_wrapper(base: Any, accept: Accept, settled: Settled, shares: Sequence[float], place: Place | None) -> Any:
+def _recording_wrapper(
+    base: Any, accept: Accept, settled: Settled, shares: Sequence[float], place: Place | None, scheduling: Scheduling
+) -> Any:
     from torch._inductor.virtualized import V
 
     class RecordingWrapper(base):  # type: ignore[misc]
@@ -171,7 +185,10 @@ def _recording_wrapper(base: Any, accept: Accept, settled: Settled, shares: Sequ
             kind = "backward" if V.graph.is_backward else "inference" if V.graph.is_inference else "forward"
             lines: list[Any] = list(self.lines)
             for share in shares:
-                if accepted := accept(self._trace(lines, share, is_inference), kind):
+                trace = self._trace(lines, share, is_inference)
+                if share != shares[-1] and not scheduling.within(trace, kind):
+                    continue
+                if accepted := accept(trace, kind):
                     break
             settled(accepted)
             if place is not None and (rewrite := place(V.graph, kind)) is not None:
@@ -200,12 +217,13 @@ def lower(
     plan: Planned = UNPLANNED,
     accept: Accept | None = None,
     shares: Sequence[float] = REUSE_SHARES,
+    scheduling: Scheduling | None = None,
 ) -> GraphTrace:
     """Lower and schedule ``gm`` as the real compilation will, stop before any kernel is compiled, return its trace.
 
     ``kind``: "forward", "backward" or "inference". ``input_strides``: strides that replace those of the placeholders
     (saved tensors whose layout the lowered forward chose). ``donated``: indices of backward inputs that die in the backward.
-    ``plan``: see ``planned``. ``accept``, ``shares``: see ``recording``.
+    ``plan``: see ``planned``. ``accept``, ``shares``, ``scheduling``: see ``recording``.
     """
     from torch._inductor import config
     from torch._inductor import graph as inductor_graph
@@ -235,7 +253,8 @@ def lower(
     output.meta["user_visible_output_idxs"] = visible
     static = list(range(count_tangents(trial))) if kind == "backward" else []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(recording(catch, stop, shares))
+        scheduled = (scheduling or Scheduling(enabled=False)).when(plan is UNPLANNED)
+        stack.enter_context(recording(catch, stop, shares, scheduling=scheduled))
         stack.enter_context(planned(plan))
         stack.enter_context(config.patch(_TRIAL_SETTINGS))
         stack.enter_context(_attribute(inductor_graph, "get_donated_idxs", lambda: list(donated)))
@@ -326,9 +345,11 @@ def lower_step(
     plan: Planned = UNPLANNED,
     accept: Accept | None = None,
     shares: Sequence[float] = REUSE_SHARES,
+    scheduling: Scheduling | None = None,
 ) -> tuple[GraphTrace, GraphTrace]:
     """Trial lowering of both halves, the backward with the layouts that the lowered forward gives its saved tensors."""
-    forward_trace = lower(forward, kind="forward", num_user_outputs=num_user_outputs, plan=plan, accept=accept, shares=shares)
+    common = {"plan": plan, "accept": accept, "shares": shares, "scheduling": scheduling}
+    forward_trace = lower(forward, kind="forward", num_user_outputs=num_user_outputs, **common)  # type: ignore[arg-type]
     saved_nodes = outputs_of(forward.graph)[num_user_outputs:]
     symbols = sum(1 for node in saved_nodes if not isinstance(node.meta["val"], torch.Tensor))
     strides = {
@@ -339,9 +360,7 @@ def lower_step(
         kind="backward",
         input_strides=strides,
         donated=donated_inputs(forward, backward, num_user_outputs, symbols),
-        plan=plan,
-        accept=accept,
-        shares=shares,
+        **common,  # type: ignore[arg-type]
     )
     return forward_trace, backward_trace
 

@@ -113,7 +113,7 @@ class KernelGraph:
         return buffer_bytes(value, self.graph) if hasattr(value, "get_layout") else 0
 
     def _is_removed(self, buffer: Any) -> bool:
-        """Whether only the fused loops that write the buffer read it: it never leaves their registers, or a row of their own."""
+        """Whether only the fused loops that write the buffer read it: it stays in registers, or in one row of theirs."""
         node = self.producer[buffer.get_name()]
         if node.is_extern() or type(node).__name__ == "NopKernelSchedulerNode" or not buffer.users:
             return False
@@ -160,7 +160,11 @@ class KernelGraph:
             return
         for read in part.read_writes.reads:
             source = self.scheduler.name_to_donated_buffer.get(read.name) or self.scheduler.name_to_buf.get(read.name)
-            if source is None or source.node is None or type(source.node.get_output_spec()).__name__ in (*_UNSTORED, "CommBufferLayout"):
+            if (
+                source is None
+                or source.node is None
+                or type(source.node.get_output_spec()).__name__ in (*_UNSTORED, "CommBufferLayout")
+            ):
                 continue
             if type(source.defining_op).__name__ == "NopKernelSchedulerNode" or self._is_constant(read.name):
                 continue
@@ -242,4 +246,6 @@ def _is_ordered(node: Any) -> bool:
     parts = [part.node for part in node.get_nodes() if part.node is not None]
     if node.has_side_effects() or any(part.has_side_effects() for part in parts if hasattr(part, "has_side_effects")):
         return True
-    return any(isinstance(origin, fx.Node) and (communicates(origin) or draws_random_state(origin)) for origin in origins_of(node))
+    return any(
+        isinstance(origin, fx.Node) and (communicates(origin) or draws_random_state(origin)) for origin in origins_of(node)
+    )

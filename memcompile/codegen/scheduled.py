@@ -16,19 +16,31 @@ from memcompile.codegen.kernels import KernelGraph
 from memcompile.codegen.trace import Event, GraphTrace, step_peak
 from memcompile.passes import schedule
 from memcompile.passes.schedule import Ordering
+from memcompile.solvers.ordering import OrderProblem
+from memcompile.solvers.ordering_solve import STEPS
 
 
 class Scheduling:
-    """Orders the kernels of the top-level graphs that are lowered. ``orderings``: the last one of each kind.
+    """Orders the kernels of the top-level graphs that are lowered. ``orderings``: the last one of each kind; a graph that is
+    lowered once more, with the same kernels, keeps it.
 
     ``enabled``: without it everything stays as Inductor has it.
     """
 
-    def __init__(self, enabled: bool = True, steps: int = schedule.STEPS) -> None:
+    def __init__(self, enabled: bool = True, steps: int = STEPS) -> None:
         self.enabled, self.steps = enabled, steps
         self.orderings: dict[str, Ordering] = {}
         self.freeable: dict[str, tuple[str, ...]] = {}
         self.apart: set[Any] = set()
+        self.problems: dict[str, OrderProblem] = {}
+
+    def when(self, unplanned: bool) -> Scheduling:
+        """This, for a graph without a recompute plan. For one with a plan, which sets the order itself: nothing."""
+        if unplanned:
+            return self
+        self.orderings.clear()
+        self.problems.clear()
+        return Scheduling(enabled=False)
 
     def within(self, trace: GraphTrace, kind: str) -> bool:
         """Whether dead buffers that lowered code holds for later ones leave a better order its smaller peak."""
@@ -40,7 +52,7 @@ class Scheduling:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """While active, Inductor orders kernels by this."""
-        from torch._inductor import memory
+        import torch._inductor.memory as memory
         from torch._inductor.codegen.cpp import CppScheduling
 
         if not self.enabled:
@@ -60,13 +72,14 @@ class Scheduling:
         try:
             yield
         finally:
-            memory.reorder_for_peak_memory = reorder  # type: ignore[assignment]
+            memory.reorder_for_peak_memory = reorder
             CppScheduling.ready_to_flush = ready_to_flush  # type: ignore[method-assign]
+            self.apart.clear()
 
     def _ordered(
         self, before: list[Any], chosen: list[Any], buffers: dict[str, Any], _fused: object, inputs: Any, outputs: Any
     ) -> list[Any]:
-        from torch._inductor import memory
+        import torch._inductor.memory as memory
         from torch._inductor.graph import SubgraphLowering
         from torch._inductor.virtualized import V
 
@@ -77,19 +90,19 @@ class Scheduling:
         kernels = KernelGraph(chosen, graph)
         known = {
             "graph order": before,
-            "LPMF": memory.topological_sort_lpmf(
-                before, memory.get_freeable_input_buf(before, inputs), buffers, outputs
-            ),
+            "LPMF": memory.topological_sort_lpmf(before, memory.get_freeable_input_buf(before, inputs), buffers, outputs),
             "BFS": memory.topological_sort_bfs(before),
             "DFS": memory.topological_sort_dfs(before),
         }
         orders = {name: kernels.order_of(nodes) for name, nodes in known.items()}
-        found = schedule.plan(kind, kernels.problem, orders, self.steps)
-        self.orderings[kind] = found
+        if self.problems.get(kind) != kernels.problem:
+            self.orderings[kind] = schedule.plan(kind, kernels.problem, orders, self.steps)
+            self.problems[kind] = kernels.problem
+        found = self.orderings[kind]
         self.freeable[kind] = tuple(kernels.freeable)
         if not found.changed:
             return chosen
-        self.apart = {node for k in found.order.apart for node in kernels.units[k]}
+        self.apart |= {node for k in found.order.apart for node in kernels.units[k]}
         return kernels.nodes_of(found.order.sequence)
 
 

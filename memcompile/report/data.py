@@ -112,6 +112,26 @@ class ArenaReport:
         return 1 - self.lower_bound_bytes / self.height_bytes if self.height_bytes else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class OrderReport:
+    """The order of the kernels of one half (``kind``), or of an inference graph; peaks are of its own buffers and of the inputs
+    that die in it.
+
+    ``before_bytes``: as Inductor orders them. ``bound_bytes``: no order has a smaller peak. ``apart``: loops that no longer
+    share a function with the next ones.
+    """
+
+    kind: str
+    kernels: int
+    before_bytes: int
+    after_bytes: int
+    bound_bytes: int
+    apart: int
+    status: Status
+    method: str
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphReport:
     """One compiled graph. Peaks include what is alive as the graph is entered (``entry_bytes``).
@@ -119,7 +139,8 @@ class GraphReport:
     ``lower_bound_bytes``: no plan has a smaller peak; ``lower_bound_seconds``: no plan within the budget is faster;
     ``base_seconds``: the step without a plan. ``saved_bytes``: what the forward leaves for the backward.
     ``graphs``: readable text by stage, in order ("joint", "after rematerialize", ...). ``plan``: JSON-able.
-    ``base_timeline``: the whole step without a plan, where it is known. ``repro``: a script that compiles this graph again.
+    ``orders``: of a graph without a recompute plan, which has an order of its own. ``base_timeline``: the whole step without a
+    plan, where it is known. ``repro``: a script that compiles this graph again.
     """
 
     graph_id: str
@@ -145,6 +166,7 @@ class GraphReport:
     forward_timeline: tuple[TimelinePoint, ...] = ()
     backward_timeline: tuple[TimelinePoint, ...] = ()
     base_timeline: tuple[TimelinePoint, ...] = ()
+    orders: tuple[OrderReport, ...] = ()
     arena: ArenaReport | None = None
     notes: tuple[str, ...] = ()
     repro: str | None = None

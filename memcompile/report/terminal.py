@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from memcompile.report.data import ArenaReport, DecisionRow, GraphReport, PeakPoint, Report, TimelinePoint
+from memcompile.report.data import ArenaReport, DecisionRow, GraphReport, OrderReport, PeakPoint, Report, TimelinePoint
 from memcompile.units import format_bytes, format_change, format_pair, format_seconds
 
 TEXT_WIDTH = 120
@@ -113,6 +113,8 @@ def _facts(graph: GraphReport) -> Iterator[RenderableType]:
         table.add_row("lowest peak", f"proven: no plan goes below {format_bytes(graph.lower_bound_bytes)}")
     if graph.base_seconds:
         table.add_row("step time", _time_text(graph))
+    if graph.orders:
+        table.add_row("order", "; ".join(map(_order_text, graph.orders)))
     if graph.arena is not None:
         table.add_row("arena", _arena_text(graph.arena))
     if points := (*graph.forward_timeline, *graph.backward_timeline):
@@ -140,6 +142,16 @@ def _time_text(graph: GraphReport) -> str:
         text += f"; no plan within the budget is below {format_change(graph.base_seconds, graph.lower_bound_seconds)}"
     certificate = ", ".join(part for part in (graph.status if graph.status != "none" else "", graph.solver) if part)
     return f"{text} ({certificate})" if certificate else text
+
+
+def _order_text(order: OrderReport) -> str:
+    """Peaks of one half by itself, as Inductor orders its kernels and as they run."""
+    if order.after_bytes == order.before_bytes:
+        peak = f"{format_bytes(order.after_bytes)} as Inductor has it"
+    else:
+        peak = f"{format_pair(order.before_bytes, order.after_bytes)} by {order.method}"
+    proof = "optimal" if order.status == "optimal" else f"none is below {format_bytes(order.bound_bytes)}"
+    return f"{order.kind} {peak} ({proof})"
 
 
 def _arena_text(arena: ArenaReport) -> str:

@@ -22,7 +22,9 @@ def lower_bound(problem: OrderProblem) -> int:
     everything = (1 << count) - 1
     for storage, touchers in zip(problem.storages, problem.touchers, strict=True):
         if storage.size_bytes:
-            live += np.int64(storage.size_bytes) * _bits(_around(problem, storage.at_start, storage.at_end, touchers, everything), count)
+            live += np.int64(storage.size_bytes) * _bits(
+                _around(problem, storage.at_start, storage.at_end, touchers, everything), count
+            )
     scratch = np.zeros_like(live)
     for k, kernel in enumerate(problem.kernels):
         scratch[k] = kernel.scratch_bytes - _written_over(problem, k)
