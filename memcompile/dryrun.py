@@ -28,11 +28,13 @@ from memcompile import explain
 from memcompile.codegen.dry import fake_code
 from memcompile.codegen.dynamo import recompiling_freely
 from memcompile.codegen.inductor import compile_graph
+from memcompile.codegen.partition import default_partition
 from memcompile.codegen.seams import require_seams
 from memcompile.codegen.surface import surface
 from memcompile.errors import DryRunError, MemcompileError
 from memcompile.facts import StepGraphs
 from memcompile.fusion_model import predict
+from memcompile.fxutil import outputs_of
 from memcompile.options import Options
 from memcompile.pipeline import KeepsBudget, Lowered, lower_graphs
 from memcompile.report.data import GraphReport, Report
@@ -80,6 +82,28 @@ def plan(
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise DryRunError(str(error)) from error
     return _report(ledger, type(model).__name__, parsed)
+
+
+def captured(model: Callable[..., Any], batch: Mapping[str, Any], *, training: bool = True) -> list[StepGraphs]:
+    """The graphs of ``model(**batch)`` as they would be lowered without a plan, in the order they run."""
+    found: list[StepGraphs] = []
+    fakes = _Fakes(_device(model, batch))
+
+    def partition(gm: fx.GraphModule, inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any) -> Any:
+        found.append(default_partition(gm, inputs, num_fwd_outputs, **kwargs))
+        return found[-1].forward, found[-1].backward
+
+    def inference(gm: fx.GraphModule) -> fx.GraphModule:
+        found.append(StepGraphs(gm, None, len(outputs_of(gm.graph))))
+        return gm
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        with unset_fake_temporarily():
+            return compile_graph(gm, example_inputs, partition, fake_code(inference), {})
+
+    with recompiling_freely(), fakes.inside(model), torch.set_grad_enabled(training):
+        torch.compile(_fresh(model), backend=backend)(**_pytree.tree_map_only(torch.Tensor, fakes.of, dict(batch)))
+    return found
 
 
 class DrySession(Session):

@@ -11,26 +11,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from memcompile.solvers.ordering import Order, OrderProblem, peak_of
 from memcompile.solvers.ordering_solve import STEPS, solve
 
-INDUCTOR = "Inductor's choice"
+INDUCTOR, APART = "Inductor's order", "Inductor's order, loops apart"
 
 
 @dataclass(frozen=True, slots=True)
 class Ordering:
     """What became of one graph. ``kind``: "forward", "backward" or "inference". ``order.method`` is `INDUCTOR` where nothing
-    is moved.
+    is done.
 
-    Peaks are of this graph alone: its own buffers, and the inputs that die in it. ``before_bytes``: as Inductor orders it.
+    Peaks are of this graph alone: its own buffers, and the inputs that die in it. ``before_bytes``: as Inductor orders it;
+    ``apart_bytes``: the same with all loops apart.
+    ``known_bytes``: by the other orders that were given, loops joining as they do.
     """
 
     kind: str
     kernels: int
     before_bytes: int
+    apart_bytes: int
     order: Order
+    known_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
@@ -48,7 +52,10 @@ def plan(kind: str, problem: OrderProblem, known: Mapping[str, Sequence[int]], s
     before = peak_of(problem, given, ())
     others = {name: order for name, order in known.items() if problem.allows(order)}
     found = solve(problem, {INDUCTOR: given, **others}, steps)
-    if found.peak_bytes >= before:
+    if found.peak_bytes < before and found.sequence == given:
+        found = replace(found, method=APART)
+    elif found.peak_bytes >= before:
         found = replace(found, sequence=given, apart=frozenset(), peak_bytes=before, method=INDUCTOR)
+    known_bytes = {name: peak_of(problem, order, ()) for name, order in others.items()}
     found = replace(found, seconds=time.perf_counter() - started)
-    return Ordering(kind, len(problem.kernels), before, found)
+    return Ordering(kind, len(problem.kernels), before, peak_of(problem, given), found, known_bytes)
