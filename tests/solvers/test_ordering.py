@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcompile.solvers.ordering import Kernel, OrderProblem, Storage, kept_apart, live_bytes, peak_of
+from memcompile.solvers.ordering import Kernel, Kind, OrderProblem, Storage, kept_apart, live_bytes, peak_of
 from memcompile.solvers.ordering_bound import lower_bound
 from memcompile.solvers.ordering_search import Effort, Stepper, beam, best_first, windows
 from memcompile.solvers.ordering_solve import solve
 
-KINDS = ("call", "kernel", "loops", "loops", "none")
+KINDS = ("call", "kernel", "loops", "loops")
 
 
-def random_problem(seed: int, count: int) -> OrderProblem:
+def random_problem(seed: int, count: int, kinds: tuple[Kind, ...] = KINDS) -> OrderProblem:
     """Kernels that read earlier storages, write in place, share buffers without a producer, and wait for one another."""
     draw = random.Random(seed)
     storages = [Storage(f"in{i}", draw.randint(1, 9), True, draw.random() < 0.2) for i in range(draw.randint(0, 2))]
@@ -41,7 +41,7 @@ def random_problem(seed: int, count: int) -> OrderProblem:
             touches.append(s)
         if k and draw.random() < 0.2:
             after.add(draw.randrange(k))
-        scratch, kind = draw.choice((0, 0, 3)), draw.choice(KINDS)
+        scratch, kind = draw.choice((0, 0, 3)), draw.choice(kinds)
         kernels.append(Kernel(f"k{k}", tuple(touches), tuple(sorted(after)), tuple(inplace), scratch, kind))
     return OrderProblem(tuple(kernels), tuple(storages))
 
@@ -76,15 +76,15 @@ def test_the_optimum_is_that_of_all_orders(seed: int, count: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(8, 60), st.integers(0, 3000))
+@given(st.integers(0, 10**6), st.integers(8, 40), st.integers(0, 1000))
 def test_never_worse_than_any_order_that_is_known(seed: int, count: int, steps: int) -> None:
     """However little work it may do."""
-    problem = random_problem(seed, count)
+    problem = random_problem(seed, count, (*KINDS, "none"))
     known = {f"random {i}": random_order(problem, i) for i in range(3)}
     found = solve(problem, known, steps)
     assert problem.allows(found.sequence)
     assert peak_of(problem, found.sequence, found.apart) == found.peak_bytes >= found.bound_bytes
-    assert found.peak_bytes <= min(peak_of(problem, order, apart) for order in known.values() for apart in ((), None))
+    assert found.peak_bytes <= min(peak_of(problem, order, ()) for order in known.values())
 
 
 @settings(max_examples=60, deadline=None)
@@ -120,11 +120,11 @@ def test_beam_and_windows_return_what_they_say(seed: int, count: int) -> None:
     given_order = random_order(problem, seed)
     peak = peak_of(problem, given_order)
     stepper, floor = Stepper(problem), lower_bound(problem)
-    found = beam(stepper, floor, peak, 4, Effort(10**5))
-    if found is not None:
+    found = beam(stepper, floor, peak, 4, Effort(10**4))
+    if found is not None and peak > floor:
         assert found.order is not None and problem.allows(found.order)
         assert peak_of(problem, found.order) <= found.peak_bytes < peak
-    better = windows(stepper, given_order, floor, Effort(10**5))
+    better = windows(stepper, given_order, floor, Effort(10**4))
     assert problem.allows(better)
     assert peak_of(problem, better) <= peak
 
@@ -149,8 +149,9 @@ def test_loops_that_join_give_back_with_the_next_call() -> None:
 def test_as_few_loops_are_kept_apart_as_it_takes() -> None:
     problem = kernels(*(("loops", (i, i + 1), (i - 1,) if i else ()) for i in range(6)), sizes=(1,) * 7)
     assert kept_apart(problem, range(6), 7) == frozenset()
-    assert kept_apart(problem, range(6), 4) == {2, 4}
-    assert peak_of(problem, range(6), {2, 4}) <= 4
+    assert kept_apart(problem, range(6), 4) == {2}
+    assert kept_apart(problem, range(6), 3) == {1, 3}
+    assert peak_of(problem, range(6), {1, 3}) == 3
 
 
 def test_what_is_read_for_the_last_time_may_be_written_over() -> None:
