@@ -1,6 +1,7 @@
 """From a captured graph to one that fits: read this file first.
 
     partition as plain torch.compile does      codegen/partition.py
+    order the kernels for the smallest peak    passes/schedule.py, codegen/scheduled.py
     lower it, count its exact peak             codegen/inductor.py, codegen/trace.py
     fits? then nothing is changed
     else gather facts                          facts.py, cost.py

@@ -64,7 +64,7 @@ class Session:
         trust: bool = True,
     ) -> None:
         self.tangents_held = tangents_held
-        self.scheduling = Scheduling(options.enabled("schedule"))
+        self.scheduling = Scheduling(options.enabled("schedule"), fallback=options.fallback == "inductor")
         self.lowering: Lowering = lowering or functools.partial(lower_graphs, scheduling=self.scheduling)
         self.ledger, self.trust = ledger, trust
         self.gm, self.inputs, self.options, self.device = gm, list(example_inputs), options, device

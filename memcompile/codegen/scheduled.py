@@ -13,22 +13,29 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from memcompile.codegen.kernels import KernelGraph
+from memcompile.codegen.surface import surface
 from memcompile.codegen.trace import Event, GraphTrace, step_peak
+from memcompile.errors import PassError
+from memcompile.logs import get_logger
 from memcompile.passes import schedule
 from memcompile.passes.schedule import Ordering
 from memcompile.solvers.ordering import OrderProblem
 from memcompile.solvers.ordering_solve import STEPS
 
 
+log = get_logger(__name__)
+
+
 class Scheduling:
     """Orders the kernels of the top-level graphs that are lowered. ``orderings``: the last one of each kind; a graph that is
     lowered once more, with the same kernels, keeps it.
 
-    ``enabled``: without it everything stays as Inductor has it.
+    ``enabled``: without it everything stays as Inductor has it. ``fallback``: so does a graph on which this crashes; without it,
+    that is a `PassError`.
     """
 
-    def __init__(self, enabled: bool = True, steps: int = STEPS) -> None:
-        self.enabled, self.steps = enabled, steps
+    def __init__(self, enabled: bool = True, steps: int = STEPS, *, fallback: bool = False) -> None:
+        self.enabled, self.steps, self.fallback = enabled, steps, fallback
         self.orderings: dict[str, Ordering] = {}
         self.freeable: dict[str, tuple[str, ...]] = {}
         self.apart: set[Any] = set()
@@ -62,7 +69,14 @@ class Scheduling:
         ready_to_flush: Callable[..., bool] = CppScheduling.ready_to_flush
 
         def ordered(nodes: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
-            return self._ordered(nodes, reorder(nodes, *args, **kwargs), *args)
+            chosen = reorder(nodes, *args, **kwargs)
+            try:
+                return self._ordered(nodes, chosen, *args)
+            except Exception as error:  # a bug of ours: named, with its cause, unless the user chose the fallback
+                if not self.fallback:
+                    raise surface(PassError("schedule", f"{type(error).__name__}: {error}")) from error
+                log.warning("schedule failed, Inductor's order of kernels stays: %s", error)
+                return chosen
 
         def ready(scheduling: Any) -> bool:
             return ready_to_flush(scheduling) or scheduling.scheduler.current_node in self.apart

@@ -11,7 +11,7 @@ from memcompile.solvers.ordering_search import Effort, Stepper, beam, best_first
 
 STEPS = 500_000
 """Steps of each of the three searches: about a second for all of them together."""
-PROOF_KERNELS, PROOF_FACTOR = 60, 10
+PROOF_KERNELS, PROOF_FACTOR = 60, 3
 """A graph with at most so many kernels is worth so many times the steps for a proof of its optimum."""
 WIDTHS = (8, 50, 400)
 """Of the beam, as far as the steps last. It is not monotone: a wider one may find less."""

@@ -1,0 +1,259 @@
+"""The order of kernels through torch.compile: its peak is the one that the lowered code has, and numbers stay what they are."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import memcompile
+from memcompile.codegen import kernels
+from memcompile.codegen.inductor import lower, lower_step
+from memcompile.codegen.scheduled import Scheduling, own_peak
+from memcompile.codegen.trace import GraphTrace
+from memcompile.dryrun import captured
+from memcompile.facts import StepGraphs
+from memcompile.passes import schedule
+from memcompile.runtime.measure import measure_peak
+from memcompile.solvers.ordering import Kernel, OrderProblem, Storage
+from tests.test_backend import case
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+class Branches(nn.Module):
+    """Wide branches that leave little: run side by side, their insides are alive together."""
+
+    def __init__(self, width: int = 16, branches: int = 4) -> None:
+        super().__init__()
+        self.widen = nn.ModuleList(nn.Linear(width, (8 + 4 * i) * width) for i in range(branches))
+        self.narrow = nn.ModuleList(nn.Linear((8 + 4 * i) * width, width) for i in range(branches))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = [F.dropout(widen(x).sin(), 0.5, self.training) for widen in self.widen]
+        parts = [narrow(part) for narrow, part in zip(self.narrow, wide, strict=True)]
+        return torch.cat([part * sum(parts) for part in parts], 1).square().mean()
+
+
+class Drawing(nn.Module):
+    """Random numbers from the generator itself, in branches that could run in any order."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = [torch.bernoulli(x.repeat(1, i).sigmoid()) @ x.repeat(i, 1) for i in (1, 3, 2)]
+        return wide[0] + wide[1].t() * wide[2]
+
+
+class Mutating(nn.Module):
+    """A buffer that is read, written and read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.ones(32, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before = x @ self.state
+        self.state.mul_(2).add_(x)
+        return before + x @ self.state
+
+
+class Unmoved(Scheduling):
+    """Works out an order and leaves Inductor's."""
+
+    def _ordered(self, before, chosen, *rest):
+        super()._ordered(before, chosen, *rest)
+        self.apart.clear()
+        return chosen
+
+
+def traces(graphs: StepGraphs, scheduling: Scheduling) -> dict[str, GraphTrace]:
+    if graphs.backward is None:
+        return {"inference": lower(graphs.forward, kind="inference", shares=(0.0,), scheduling=scheduling)}
+    halves = lower_step(graphs.forward, graphs.backward, graphs.num_user_outputs, shares=(0.0,), scheduling=scheduling)
+    return dict(zip(("forward", "backward"), halves, strict=True))
+
+
+def model_and_batch(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    if name == "branches":
+        return Branches(), {"x": torch.randn(64, 16)}
+    if name in ("darts", "densenet"):
+        from benchmarks.branching import CellNet, DenseNet
+
+        model = CellNet("darts", width=8) if name == "darts" else DenseNet((2, 3), 8)
+        return model, {"pixels": torch.randn(2, 3, 16, 16), "labels": torch.arange(2)}
+    model, inputs = case(name)
+    names = {"mlp": ("x",), "transformer": ("tokens", "targets"), "conv": ("image", "label")}[name]
+    return model, dict(zip(names, inputs, strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["mlp", "transformer", "conv", "branches", "darts", "densenet"])
+def test_the_peak_of_the_model_is_that_of_the_lowered_code(name, training):
+    """In Inductor's order and in ours, which is never worse than any of its heuristics."""
+    model, batch = model_and_batch(name)
+    (graphs,) = captured(model.train(training), batch, training=training)
+    unmoved, ours = Unmoved(), Scheduling()
+    for kind, trace in traces(graphs, unmoved).items():
+        assert own_peak(trace, unmoved.freeable[kind]) == unmoved.orderings[kind].before_bytes
+    for kind, trace in traces(graphs, ours).items():
+        found = ours.orderings[kind]
+        assert own_peak(trace, ours.freeable[kind]) == found.order.peak_bytes
+        assert set(found.known_bytes) >= {"graph order", "LPMF", "BFS", "DFS"}
+        assert found.order.bound_bytes <= found.order.peak_bytes <= min(found.before_bytes, *found.known_bytes.values())
+
+
+def test_branches_take_less_than_in_inductors_order():
+    model, batch = model_and_batch("branches")
+    (graphs,) = captured(model.eval(), batch, training=False)
+    scheduling = Scheduling()
+    traces(graphs, scheduling)
+    found = scheduling.orderings["inference"]
+    assert found.order.peak_bytes < 0.9 * min(found.apart_bytes, *found.known_bytes.values())
+    assert found.order.status == "optimal"
+
+
+def run(model: nn.Module, batch: dict[str, torch.Tensor], **options: object) -> tuple[list[torch.Tensor], memcompile.Report]:
+    """Loss, gradients, buffers and the state of the generator after a step, and the report of its last graph."""
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="memcompile", options=options)
+    torch.manual_seed(1)
+    loss = compiled(**batch)
+    if loss.requires_grad:
+        loss.sum().backward()
+    state = [loss.detach(), *(p.grad for p in model.parameters()), *model.buffers(), torch.get_rng_state()]
+    report = memcompile.last_report()
+    assert report is not None
+    return state, memcompile.Report(report.graphs[-1:])
+
+
+@pytest.mark.parametrize("make", [Drawing, Mutating, Branches])
+@pytest.mark.parametrize("inductor", [{}, {"fallback_random": True}])
+def test_results_are_those_without_it(make, inductor):
+    """Bit for bit, random numbers too."""
+    batch = {"x": torch.randn(32, 32)} if make is not Branches else {"x": torch.randn(64, 16)}
+    results = []
+    for enabled in (True, False):
+        torch.manual_seed(0)
+        state, report = run(make(), batch, schedule=enabled, inductor=inductor)
+        assert bool(report.graphs[0].orders) == enabled
+        results.append(state)
+    assert all(torch.equal(ours, plain) for ours, plain in zip(*results, strict=True))
+
+
+def test_measured_peak_falls_with_the_order():
+    model, batch = model_and_batch("branches")
+    peaks = []
+    for enabled in (True, False):
+        torch._dynamo.reset()
+        with torch.no_grad():
+            compiled = torch.compile(model.eval(), backend="memcompile", options={"schedule": enabled})
+            peaks.append(measure_peak(lambda: compiled(**batch), model=model, inputs=(batch["x"],)).peak_bytes)  # noqa: B023
+    assert peaks[0] < peaks[1]
+
+
+def test_the_report_has_the_order():
+    model, batch = model_and_batch("branches")
+    _, ours = run(model, batch)
+    assert {order.kind for order in ours.graphs[0].orders} == {"forward", "backward"}
+    assert " order " in str(ours)
+    assert memcompile.Report.from_json(ours.to_json()).graphs[0].orders == ours.graphs[0].orders
+
+
+def test_a_dry_run_orders_as_compiling_does():
+    model, batch = model_and_batch("branches")
+    dry = memcompile.plan(model, **batch)
+    _, real = run(model, batch)
+    assert dry.planned_peak_bytes == real.planned_peak_bytes
+    assert [(o.kind, o.after_bytes) for o in dry.graphs[0].orders] == [(o.kind, o.after_bytes) for o in real.graphs[0].orders]
+
+
+def test_a_plan_sets_the_order_itself():
+    model, batch = model_and_batch("mlp")
+    report = memcompile.plan(model, **batch, options={"memory_budget": "60%"})
+    assert report.graphs[0].passes and not report.graphs[0].orders
+
+
+def test_inductors_own_switch_is_kept():
+    model, batch = model_and_batch("branches")
+    _, report = run(model, batch, inductor={"reorder_for_peak_memory": False})
+    assert not report.graphs[0].orders
+
+
+def test_the_scheduler_is_left_as_it_was():
+    import torch._inductor.memory as memory
+    from torch._inductor.codegen.cpp import CppScheduling
+
+    before = memory.reorder_for_peak_memory, CppScheduling.ready_to_flush
+    with pytest.raises(KeyError), Scheduling().active():
+        assert memory.reorder_for_peak_memory is not before[0]
+        raise KeyError
+    assert (memory.reorder_for_peak_memory, CppScheduling.ready_to_flush) == before
+
+
+def test_a_crash_is_an_error_that_names_the_pass(monkeypatch):
+    """Or Inductor's order, where the user chose it."""
+
+    def crash(*args):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(schedule, "plan", crash)
+    model, batch = model_and_batch("mlp")
+    with pytest.raises(memcompile.errors.PassError, match="schedule.*division by zero"):
+        run(model, batch)
+    _, report = run(model, batch, fallback="inductor")
+    assert not report.graphs[0].orders
+
+
+def fx_node(target: object) -> torch.fx.Node:
+    graph = torch.fx.Graph()
+    return graph.call_function(target, (graph.placeholder("x"),))
+
+
+def scheduler_node(*origins: torch.fx.Node, effects: bool = False) -> SimpleNamespace:
+    part = SimpleNamespace(node=SimpleNamespace(get_origins=lambda: origins))
+    return SimpleNamespace(get_nodes=lambda: [part], has_side_effects=lambda: effects)
+
+
+@pytest.mark.parametrize(
+    ("target", "ordered"),
+    [
+        (torch.ops._c10d_functional.all_reduce.default, True),
+        (torch.ops._c10d_functional.wait_tensor.default, True),
+        (torch.ops.aten.bernoulli.default, True),
+        (torch.ops.prims.inductor_seed.default, True),
+        (torch.ops.aten.sin.default, False),
+    ],
+)
+def test_what_keeps_its_place_among_its_like(target, ordered):
+    assert kernels._is_ordered(scheduler_node(fx_node(target))) == ordered
+    assert kernels._is_ordered(scheduler_node(effects=True))
+
+
+def test_random_kernels_keep_their_order():
+    """The largest first would be better: the generator's state says no."""
+    found: list[list[list[object]]] = []
+
+    class Watched(Scheduling):
+        def _ordered(self, before, chosen, *rest):
+            ordered = super()._ordered(before, chosen, *rest)
+            drawing = [[n for n in nodes if kernels._is_ordered(n)] for nodes in (chosen, ordered)]
+            found.append(drawing)
+            return ordered
+
+    with torch._inductor.config.patch(fallback_random=True):
+        (graphs,) = captured(Drawing(), {"x": torch.randn(32, 32)}, training=False)
+        scheduling = Watched()
+        traces(graphs, scheduling)
+    assert scheduling.orderings["inference"].changed
+    ((before, after),) = found
+    assert len(before) >= 3 and before == after
+
+
+def test_an_order_that_is_not_better_is_not_taken():
+    problem = OrderProblem((Kernel("a", (0,)), Kernel("b", (1,))), (Storage("x", 4, at_end=True), Storage("y", 4, at_end=True)))
+    found = schedule.plan("forward", problem, {"other": (1, 0), "not allowed": (0, 0)})
+    assert (found.order.sequence, found.order.method, found.changed) == ((0, 1), schedule.INDUCTOR, False)
+    assert found.known_bytes == {"other": 8}
