@@ -201,7 +201,7 @@ def test_a_crash_is_an_error_that_names_the_pass(monkeypatch):
 
     monkeypatch.setattr(schedule, "plan", crash)
     model, batch = model_and_batch("mlp")
-    with pytest.raises(memcompile.errors.PassError, match="schedule.*division by zero"):
+    with pytest.raises(memcompile.errors.PassError, match=r"schedule.*division by zero"):
         run(model, batch)
     _, report = run(model, batch, fallback="inductor")
     assert not report.graphs[0].orders

@@ -22,16 +22,19 @@ from memcompile.passes.schedule import Ordering
 from memcompile.solvers.ordering import OrderProblem
 from memcompile.solvers.ordering_solve import STEPS
 
-
 log = get_logger(__name__)
+
+
+class _CrashedError(BaseException):
+    """This pass crashed. Not an Exception: Inductor would wrap it."""
 
 
 class Scheduling:
     """Orders the kernels of the top-level graphs that are lowered. ``orderings``: the last one of each kind; a graph that is
     lowered once more, with the same kernels, keeps it.
 
-    ``enabled``: without it everything stays as Inductor has it. ``fallback``: so does a graph on which this crashes; without it,
-    that is a `PassError`.
+    ``enabled``: without it everything stays as Inductor has it. ``fallback``: so does a graph on which this crashes;
+    without it, that is a `PassError`.
     """
 
     def __init__(self, enabled: bool = True, steps: int = STEPS, *, fallback: bool = False) -> None:
@@ -74,7 +77,7 @@ class Scheduling:
                 return self._ordered(nodes, chosen, *args)
             except Exception as error:  # a bug of ours: named, with its cause, unless the user chose the fallback
                 if not self.fallback:
-                    raise surface(PassError("schedule", f"{type(error).__name__}: {error}")) from error
+                    raise _CrashedError from error
                 log.warning("schedule failed, Inductor's order of kernels stays: %s", error)
                 return chosen
 
@@ -85,6 +88,9 @@ class Scheduling:
         CppScheduling.ready_to_flush = ready  # type: ignore[method-assign]
         try:
             yield
+        except _CrashedError as crash:
+            cause = crash.__cause__
+            raise surface(PassError("schedule", f"{type(cause).__name__}: {cause}")) from cause
         finally:
             memory.reorder_for_peak_memory = reorder
             CppScheduling.ready_to_flush = ready_to_flush  # type: ignore[method-assign]
