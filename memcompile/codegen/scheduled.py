@@ -108,14 +108,15 @@ class Scheduling:
             return chosen
         kind = "backward" if graph.is_backward else "inference" if graph.is_inference else "forward"
         kernels = KernelGraph(chosen, graph)
-        known = {
-            "graph order": before,
-            "LPMF": memory.topological_sort_lpmf(before, memory.get_freeable_input_buf(before, inputs), buffers, outputs),
-            "BFS": memory.topological_sort_bfs(before),
-            "DFS": memory.topological_sort_dfs(before),
-        }
-        orders = {name: kernels.order_of(nodes) for name, nodes in known.items()}
         if self.problems.get(kind) != kernels.problem:
+            freeable = memory.get_freeable_input_buf(before, inputs)
+            known = {
+                "graph order": before,
+                "LPMF": memory.topological_sort_lpmf(before, freeable, buffers, outputs),
+                "BFS": memory.topological_sort_bfs(before),
+                "DFS": memory.topological_sort_dfs(before),
+            }
+            orders = {name: kernels.order_of(nodes) for name, nodes in known.items()}
             self.orderings[kind] = schedule.plan(kind, kernels.problem, orders, self.steps)
             self.problems[kind] = kernels.problem
         found = self.orderings[kind]
