@@ -79,7 +79,7 @@ def test_the_optimum_is_that_of_all_orders(seed: int, count: int) -> None:
 @given(st.integers(0, 10**6), st.integers(8, 40), st.integers(0, 1000))
 def test_never_worse_than_any_order_that_is_known(seed: int, count: int, steps: int) -> None:
     """However little work it may do."""
-    problem = random_problem(seed, count, (*KINDS, "none"))
+    problem = random_problem(seed, count, (*KINDS, "none", "none"))
     known = {f"random {i}": random_order(problem, i) for i in range(3)}
     found = solve(problem, known, steps)
     assert problem.allows(found.sequence)
@@ -179,22 +179,25 @@ def test_inputs_that_die_and_outputs_that_stay() -> None:
     assert lower_bound(problem) == 12
 
 
+def side_by_side(branches: int = 6) -> OrderProblem:
+    """Branches of two kernels, large inside, that leave little; first all first halves, then all second halves."""
+    first = tuple(("call", (2 * b,), ()) for b in range(branches))
+    second = tuple(("call", (2 * b, 2 * b + 1), (b,)) for b in range(branches))
+    return kernels(*first, *second, sizes=(100, 1) * branches)
+
+
 def test_branches_run_one_after_the_other() -> None:
-    """Each branch is large inside and leaves little: not two at once."""
-    lines, sizes = [], []
-    for branch in range(6):
-        lines += [("call", (2 * branch,), ()), ("call", (2 * branch, 2 * branch + 1), (branch,))]
-        sizes += [100, 1]
-    wide = sorted(range(12), key=lambda i: i % 2)
-    renumbered = {old: new for new, old in enumerate(wide)}
-    ordered = [lines[old] for old in wide]
-    problem = kernels(
-        *((kind, touches, after if i < 6 else (i - 6,)) for i, (kind, touches, after) in enumerate(ordered)), sizes=tuple(sizes)
-    )
-    assert renumbered[1] == 6
+    problem = side_by_side()
     assert peak_of(problem, range(12)) == 601
     found = solve(problem, {"given": range(12)})
     assert (found.peak_bytes, found.status) == (101, "optimal")
+
+
+def test_windows_lower_one_peak_after_the_other() -> None:
+    problem = side_by_side()
+    order = windows(Stepper(problem), range(12), 101, Effort(10**4))
+    assert problem.allows(order)
+    assert peak_of(problem, order) == 101
 
 
 def test_the_known_order_stays_where_nothing_is_gained() -> None:
