@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -233,14 +234,19 @@ def test_what_keeps_its_place_among_its_like(target, ordered):
 
 
 def test_random_kernels_keep_their_order():
-    """The largest first would be better: the generator's state says no."""
+    """Each of them can only run behind the one before."""
+    from torch._inductor.virtualized import V
+
     found: list[list[list[object]]] = []
+    chains: list[tuple[OrderProblem, list[int]]] = []
 
     class Watched(Scheduling):
         def _ordered(self, before, chosen, *rest):
             ordered = super()._ordered(before, chosen, *rest)
             drawing = [[n for n in nodes if kernels._is_ordered(n)] for nodes in (chosen, ordered)]
             found.append(drawing)
+            graph = kernels.KernelGraph(chosen, V.graph)
+            chains.append((graph.problem, [graph.unit[node] for node in drawing[0]]))
             return ordered
 
     with torch._inductor.config.patch(fallback_random=True):
@@ -250,6 +256,8 @@ def test_random_kernels_keep_their_order():
     assert scheduling.orderings["inference"].changed
     ((before, after),) = found
     assert len(before) >= 3 and before == after
+    problem, places = chains[0]
+    assert all(problem.behind[first] >> second & 1 for first, second in itertools.pairwise(dict.fromkeys(places)))
 
 
 def test_an_order_that_is_not_better_is_not_taken():
