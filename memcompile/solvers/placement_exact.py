@@ -1,28 +1,42 @@
-"""Is there an arrangement of a given height? A constraint solver, for instances that resist the greedy placements.
+"""Is there an arrangement of a given height? For instances that resist the greedy placements.
 
-Lifetimes and address ranges are the sides of rectangles that must not overlap. The search branches as the canonical placement
-does: always on the buffer that can lie lowest, at its lowest offset. Which of several it takes first decides between a
-millisecond and an hour, so several orders of importance take turns, in slices of time that double, among them noisy ones, and
-the solver's own search.
+Two searches take turns: a constraint solver, for which lifetimes and address ranges are the sides of rectangles that must not
+overlap, and where no offset is fixed the depth-first search of ``placement_search.py``. Both branch as the canonical placement
+does: on a buffer that can lie lowest, at its lowest offset. Which of several they take first decides between a millisecond and
+an hour, so several orders of importance take turns too, most of them noisy, in slices that grow. Slices are counted in the
+searches' own steps: a slow machine gives the same answer as a fast one, if later.
 """
 
 from __future__ import annotations
 
 import enum
-import random
+import itertools
 import time
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 from ortools.sat.python import cp_model
 
-from memcompile.solvers.placement import Part, orders
+from memcompile.solvers.placement import Part
 from memcompile.solvers.simulate import Ints
 
-FIRST_SLICE_S = 0.25
-NOISE = (0.02, 0.1, 0.3)
-NOISY = 3
-"""Noisy orders a round."""
+SLICES = ("TWA", "TAW", "WAT", "TWA", "", "TWA")
+"""Orders that the constraint solver branches by, one a slice, from the fourth on with noise; "": its own search."""
+FIRST_SLICE, MORE_SLICE = 0.03, 1.1
+"""In the solver's deterministic time, here some 20 seconds a unit, and the factor from slice to slice."""
+ATTEMPTS = (
+    *(("TWA", True), ("TAW", True), ("WTA", True), ("ATW", True)),
+    *(("TWA", False), ("TAW", False), ("FWA", True), ("FAW", True)),
+)
+"""Of each round of the depth-first search: orders, and whether to go upwards."""
+FIRST_STEPS, MORE_STEPS = 1000, 1.1
+NOISE = (0.02, 0.05, 0.1, 0.2, 0.5)
+
+TURNS = (1, 4 * len(ATTEMPTS))
+"""Slices of the constraint solver, then attempts of the depth-first search, and so on."""
+
+Floats = npt.NDArray[np.float64]
 
 
 class Verdict(enum.Enum):
@@ -33,37 +47,59 @@ class Verdict(enum.Enum):
     UNKNOWN = enum.auto()
 
 
+_Answers = Iterator[tuple[Verdict, Ints]]
+
+
 def search_height(part: Part, height: int, time_limit_s: float, seed: int = 0) -> tuple[Verdict, Ints]:
     """An arrangement of at most ``height`` bytes, the proof that there is none, or neither within the time limit."""
     deadline = time.monotonic() + time_limit_s
-    slice_s = FIRST_SLICE_S
-    rng = random.Random(seed)
-    while (left_s := deadline - time.monotonic()) > 0:
-        for order, share in _round(part, rng, own_search=slice_s >= 1):
-            verdict, offsets = _solve(part, height, order, min(left_s, share * slice_s), seed)
+    rng = np.random.default_rng(seed)
+    failures = np.ones(int(part.ends.max()))
+    constrained = _constrained(part, height, deadline, failures, rng)
+    turns = [constrained] if (part.fixed >= 0).any() else [constrained, _deepened(part, height, failures, rng)]
+    for answers, count in itertools.cycle(zip(turns, TURNS, strict=False)):
+        for verdict, offsets in itertools.islice(answers, count):
             if verdict is not Verdict.UNKNOWN:
                 return verdict, offsets
-            if (left_s := deadline - time.monotonic()) <= 0:
-                break
-        slice_s *= 2
-    return Verdict.UNKNOWN, np.zeros(0, dtype=np.int64)
+            if time.monotonic() > deadline:
+                return Verdict.UNKNOWN, offsets
+    raise AssertionError("the turns never end")
 
 
-def _round(part: Part, rng: random.Random, own_search: bool) -> Iterator[tuple[Ints | None, float]]:
-    """Orders to branch by (None: the solver's own search), each with its share of a slice."""
-    by = orders(part)
-    for name in ("TWA", "TAW", "WAT"):
-        yield by[name], 1.0
-    if own_search:
-        yield None, 2.0
-    for _ in range(NOISY):
-        noise = rng.choice(NOISE)
-        factor = np.array([rng.uniform(1 - noise, 1 + noise) for _ in part.sizes])
-        width = (part.ends - part.begins) * factor
-        yield np.lexsort((-part.sizes, -width, -part.crowd * factor)), 1 / NOISY
+def _constrained(part: Part, height: int, deadline: float, failures: Floats, rng: np.random.Generator) -> _Answers:
+    """The constraint solver's answers, a slice each."""
+    for turn in itertools.count():
+        name = SLICES[turn % len(SLICES)]
+        order = _order(part, name, failures, rng, _noise(rng) if turn >= 3 else 0.0) if name else None
+        yield _constrain(part, height, order, FIRST_SLICE * MORE_SLICE**turn, deadline)
 
 
-def _solve(part: Part, height: int, order: Ints | None, time_limit_s: float, seed: int) -> tuple[Verdict, Ints]:
+def _deepened(part: Part, height: int, failures: Floats, rng: np.random.Generator) -> _Answers:
+    """The depth-first search's answers, an attempt each."""
+    from memcompile.solvers.placement_search import Search  # few instances come here, and numba takes a while to load
+
+    search = Search(part, height, failures)
+    for turn in itertools.count():
+        for name, upwards in ATTEMPTS:
+            order = _order(part, name, failures, rng, _noise(rng) if turn else 0.0)
+            found, offsets = search.attempt(order, upwards, int(FIRST_STEPS * MORE_STEPS**turn))
+            yield Verdict.UNKNOWN if found is None else Verdict.FOUND if found else Verdict.NONE, offsets
+
+
+def _noise(rng: np.random.Generator) -> float:
+    return NOISE[rng.integers(len(NOISE))]
+
+
+def _order(part: Part, name: str, failures: Floats, rng: np.random.Generator, noise: float) -> Ints:
+    """Buffers by importance: T, W and A as in ``placement.py``; F: the most failures of a section during its life."""
+    width = part.ends - part.begins
+    spans = np.stack([part.begins, part.ends], axis=1).ravel()
+    keys: dict[str, Ints | Floats] = {"T": part.crowd, "W": width, "A": width * part.sizes}
+    keys["F"] = np.maximum.reduceat(np.append(failures, 0.0), spans)[::2]
+    return np.lexsort([-keys[letter] * rng.uniform(1 - noise, 1 + noise, len(width)) for letter in reversed(name)])
+
+
+def _constrain(part: Part, height: int, order: Ints | None, slice_: float, deadline: float) -> tuple[Verdict, Ints]:
     model = cp_model.CpModel()
     offsets, spans, ranges = [], [], []
     columns = (part.begins, part.ends, part.sizes // part.unit, part.fixed)
@@ -74,8 +110,8 @@ def _solve(part: Part, height: int, order: Ints | None, time_limit_s: float, see
         ranges.append(model.new_fixed_size_interval_var(offsets[-1], size, ""))
     model.add_no_overlap_2d(spans, ranges)
     solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = time_limit_s
-    solver.parameters.random_seed = seed
+    solver.parameters.max_time_in_seconds = max(0.0, deadline - time.monotonic())
+    solver.parameters.max_deterministic_time = slice_
     solver.parameters.num_workers = 1
     if order is not None:
         solver.parameters.search_branching = cp_model.FIXED_SEARCH

@@ -2,18 +2,18 @@
 
 After MiniMalloc (Moffitt, "MiniMalloc: a lightweight memory allocator for hardware-accelerated machine learning", ASPLOS 2023):
 canonical arrangements, inference by section, a subproblem of its own for each part that has come apart in time. Three things
-differ. Branching is binary: a buffer under which nothing else fits lies at its lowest offset, or it rests on a neighbour that is
-still to be placed, which raises that offset to the lowest top among them, and its twins' too. It need not be the lowest buffer
-of all, so that a search can stay where it fails: sections are weighted by their failures (Boussemart et al., "Boosting systematic
-search by weighting constraints", ECAI 2004). And a search is cut after some steps, for another order to try.
+differ. Branching is binary: a buffer under which nothing else fits lies at its lowest offset, or it rests on a neighbour that
+is still to be placed, which raises that offset to the lowest top among them, and its twins' too. It need not be the lowest
+buffer of all, so a search can stay where it fails: sections are weighted by their failures (Boussemart et al., "Boosting
+systematic search by weighting constraints", ECAI 2004). And a search is cut after some steps, for another order to try.
 
 Fixed offsets are not for this search: arrangements around them have no canonical form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,15 +28,26 @@ _TRAIL, _STEPS = 0, 1
 _FAR = 1 << 60
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _compiled(function: _Function) -> _Function:
+    """Compiled on its first call, and kept for later processes where there is a folder to write to."""
+    try:
+        return cast(_Function, njit(cache=True)(function))
+    except RuntimeError:
+        return cast(_Function, njit(function))
+
+
 class State(NamedTuple):
     """An arrangement in the making, of ``n`` buffers over ``S`` sections; offsets and sizes in units of the part.
 
     ``beside[beside_of[i]:beside_of[i + 1]]``: the buffers that live with buffer i; ``alive`` likewise: those of each section.
-    ``twin``: the next buffer with the same life and size, in a ring. ``lowest``: the lowest offset a buffer may have, final once
-    it is placed. ``support``: the highest top among those placed that live with it. ``floor``, ``rest``: of each section, the
-    lowest offset and the sum of sizes of the buffers to place. ``crossing``: how many of these live both before and after the
-    section begins. ``trail``: what to undo, as (buffer, lowest, support), or (buffer, -1, 0) for a placement.
-    ``counts``: the length of the trail, steps left.
+    ``twin``: the next buffer with the same life and size, in a ring. ``lowest``: the lowest offset a buffer may have, final
+    once it is placed. ``support``: the highest top among those placed that live with it. ``floor``, ``rest``: of each section,
+    the lowest offset and the sum of sizes of the buffers to place. ``crossing``: how many of these live both before and after
+    the section begins. ``failures``: 1 for each section, and how often it had no room. ``trail``: what to undo, as
+    (buffer, lowest, support), or (buffer, -1, 0) for a placement. ``counts``: the length of the trail, steps left.
     """
 
     begins: Ints
@@ -53,32 +64,45 @@ class State(NamedTuple):
     floor: Ints
     rest: Ints
     crossing: Ints
-    weight: npt.NDArray[np.float64]
+    failures: npt.NDArray[np.float64]
     trail: Ints
     counts: Ints
 
 
 class Search:
-    """Searches for arrangements of at most ``height`` bytes. What one attempt learns of where it fails serves the next."""
+    """Searches for arrangements of at most ``height`` bytes. ``failures`` of each section add up over the attempts."""
 
-    def __init__(self, part: Part, height: int) -> None:
+    def __init__(self, part: Part, height: int, failures: npt.NDArray[np.float64]) -> None:
         count, sections = len(part.sizes), int(part.ends.max())
         begins, ends = part.begins, part.ends
-        beside = [np.flatnonzero((begins < ends[i]) & (ends > begins[i]) & (np.arange(count) != i)) for i in range(count)]
-        alive = [np.flatnonzero((begins <= section) & (ends > section)) for section in range(sections)]
+        all_ = np.arange(count)
+        beside_of, beside = _rows([np.flatnonzero((begins < ends[i]) & (ends > begins[i]) & (all_ != i)) for i in range(count)])
+        alive_of, alive = _rows([np.flatnonzero((begins <= section) & (ends > section)) for section in range(sections)])
         self._height, self._unit = height // part.unit, part.unit
+        lowest, support = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        floor, rest, crossing = (np.zeros(sections, dtype=np.int64) for _ in range(3))
         self._state = State(
-            *(begins, ends, part.sizes // part.unit, _twins(part)),
-            *(*_rows(beside), *_rows(alive)),
-            *(np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.bool_)),
-            *(np.zeros(sections, dtype=np.int64) for _ in range(3)),
-            np.ones(sections),
-            np.zeros((0, 3), dtype=np.int64),
-            np.zeros(2, dtype=np.int64),
+            begins=begins,
+            ends=ends,
+            sizes=part.sizes // part.unit,
+            twin=_twins(part),
+            beside_of=beside_of,
+            beside=beside,
+            alive_of=alive_of,
+            alive=alive,
+            lowest=lowest,
+            support=support,
+            placed=np.zeros(count, dtype=np.bool_),
+            floor=floor,
+            rest=rest,
+            crossing=crossing,
+            failures=failures,
+            trail=np.zeros((0, 3), dtype=np.int64),
+            counts=np.zeros(2, dtype=np.int64),
         )
 
-    def attempt(self, order: Ints, upwards: bool, steps: int) -> tuple[int, Ints]:
-        """One search of at most ``steps`` steps: its answer and, if that is ``FOUND``, the offsets in bytes.
+    def attempt(self, order: Ints, upwards: bool, steps: int) -> tuple[bool | None, Ints]:
+        """One search of about ``steps`` steps: whether there is an arrangement, None if they did not suffice; offsets in bytes.
 
         ``order``: buffers by importance, which decides between those that can lie equally low. ``upwards``: always go on with
         the buffer that can lie lowest; else with the lowest one of the section that fails often and has little room.
@@ -96,11 +120,10 @@ class Search:
         state.counts[_STEPS] = steps
         rank = np.empty(count, dtype=np.int64)
         rank[order] = np.arange(count)
-        if _refresh(state, self._height, 0, sections):
-            answer = int(_search(state, self._height, rank, upwards, 0, sections))
-        else:
-            answer = NONE
-        return answer, state.lowest * self._unit
+        if not _refresh(state, self._height, 0, sections):
+            return False, state.lowest
+        answer = _search(state, self._height, rank, upwards, 0, sections)
+        return (None if answer == UNKNOWN else bool(answer == FOUND)), state.lowest * self._unit
 
 
 def _rows(rows: Sequence[Ints]) -> tuple[Ints, Ints]:
@@ -118,7 +141,7 @@ def _twins(part: Part) -> Ints:
     return twin
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _search(state: State, height: int, rank: Ints, upwards: bool, first: int, last: int) -> int:
     """Place the buffers left within the sections from ``first`` to before ``last``; undoes what it did if there is no way."""
     began = state.counts[_TRAIL]
@@ -150,7 +173,7 @@ def _search(state: State, height: int, rank: Ints, upwards: bool, first: int, la
             return NONE
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _lowest(state: State, rank: Ints, first: int, last: int) -> int:
     """The buffer that can lie lowest, the most important one of equals; -1 if all are placed."""
     best = -1
@@ -163,15 +186,15 @@ def _lowest(state: State, rank: Ints, first: int, last: int) -> int:
     return best
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _hardest(state: State, height: int, rank: Ints, first: int, last: int) -> int:
-    """The lowest buffer of the section with many failures and little room, or one that fits beneath it; -1 if all are placed."""
+    """The lowest buffer of the section with many failures and little room, or one that fits beneath it; -1: all are placed."""
     hardest, most = -1, -1.0
     for section in range(first, last):
         if state.rest[section]:
             room = (height - state.floor[section] - state.rest[section]) / height
-            if state.weight[section] > most * (1.0 + 100.0 * room):
-                hardest, most = section, state.weight[section] / (1.0 + 100.0 * room)
+            if state.failures[section] > most * (1.0 + 100.0 * room):
+                hardest, most = section, state.failures[section] / (1.0 + 100.0 * room)
     if hardest < 0:
         return -1
     best = -1
@@ -195,7 +218,7 @@ def _hardest(state: State, height: int, rank: Ints, first: int, last: int) -> in
     return best
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _place(state: State, height: int, chosen: int) -> bool:
     """Let a buffer lie at its lowest offset; whether the rest may still fit."""
     top = state.lowest[chosen] + state.sizes[chosen]
@@ -211,10 +234,10 @@ def _place(state: State, height: int, chosen: int) -> bool:
             state.support[i] = top
             state.lowest[i] = max(state.lowest[i], top)
             first, last = min(first, state.begins[i]), max(last, state.ends[i])
-    return _refresh(state, height, first, last)  # type: ignore[no-any-return]
+    return _refresh(state, height, first, last)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _raise(state: State, height: int, chosen: int) -> bool:
     """Let a buffer, and so its twins, rest on one that is still to be placed; whether that may fit."""
     offset = state.lowest[chosen]
@@ -233,10 +256,10 @@ def _raise(state: State, height: int, chosen: int) -> bool:
             state.counts[_STEPS] -= 1
         i = state.twin[i]
         if i == chosen:
-            return _refresh(state, height, state.begins[chosen], state.ends[chosen])  # type: ignore[no-any-return]
+            return _refresh(state, height, state.begins[chosen], state.ends[chosen])
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _refresh(state: State, height: int, first: int, last: int) -> bool:
     """Floors and sums of sections; False, and a failure for the section, where what is left does not fit above the floor."""
     for section in range(first, last):
@@ -248,19 +271,19 @@ def _refresh(state: State, height: int, first: int, last: int) -> bool:
                 floor = min(floor, state.lowest[i])
         state.floor[section], state.rest[section] = floor, rest
         if rest and floor + rest > height:
-            state.weight[section] += 1.0
+            state.failures[section] += 1.0
             return False
     return True
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _note(state: State, buffer: int, lowest: int, support: int) -> None:
     at = state.counts[_TRAIL]
     state.trail[at, 0], state.trail[at, 1], state.trail[at, 2] = buffer, lowest, support
     state.counts[_TRAIL] += 1
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _undo(state: State, height: int, length: int) -> None:
     """Back to a trail of that length."""
     first, last = len(state.rest), 0
