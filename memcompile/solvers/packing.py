@@ -101,16 +101,20 @@ def pack(
 def _solve(part: Part, goal: int, smallest: bool, time_limit_s: float, seed: int) -> tuple[Ints, int, str]:
     """Offsets of one part, a height that none of its arrangements is below, and who found them.
 
-    Ends at a height of ``goal``; where there is none, goes on to the smallest one if that is wanted.
+    Ends at a height of ``goal``; where there is none, goes on to the smallest one if that is wanted. There is always one greedy
+    placement, however long it takes; another only if one like the last ends in time.
     """
     deadline = time.monotonic() + time_limit_s
     bound = part.lower_bound
     best, height, method = np.zeros(0, dtype=np.int64), -1, ""
+    began = time.monotonic()
     for name, offsets in placements(part):
         if height < 0 or part.height(offsets) < height:
             best, height, method = offsets, part.height(offsets), name
-        if height <= goal or time.monotonic() > deadline:
+        now = time.monotonic()
+        if height <= goal or now + (now - began) > deadline:
             break
+        began = now
     low = max(bound, goal)
     while height > low and len(part.sizes) <= EXACT_BUFFERS and (left_s := deadline - time.monotonic()) > 0:
         verdict, offsets = search_height(part, low, left_s, seed)

@@ -15,8 +15,10 @@ import numpy as np
 
 from memcompile.solvers.simulate import Ints
 
-CANONICAL_BUFFERS = 20_000
-"""Buffers up to which ``canonical`` is tried: its time grows with the square."""
+COMPILED_FROM = 4000
+"""Buffers from which the placements are those of ``placement_large.py``: loading and compiling it takes a while."""
+LARGEST_WORK = 5 * 10**9
+"""Squares of a part's buffers that its placements add up to: one takes about a second per thousand million."""
 _TAKEN = np.iinfo(np.int64).max
 
 
@@ -89,20 +91,26 @@ def orders(part: Part) -> dict[str, Ints]:
 
 
 def placements(part: Part) -> Iterator[tuple[str, Ints]]:
-    """The greedy placements of a part, those that are most often lowest first."""
+    """The greedy placements of a part, those that are most often lowest first; of very large parts not all."""
     by = orders(part)
-    for name in ("TWA", "WAT", "size", "TAW"):
-        yield f"best fit, {name}", best_fit(part, by[name])
-    if len(part.sizes) <= CANONICAL_BUFFERS and not (part.fixed >= 0).any():
-        for name in ("TWA", "size"):
-            yield f"canonical, {name}", canonical(part, by[name])
+    ways = [("canonical", "TWA"), ("canonical", "size")]
+    ways += [("best fit", name) for name in ("TWA", "WAT", "size", "TAW")]
+    if (part.fixed >= 0).any():
+        ways = [(way, name) for way, name in ways if way == "best fit"]
+    for way, name in ways[: max(1, LARGEST_WORK // len(part.sizes) ** 2)]:
+        place = best_fit if way == "best fit" else canonical
+        yield f"{way}, {name}", place(part, by[name])
 
 
 def best_fit(part: Part, order: Ints) -> Ints:
     """Offsets: each buffer in the smallest gap that holds it, else above all that live with it."""
     count = len(part.sizes)
-    begins, ends = part.begins.astype(np.int32), part.ends.astype(np.int32)
     order = np.concatenate([order[part.fixed[order] >= 0], order[part.fixed[order] < 0]])
+    if count >= COMPILED_FROM:
+        from memcompile.solvers import placement_large
+
+        return placement_large.best_fit(part.begins, part.ends, part.sizes, part.fixed, order)
+    begins, ends = part.begins.astype(np.int32), part.ends.astype(np.int32)
     offsets = part.fixed.copy()
     # What is placed, by offset.
     begin, end = np.empty(count, dtype=np.int32), np.empty(count, dtype=np.int32)
@@ -138,6 +146,12 @@ def canonical(part: Part, order: Ints) -> Ints:
     """Offsets: again and again, of the buffers that can lie lowest on those placed, the most important one."""
     count = len(part.sizes)
     begins, ends, sizes = part.begins[order], part.ends[order], part.sizes[order] // part.unit
+    offsets = np.empty(count, dtype=np.int64)
+    if count >= COMPILED_FROM:
+        from memcompile.solvers import placement_large
+
+        offsets[order] = placement_large.canonical(begins, ends, sizes) * part.unit
+        return offsets
     lowest = np.zeros(count, dtype=np.int64)
     key = np.arange(count, dtype=np.int64)  # lowest * count + importance
     for _ in range(count):
@@ -147,6 +161,5 @@ def canonical(part: Part, order: Ints) -> Ints:
         raised = np.flatnonzero((begins < ends[i]) & (ends > begins[i]) & (lowest < top) & (key < _TAKEN))
         lowest[raised] = top
         key[raised] = top * count + raised
-    offsets = np.empty(count, dtype=np.int64)
     offsets[order] = lowest * part.unit
     return offsets

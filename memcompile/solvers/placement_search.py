@@ -12,13 +12,13 @@ Fixed offsets are not for this search: arrangements around them have no canonica
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from memcompile.solvers.compiled import compiled
 from memcompile.solvers.placement import Part
 from memcompile.solvers.simulate import Ints
 
@@ -26,17 +26,6 @@ FOUND, NONE, UNKNOWN = 1, 0, -1
 """Answers of a search: an arrangement, a proof that there is none, out of steps."""
 _TRAIL, _STEPS = 0, 1
 _FAR = 1 << 60
-
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _compiled(function: _Function) -> _Function:
-    """Compiled on its first call, and kept for later processes where there is a folder to write to."""
-    try:
-        return cast(_Function, njit(cache=True)(function))
-    except RuntimeError:
-        return cast(_Function, njit(function))
 
 
 class State(NamedTuple):
@@ -141,7 +130,7 @@ def _twins(part: Part) -> Ints:
     return twin
 
 
-@_compiled
+@compiled
 def _search(state: State, height: int, rank: Ints, upwards: bool, first: int, last: int) -> int:
     """Place the buffers left within the sections from ``first`` to before ``last``; undoes what it did if there is no way."""
     began = state.counts[_TRAIL]
@@ -173,7 +162,7 @@ def _search(state: State, height: int, rank: Ints, upwards: bool, first: int, la
             return NONE
 
 
-@_compiled
+@compiled
 def _lowest(state: State, rank: Ints, first: int, last: int) -> int:
     """The buffer that can lie lowest, the most important one of equals; -1 if all are placed."""
     best = -1
@@ -186,7 +175,7 @@ def _lowest(state: State, rank: Ints, first: int, last: int) -> int:
     return best
 
 
-@_compiled
+@compiled
 def _hardest(state: State, height: int, rank: Ints, first: int, last: int) -> int:
     """The lowest buffer of the section with many failures and little room, or one that fits beneath it; -1: all are placed."""
     hardest, most = -1, -1.0
@@ -218,7 +207,7 @@ def _hardest(state: State, height: int, rank: Ints, first: int, last: int) -> in
     return best
 
 
-@_compiled
+@compiled
 def _place(state: State, height: int, chosen: int) -> bool:
     """Let a buffer lie at its lowest offset; whether the rest may still fit."""
     top = state.lowest[chosen] + state.sizes[chosen]
@@ -237,7 +226,7 @@ def _place(state: State, height: int, chosen: int) -> bool:
     return _refresh(state, height, first, last)
 
 
-@_compiled
+@compiled
 def _raise(state: State, height: int, chosen: int) -> bool:
     """Let a buffer, and so its twins, rest on one that is still to be placed; whether that may fit."""
     offset = state.lowest[chosen]
@@ -259,7 +248,7 @@ def _raise(state: State, height: int, chosen: int) -> bool:
             return _refresh(state, height, state.begins[chosen], state.ends[chosen])
 
 
-@_compiled
+@compiled
 def _refresh(state: State, height: int, first: int, last: int) -> bool:
     """Floors and sums of sections; False, and a failure for the section, where what is left does not fit above the floor."""
     for section in range(first, last):
@@ -276,14 +265,14 @@ def _refresh(state: State, height: int, first: int, last: int) -> bool:
     return True
 
 
-@_compiled
+@compiled
 def _note(state: State, buffer: int, lowest: int, support: int) -> None:
     at = state.counts[_TRAIL]
     state.trail[at, 0], state.trail[at, 1], state.trail[at, 2] = buffer, lowest, support
     state.counts[_TRAIL] += 1
 
 
-@_compiled
+@compiled
 def _undo(state: State, height: int, length: int) -> None:
     """Back to a trail of that length."""
     first, last = len(state.rest), 0
