@@ -30,7 +30,10 @@ def read_csv(text: str) -> list[Buffer]:
 
 
 def write_csv(buffers: Sequence[Buffer], offsets: Sequence[int]) -> str:
-    """An instance with the offsets of its buffers."""
+    """An instance with the offsets of its buffers. Raises ``PackingError`` for aliases: the format has no column for them."""
+    for buffer in buffers:
+        if buffer.alias is not None:
+            raise PackingError(f"{buffer.name}: an alias of {buffer.alias}, which this format cannot say")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, "offset"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,13 +26,19 @@ EXACT_BUFFERS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """``size`` bytes, alive in ``[lower, upper)``. ``offset``: where it has to lie; None: anywhere."""
+    """``size`` bytes, alive in ``[lower, upper)``. ``offset``: where it has to lie; None: anywhere.
+
+    ``alias``: the name of a buffer that it lies in the storage of, ``shift`` bytes behind its start. A storage is alive from
+    the first birth to the last death of its buffers, and covers them all.
+    """
 
     name: str
     lower: int
     upper: int
     size: int
     offset: int | None = None
+    alias: str | None = None
+    shift: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +81,17 @@ def pack(
 ) -> Packing:
     """Offsets of the smallest height found; with a ``capacity``, the first arrangement within it.
 
-    Offsets are multiples of ``alignment`` and sizes count as rounded up to it. The same input gives the same answer unless the
-    time limit cuts the search. Raises ``CapacityError``, and ``PackingError`` for buffers that cannot be.
+    Offsets, but for those of aliases, are multiples of ``alignment`` and sizes count as rounded up to it. The same input gives
+    the same answer unless the time limit cuts the search. Raises ``CapacityError``, and ``PackingError`` for buffers that
+    cannot be.
     """
     began = time.monotonic()
     check(buffers, alignment)
-    parts = split(buffers, alignment)
+    storages, places = merge(buffers)
+    parts = split(storages, alignment)
     goal = max([0, *(part.lower_bound for part in parts)])
     goal = goal if capacity is None else max(goal, capacity // alignment * alignment)
-    offsets: Ints = np.zeros(len(buffers), dtype=np.int64)
+    offsets: Ints = np.zeros(len(storages), dtype=np.int64)
     height, lower_bound, method = 0, 0, "nothing to do"
     for part in sorted(parts, key=lambda part: -len(part.sizes)):
         left_s = time_limit_s - (time.monotonic() - began)
@@ -92,7 +100,9 @@ def pack(
         if (top := int((found + part.sizes).max())) > height:
             height, method = top, how
         lower_bound = max(lower_bound, bound)
-    packing = Packing(tuple(offsets.tolist()), height, lower_bound, method, time.monotonic() - began)
+    starts = offsets.tolist()
+    offsets_of_all = tuple(starts[storage] + shift for storage, shift in places)
+    packing = Packing(offsets_of_all, height, lower_bound, method, time.monotonic() - began)
     if capacity is not None and height > capacity:
         raise CapacityError(capacity, packing)
     return packing
@@ -140,8 +150,35 @@ def check(buffers: Sequence[Buffer], alignment: int = 1) -> None:
             raise PackingError(f"{buffer.name}: {buffer.size} bytes")
         if buffer.offset is not None and (buffer.offset < 0 or buffer.offset % alignment):
             raise PackingError(f"{buffer.name}: its fixed offset {buffer.offset} is no multiple of the alignment {alignment}")
-    held = [(buffer, buffer.offset) for buffer in buffers if buffer.offset is not None]
-    validate([buffer for buffer, _ in held], [offset for _, offset in held], alignment=alignment)
+        if buffer.alias is not None and (buffer.offset is not None or buffer.shift < 0):
+            raise PackingError(f"{buffer.name}: an alias has no offset of its own, and lies no bytes before {buffer.alias}")
+    held = [(storage, storage.offset) for storage in merge(buffers)[0] if storage.offset is not None]
+    validate([storage for storage, _ in held], [offset for _, offset in held], alignment=alignment)
+
+
+def merge(buffers: Sequence[Buffer]) -> tuple[list[Buffer], list[tuple[int, int]]]:
+    """The storages, and for each buffer the index of its storage and how many bytes behind the start of that it lies."""
+    if all(buffer.alias is None for buffer in buffers):
+        return list(buffers), [(i, 0) for i in range(len(buffers))]
+    if len({buffer.name for buffer in buffers}) < len(buffers):
+        raise PackingError("two buffers have the same name, and aliases refer to names")
+    named = {buffer.name: buffer for buffer in buffers}
+    numbers = {buffer.name: i for i, buffer in enumerate(buffer for buffer in buffers if buffer.alias is None)}
+    storages = [named[name] for name in numbers]
+    places = []
+    for buffer in buffers:
+        root, shift, seen = buffer, 0, {buffer.name}
+        while root.alias is not None:
+            if root.alias not in named or root.alias in seen:
+                raise PackingError(f"{buffer.name}: an alias of {root.alias}, which is no buffer or again an alias of it")
+            root, shift = named[root.alias], shift + root.shift
+            seen.add(root.name)
+        number = numbers[root.name]
+        places.append((number, shift))
+        whole = storages[number]
+        lower, upper = min(whole.lower, buffer.lower), max(whole.upper, buffer.upper)
+        storages[number] = replace(whole, lower=lower, upper=upper, size=max(whole.size, shift + buffer.size))
+    return storages, places
 
 
 def split(buffers: Sequence[Buffer], alignment: int = 1) -> list[Part]:
@@ -166,27 +203,48 @@ def _part(buffers: Sequence[Buffer], indices: list[int], alignment: int) -> Part
 
 
 def validate(buffers: Sequence[Buffer], offsets: Sequence[int], *, alignment: int = 1, capacity: int | None = None) -> int:
-    """Compare every pair of buffers; returns the height. Raises ``PackingError``. Shares no code with the solvers."""
+    """Compare every pair of buffers; returns the height. Raises ``PackingError``. Shares no code with the solvers.
+
+    Aliases may overlap within their storage. Towards all others each of them lives as long as that.
+    """
     if len(offsets) != len(buffers):
         raise PackingError(f"{len(offsets)} offsets for {len(buffers)} buffers")
     height = 0
+    merge(buffers)  # for its errors
+    start_of = {buffer.name: offset for buffer, offset in zip(buffers, offsets, strict=True)}
     for buffer, offset in zip(buffers, offsets, strict=True):
-        if offset < 0 or offset % alignment:
+        if buffer.alias is not None and offset != start_of[buffer.alias] + buffer.shift:
+            raise PackingError(f"{buffer.name}: at {offset}, but it has to lie {buffer.shift} bytes behind {buffer.alias}")
+        if offset < 0 or (offset % alignment and buffer.alias is None):
             raise PackingError(f"{buffer.name}: offset {offset} is no multiple of the alignment {alignment}")
         if buffer.offset is not None and buffer.size and offset != buffer.offset:
             raise PackingError(f"{buffer.name}: at {offset}, but it has to lie at {buffer.offset}")
-        height = max(height, offset + -(-buffer.size // alignment) * alignment)
+        height = max(height, -(-(offset + buffer.size) // alignment) * alignment)
     if capacity is not None and height > capacity:
         raise PackingError(f"{height} bytes, above the capacity of {capacity}")
+    storage = _storages(buffers)
     lower, upper, size, start = (
         np.array(column, dtype=np.int64).reshape(-1)
         for column in ([b.lower for b in buffers], [b.upper for b in buffers], [b.size for b in buffers], list(offsets))
     )
+    born, dead = lower.copy(), upper.copy()
+    np.minimum.at(born, storage, lower)
+    np.maximum.at(dead, storage, upper)
+    lower, upper = born[storage], dead[storage]
     for i, buffer in enumerate(buffers):
-        both = (lower[i + 1 :] < buffer.upper) & (upper[i + 1 :] > buffer.lower)
+        both = (lower[i + 1 :] < upper[i]) & (upper[i + 1 :] > lower[i]) & (storage[i + 1 :] != storage[i])
         both &= (start[i + 1 :] < offsets[i] + buffer.size) & (start[i + 1 :] + size[i + 1 :] > offsets[i])
         both &= (size[i + 1 :] > 0) & (buffer.size > 0)
         if both.any():
             other = buffers[i + 1 + int(np.argmax(both))]
             raise PackingError(f"{buffer.name} and {other.name} live at the same time and overlap")
     return height
+
+
+def _storages(buffers: Sequence[Buffer]) -> Ints:
+    """For each buffer the index of the one that is no alias."""
+    index = {buffer.name: i for i, buffer in enumerate(buffers)}
+    roots = np.array([i if b.alias is None else index[b.alias] for i, b in enumerate(buffers)], dtype=np.int64)
+    for _ in range(len(buffers).bit_length()):
+        roots = roots[roots]
+    return roots

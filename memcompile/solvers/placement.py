@@ -93,8 +93,8 @@ def orders(part: Part) -> dict[str, Ints]:
 def placements(part: Part) -> Iterator[tuple[str, Ints]]:
     """The greedy placements of a part, those that are most often lowest first; of very large parts not all."""
     by = orders(part)
-    ways = [("canonical", "TWA"), ("canonical", "size")]
-    ways += [("best fit", name) for name in ("TWA", "WAT", "size", "TAW")]
+    ways = [("canonical", "TWA"), ("best fit", "TWA"), ("best fit", "WAT")]
+    ways += [("canonical", "size"), ("best fit", "size"), ("best fit", "TAW")]
     if (part.fixed >= 0).any():
         ways = [(way, name) for way, name in ways if way == "best fit"]
     for way, name in ways[: max(1, LARGEST_WORK // len(part.sizes) ** 2)]:

@@ -57,8 +57,8 @@ def canonical(begins: Ints, ends: Ints, sizes: Ints) -> Ints:
             left, begin, end, lowest = left[kept], begin[kept], end[kept], lowest[kept]
         low = _FAR
         for at in range(len(left)):
-            if (begin[at] < dead) & (end[at] > born) & (lowest[at] < top):
-                lowest[at] = top
+            beside = (begin[at] < dead) & (end[at] > born)
+            lowest[at] = max(lowest[at], beside * top)  # a branch would be guessed wrong half of the time
             if lowest[at] < low:
                 low, chosen = lowest[at], at
     return offsets

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from memcompile.solvers.minimalloc import read_csv, write_csv
@@ -123,6 +123,23 @@ def test_the_same_answer_every_time() -> None:
     assert pack(buffers, seed=3).offsets == pack(buffers, seed=3).offsets
 
 
+@settings(max_examples=60, deadline=None)
+@given(instances(count=12, size=9), st.data())
+def test_a_buffer_moved_onto_another_is_found(buffers: list[Buffer], data: st.DataObject) -> None:
+    offsets = list(pack(buffers, time_limit_s=1).offsets)
+    pairs = [
+        (i, j)
+        for i, j in itertools.permutations(range(len(buffers)), 2)
+        if buffers[i].lower < buffers[j].upper and buffers[j].lower < buffers[i].upper and buffers[i].size and buffers[j].size
+    ]
+    assume(pairs)
+    i, j = data.draw(st.sampled_from(pairs))
+    offsets[i] = data.draw(st.integers(max(0, offsets[j] - buffers[i].size + 1), offsets[j] + buffers[j].size - 1))
+    with pytest.raises(PackingError, match="live at the same time and overlap") as caught:
+        validate(buffers, offsets)
+    assert buffers[i].name in str(caught.value), "who moved may lie on a third one too"
+
+
 def test_a_planted_overlap_is_found() -> None:
     buffers = made((0, 2, 4), (1, 3, 4), (2, 4, 4))
     assert validate(buffers, (0, 4, 0)) == 8
@@ -146,3 +163,57 @@ def test_a_planted_overlap_is_found() -> None:
 def test_bad_text_is_an_error_that_says_where(text: str, message: str) -> None:
     with pytest.raises(PackingError, match=message):
         read_csv(text)
+
+
+@st.composite
+def instances_with_aliases(draw: st.DrawFn) -> list[Buffer]:
+    """Some buffers of an instance lie in the storage of an earlier one."""
+    buffers = draw(instances(count=12, times=8, size=6))
+    return [
+        replace(b, alias=draw(st.sampled_from([None, *(c.name for c in buffers[:i])])), shift=draw(st.integers(0, 4)))
+        for i, b in enumerate(buffers)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(instances_with_aliases(), st.sampled_from([1, 8]))
+def test_aliases_lie_in_their_storage(buffers: list[Buffer], alignment: int) -> None:
+    packing = pack(buffers, alignment=alignment, time_limit_s=2)
+    check(buffers, packing, alignment)
+    offset_of = {b.name: offset for b, offset in zip(buffers, packing.offsets, strict=True)}
+    for b in buffers:
+        if b.alias is not None:
+            assert offset_of[b.name] == offset_of[b.alias] + b.shift
+
+
+def test_a_storage_lives_from_its_first_birth_to_its_last_death() -> None:
+    buffers = [Buffer("base", 0, 2, 8), Buffer("view", 5, 6, 4, alias="base", shift=6), Buffer("other", 3, 4, 1)]
+    packing = pack(buffers)
+    check(buffers, packing)
+    assert packing.height == 11, "the storage is 10 bytes, alive between its two buffers too"
+    assert packing.offsets[1] == packing.offsets[0] + 6
+    with pytest.raises(PackingError, match="view and other live at the same time and overlap"):
+        validate(buffers, (0, 6, 8))
+    with pytest.raises(PackingError, match="view: at 7, but it has to lie 6 bytes behind base"):
+        validate(buffers, (0, 7, 12))
+
+
+@pytest.mark.parametrize(
+    ("aliases", "message"),
+    [
+        ([Buffer("v", 0, 1, 4, alias="w")], "v: an alias of w, which is no buffer"),
+        ([Buffer("v", 0, 1, 4, alias="w"), Buffer("w", 0, 1, 4, alias="v")], "again an alias of it"),
+        ([Buffer("b", 0, 1, 4), Buffer("v", 0, 1, 4, offset=0, alias="b")], "no offset of its own"),
+        ([Buffer("b", 0, 1, 4), Buffer("v", 0, 1, 4, alias="b", shift=-1)], "no bytes before b"),
+        ([Buffer("b", 0, 1, 4), Buffer("b", 0, 1, 4), Buffer("v", 0, 1, 4, alias="b")], "the same name"),
+        ([Buffer("b", 0, 1, 4, offset=0), Buffer("v", 0, 1, 4, alias="b", shift=2), Buffer("c", 0, 1, 4, offset=4)], "b and c"),
+    ],
+)
+def test_aliases_that_cannot_be(aliases: list[Buffer], message: str) -> None:
+    with pytest.raises(PackingError, match=message):
+        pack(aliases)
+
+
+def test_the_text_format_has_no_aliases() -> None:
+    with pytest.raises(PackingError, match="v: an alias of b"):
+        write_csv([Buffer("b", 0, 1, 4), Buffer("v", 0, 1, 4, alias="b")], (0, 0))
