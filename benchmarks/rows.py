@@ -80,7 +80,7 @@ class Setting:
     @classmethod
     def here(cls, device: str) -> Setting:
         """This machine, this torch, these sources of memcompile."""
-        name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+        name = torch.cuda.get_device_name() if device.startswith("cuda") else processor()
         return cls(name, torch.get_num_threads(), torch.__version__, source_hash())
 
     def row(self, model: str, way: str, *, uses_memcompile: bool) -> Row:
@@ -102,7 +102,8 @@ def source_hash() -> str:
     return digest.hexdigest()[:8]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's CPU."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,8 +1,8 @@
 """Offsets for buffers that live at known times in one address space: the smallest height, with a proof. Read this first.
 
 No arrangement is lower than the largest sum of bytes alive at once. Greedy placements (``placement.py``) mostly reach that
-bound; where none does and the instance is small enough, a constraint solver finds an arrangement of a given height or proves
-that there is none (``placement_exact.py``). Times without live bytes cut an instance into parts that are solved on their own.
+bound; where none does and the instance is small enough, a search (``placement_exact.py``) finds an arrangement of a given height
+or proves that there is none. Times without live bytes cut an instance into parts that are solved on their own.
 
 Nothing here knows torch. Sizes and offsets are bytes; a buffer lives from ``lower`` up to, not including, ``upper``.
 """
@@ -21,7 +21,7 @@ from memcompile.solvers.placement_exact import Verdict, search_height
 from memcompile.solvers.simulate import Ints
 
 EXACT_BUFFERS = 2000
-"""Buffers of a part up to which the constraint solver is asked."""
+"""Buffers of a part up to which it is searched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def _solve(part: Part, goal: int, smallest: bool, time_limit_s: float, seed: int
     while height > low and len(part.sizes) <= EXACT_BUFFERS and (left_s := deadline - time.monotonic()) > 0:
         verdict, offsets = search_height(part, low, left_s, seed)
         if verdict is Verdict.FOUND:
-            best, height, method = offsets, part.height(offsets), "constraint solver"
+            best, height, method = offsets, part.height(offsets), "search"
         elif verdict is Verdict.NONE:
             bound = part.next_height(low)
         if verdict is Verdict.UNKNOWN or (verdict is Verdict.NONE and not smallest):

@@ -18,17 +18,21 @@ def best_fit(begins: Ints, ends: Ints, sizes: Ints, fixed: Ints, order: Ints) ->
     # What is placed, by offset.
     begin, end = np.empty(count, dtype=np.int32), np.empty(count, dtype=np.int32)
     start, top = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+    beside = np.empty(count, dtype=np.int64)
     for placed in range(count):
         i = order[placed]
         born, dead, size = np.int32(begins[i]), np.int32(ends[i]), sizes[i]
         if fixed[i] < 0:
-            offset, smallest, reach = np.int64(-1), np.int64(-1), np.int64(0)
+            found = 0
             for at in range(placed):
-                if (begin[at] < dead) & (end[at] > born):
-                    free = start[at] - reach
-                    if free >= size and (smallest < 0 or free < smallest):
-                        offset, smallest = reach, free
-                    reach = max(reach, top[at])
+                beside[found] = at  # kept only if the next one does not overwrite it: a branch is guessed wrong too often
+                found += (begin[at] < dead) & (end[at] > born)
+            offset, smallest, reach = np.int64(-1), np.int64(-1), np.int64(0)
+            for at in beside[:found]:
+                free = start[at] - reach
+                if free >= size and (smallest < 0 or free < smallest):
+                    offset, smallest = reach, free
+                reach = max(reach, top[at])
             offsets[i] = reach if offset < 0 else offset
         place = np.searchsorted(start[:placed], offsets[i])
         begin[place + 1 : placed + 1] = begin[place:placed]
@@ -58,7 +62,7 @@ def canonical(begins: Ints, ends: Ints, sizes: Ints) -> Ints:
         low = _FAR
         for at in range(len(left)):
             beside = (begin[at] < dead) & (end[at] > born)
-            lowest[at] = max(lowest[at], beside * top)  # a branch would be guessed wrong half of the time
+            lowest[at] = max(lowest[at], beside * top)
             if lowest[at] < low:
                 low, chosen = lowest[at], at
     return offsets
