@@ -1,8 +1,8 @@
 """Offsets for buffers that live at known times in one address space: the smallest height, with a proof. Read this first.
 
 No arrangement is lower than the largest sum of bytes alive at once. Greedy placements (``placement.py``) mostly reach that
-bound; where none does and the instance is small enough, a search (``placement_exact.py``) finds an arrangement of a given height
-or proves that there is none. Times without live bytes cut an instance into parts that are solved on their own.
+bound; where none does and the instance is small enough, a search (``placement_exact.py``) finds an arrangement of a given
+height or proves that there is none. Times without live bytes cut an instance into parts that are solved on their own.
 
 Nothing here knows torch. Sizes and offsets are bytes; a buffer lives from ``lower`` up to, not including, ``upper``.
 """
