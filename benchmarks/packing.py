@@ -31,7 +31,7 @@ import numpy as np
 from benchmarks.rows import processor, source_hash
 from memcompile.solvers.minimalloc import read_csv
 from memcompile.solvers.packing import Buffer, CapacityError, pack, split, validate
-from memcompile.solvers.placement import COMPILED_FROM
+from memcompile.solvers.placement import COMPILED_FROM, best_fit, canonical
 from memcompile.solvers.placement_search import Search
 
 RESULTS = Path(__file__).resolve().parent / "results" / "packing.csv"
@@ -221,9 +221,12 @@ def _rows(args: argparse.Namespace) -> Iterator[PackingRow]:
 
 def _compile() -> None:
     """Load and compile what later calls use."""
-    for part in split(generated("sliding", 200), ALIGNMENT):
-        Search(part, part.lower_bound, np.ones(int(part.ends.max()))).attempt(np.arange(len(part.sizes)), True, 100)
-    pack(generated("sliding", COMPILED_FROM), time_limit_s=1.0)
+    (part,) = split(generated("sliding", COMPILED_FROM), ALIGNMENT)
+    order = np.arange(COMPILED_FROM)
+    best_fit(part, order)
+    canonical(part, order)
+    (part,) = split(generated("sliding", 200), ALIGNMENT)
+    Search(part, part.lower_bound, np.ones(int(part.ends.max()))).attempt(order[:200], upwards=True, steps=100)
 
 
 if __name__ == "__main__":

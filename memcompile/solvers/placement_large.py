@@ -34,7 +34,13 @@ def best_fit(begins: Ints, ends: Ints, sizes: Ints, fixed: Ints, order: Ints) ->
                     offset, smallest = reach, free
                 reach = max(reach, top[at])
             offsets[i] = reach if offset < 0 else offset
-        place = np.searchsorted(start[:placed], offsets[i])
+        place, above = 0, placed
+        while place < above:
+            middle = (place + above) // 2
+            if start[middle] < offsets[i]:
+                place = middle + 1
+            else:
+                above = middle
         begin[place + 1 : placed + 1] = begin[place:placed]
         end[place + 1 : placed + 1] = end[place:placed]
         start[place + 1 : placed + 1] = start[place:placed]
