@@ -45,6 +45,36 @@ def test_the_search_finds_the_smallest_height_and_proves_it(buffers: list[Buffer
         assert not found, "out of steps, or refuted at once"
 
 
+def cut(random: Random, pieces: int, width: int = 12, height: int = 24) -> list[Buffer]:
+    """A rectangle of time and bytes cut into buffers: there is an arrangement without a gap."""
+    rectangles = [(0, width, height)]
+    while len(rectangles) < pieces:
+        lower, upper, size = rectangles.pop(random.randrange(len(rectangles)))
+        if upper - lower > 1 and (size == 1 or random.random() < 0.5):
+            at = random.randrange(lower + 1, upper)
+            rectangles += [(lower, at, size), (at, upper, size)]
+        elif size > 1:
+            at = random.randrange(1, size)
+            rectangles += [(lower, upper, at), (lower, upper, size - at)]
+        else:
+            rectangles.append((lower, upper, size))
+    return [Buffer(f"b{i}", *rectangle) for i, rectangle in enumerate(rectangles)]
+
+
+@pytest.mark.parametrize("upwards", [True, False])
+def test_the_search_finds_arrangements_without_a_gap(upwards: bool) -> None:
+    random = Random(0)
+    for _ in range(60):
+        buffers = cut(random, pieces=random.randrange(8, 20))
+        for part in split(buffers):
+            inside = [buffers[i] for i in part.indices]
+            order = np.array(random.sample(range(len(inside)), len(inside)))
+            found, offsets = Search(part, 24, np.ones(int(part.ends.max()))).attempt(order, upwards, steps=200_000)
+            assert found is not False, "one without a gap exists"
+            if found:
+                assert validate(inside, offsets.tolist()) == 24
+
+
 @settings(max_examples=150, deadline=None)
 @given(instances(count=16, times=10, size=9), st.booleans(), st.randoms(use_true_random=False))
 def test_the_search_agrees_with_the_constraint_solver(buffers: list[Buffer], upwards: bool, random: Random) -> None:
