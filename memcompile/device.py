@@ -74,7 +74,7 @@ def device_model(device: torch.device, *, refresh: bool = False) -> DeviceModel:
         start = time.perf_counter()
         model = measure(device)
         log.info("measured %s in %.2f s: %s", device, time.perf_counter() - start, model)
-        _store(path, key, model)
+        write_atomically(path, {"key": key, "model": encode(model)})
     return model
 
 
@@ -155,15 +155,15 @@ def _checked(model: DeviceModel) -> DeviceModel:
     return model
 
 
-def _store(path: Path, key: Mapping[str, Any], model: DeviceModel) -> None:
-    """Write atomically, so that processes that start together never read half a file."""
+def write_atomically(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON so that processes that start together never read half a file; a warning where that is impossible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            json.dump({"key": key, "model": encode(model)}, file, indent=1)
+            json.dump(data, file, indent=1)
         Path(file.name).replace(path)
     except OSError as error:
-        log.warning("cannot cache the device's numbers in %s: %s", path, error)
+        log.warning("cannot write the cache %s: %s", path, error)
 
 
 # --- measurement -----------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def _store(path: Path, key: Mapping[str, Any], model: DeviceModel) -> None:
 
 def measure(device: torch.device) -> DeviceModel:
     """Measure ``device`` now, in about a second on a CPU with two cores."""
-    with _plain_mode(device):
+    with plain_mode(device):
         probe = torch.ones(PROBE_BYTES, dtype=torch.uint8, device=device)
         target = torch.zeros_like(probe)
         copy_s = _best_seconds(lambda: target.copy_(probe), device)
@@ -190,7 +190,7 @@ def measure(device: torch.device) -> DeviceModel:
 
 
 @contextmanager
-def _plain_mode(device: torch.device) -> Iterator[None]:
+def plain_mode(device: torch.device) -> Iterator[None]:
     """Real tensors, no autograd, no autocast: whatever the caller is in the middle of."""
     with ExitStack() as stack:
         stack.enter_context(_disable_current_modes())

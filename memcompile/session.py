@@ -33,6 +33,7 @@ from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lo
 from memcompile.placing import Placing
 from memcompile.report.data import ArenaReport, GraphReport
 from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, gradient_bytes, storages
+from memcompile.runtime.workspace import measuring
 
 log = get_logger(__name__)
 
@@ -94,7 +95,7 @@ class Session:
             self.scheduling,
         )
         function = None
-        with contextlib.suppress(_MissedError):
+        with contextlib.suppress(_MissedError), measuring():
             function = compile_graph(self.gm, self.inputs, self._partition, code, self.options.inductor)
         if function is None:
             log.info("graph %s takes more than its plan: planned again, with trial lowerings", self.graph_id)

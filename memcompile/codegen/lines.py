@@ -58,7 +58,9 @@ class _Reader:
                 self._free(line.node.get_name())
             case "ExternKernelAllocLine":
                 self._extern_alloc(line.node)
-            case "ExternKernelOutLine" | "KernelCallLine" | "ExternKernelMultiOutLine":
+            case "ExternKernelOutLine":
+                self._library_call(line.node, line.node.get_name())
+            case "KernelCallLine" | "ExternKernelMultiOutLine":
                 name = line.kernel_name if hasattr(line, "kernel_name") else line.node.get_name()
                 self.events.append(Event("kernel", name))
             case "DeferredLine":
@@ -99,6 +101,10 @@ class _Reader:
             self._alias(name, aliased[0])
         else:
             self.events.append(Event("alloc", name, self._describe(node)))
+        self._library_call(node, name)
+
+    def _library_call(self, node: Any, name: str) -> None:
+        """A kernel of a library, and its scratch."""
         scratch = kernel_scratch_bytes(node, self.graph)
         if scratch:
             self.events.append(Event("workspace", name, scratch))
@@ -139,11 +145,13 @@ class _Reader:
 
 
 def kernel_scratch_bytes(node: Any, graph: Any) -> int:
-    """Bytes that a library kernel which allocates its results itself takes while it runs, beside them."""
+    """Bytes that a library kernel takes while it runs, beside its results."""
     strides = [
         tuple(size_hint(graph, step) for step in source.get_stride()) for source in node.inputs if hasattr(source, "get_stride")
     ]
-    return max((scratch_bytes(origin, strides) for origin in node.get_origins()), default=0)
+    called = getattr(getattr(node, "op_overload", None), "overloadpacket", None)
+    origins = [origin for origin in node.get_origins() if getattr(origin.target, "overloadpacket", origin) is called]
+    return max((scratch_bytes(origin, strides) for origin in origins), default=0)
 
 
 def size_hint(graph: Any, value: Any) -> int:

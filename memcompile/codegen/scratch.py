@@ -1,18 +1,24 @@
 """Memory that PyTorch's own CPU kernels take while they run, beside their results.
 
-The sizes follow from the kernels' source (``aten/src/ATen/native/cpu/FlashAttentionKernel.cpp``) and, for convolutions of
-oneDNN, from the allocations that the profiler sees. Small for large models; with many threads and long sequences it is not.
+Measured (``runtime/workspace.py``) where the call was measured before or may be made now. Else the sizes follow from the
+kernels' source (``aten/src/ATen/native/cpu/FlashAttentionKernel.cpp``) and, for convolutions of oneDNN, from the allocations
+that the profiler sees for most of their kernels. Small for large models; with many threads and long sequences it is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from memcompile.fxutil import hint
+from memcompile.runtime.workspace import WORKSPACES
 
+_BLAS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
+"""They take nothing from PyTorch's allocator in single and double precision."""
 _KV_BLOCK = 512
 _FORWARD_BYTES, _BACKWARD_BYTES = 12_336, 12_992
 """Fixed scratchpads of a oneDNN convolution, beside its weights in blocked layout."""
@@ -23,9 +29,32 @@ def scratch_bytes(node: fx.Node, strides: Sequence[Sequence[int]] = ()) -> int:
 
     ``strides``: of its tensors as lowered, in order, where they are known; otherwise those of the graph.
     """
-    values = [a.meta["val"] for a in node.args if isinstance(a, fx.Node) and isinstance(a.meta.get("val"), torch.Tensor)]
+    values = [a.meta["val"] for a in node.all_input_nodes if isinstance(a.meta.get("val"), torch.Tensor)]
     if not values or values[0].device.type != "cpu" or not isinstance(node.target, torch._ops.OpOverload):
         return 0
+    blas = node.target._opname in _BLAS and values[0].dtype in (torch.float32, torch.float64)
+    measured = WORKSPACES.bytes_of(node.target, *_call(node, strides)) if strides and not blas else None
+    return _derived(node, strides) if measured is None else measured
+
+
+def _call(node: fx.Node, strides: Sequence[Sequence[int]]) -> Any:
+    """Arguments and keyword arguments of a call as lowered, sizes at their hints."""
+    left = iter(strides)
+
+    def concrete(argument: Any) -> Any:
+        value = argument.meta.get("val") if isinstance(argument, fx.Node) else argument
+        if isinstance(value, torch.Tensor):
+            stride = next(left, None)
+            return _strided(value, stride if stride is not None and len(stride) == value.dim() else value.stride())
+        return hint(value) if isinstance(value, torch.SymInt) else value
+
+    return pytree.tree_map(concrete, (tuple(node.args), dict(node.kwargs)))
+
+
+def _derived(node: fx.Node, strides: Sequence[Sequence[int]]) -> int:
+    """The size as it follows from the source; 0 where that is not known."""
+    values = [a.meta["val"] for a in node.args if isinstance(a, fx.Node) and isinstance(a.meta.get("val"), torch.Tensor)]
+    assert isinstance(node.target, torch._ops.OpOverload)
     match node.target._schema.name.removeprefix("aten::"):
         case "_scaled_dot_product_flash_attention_for_cpu":
             return _attention(values[0], values[1])
@@ -50,8 +79,13 @@ def _laid_out(values: list[torch.Tensor], strides: Sequence[Sequence[int]]) -> l
     known = list(zip(values, strides, strict=False))
     if any(v.dim() != len(s) for v, s in known):
         return values
-    made = [torch.empty_strided([hint(n) for n in v.shape], list(s), dtype=v.dtype, device="meta") for v, s in known]
+    made = [_strided(v, s) for v, s in known]
     return made + values[len(made) :]
+
+
+def _strided(tensor: torch.Tensor, stride: Sequence[Any]) -> torch.Tensor:
+    """A tensor without memory of the same sizes, with these strides."""
+    return torch.empty_strided([hint(n) for n in tensor.shape], [hint(n) for n in stride], dtype=tensor.dtype, device="meta")
 
 
 def _copied(operands: list[torch.Tensor], source: torch.Tensor, weight: torch.Tensor) -> int:

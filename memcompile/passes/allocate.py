@@ -3,29 +3,27 @@
 What the user holds after the step (outputs, gradients) and what library kernels allocate themselves stays outside. An arena
 takes as much as it holds at its fullest, all the time, while gradients pile up outside as the activations go. So that arena
 and outside together stay within the limit (a plan's budget, or what the lowered code takes without an arena), some buffers that
-live where the outside is small are left outside too.
+live where the outside is small are left outside too: ``solvers/fill.py`` chooses.
 """
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from memcompile.codegen.trace import Life, StepPeak
+from memcompile.solvers.fill import fill
 from memcompile.solvers.packing import Buffer, Packing, pack, validate
 from memcompile.solvers.simulate import Ints
 
 ALIGNMENT = {"cpu": 64, "cuda": 512}
 """Bytes: what the allocator of each device aligns to."""
-SHARES = tuple(1 - 0.02 * step for step in range(46))
-"""Of the most that the arena may take: what is tried. Below the most, more buffers are outside, and there are more choices."""
-PACKING_S = 0.3
+PACKING_S = 1.0
 """Seconds that one packing may search where greedy placements are not low enough."""
+TRIES = 4
+"""Choices of what lies in the arena, where packings turn out higher than what is alive in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +56,13 @@ def plan_arena(
     device_type: str = "cpu",
     across: bool = True,
     held_limit_bytes: int | None = None,
-    time_limit_s: float = 3.0,
 ) -> ArenaPlan:
     """Place as much of a step as its limit allows; nothing where it allows nothing.
 
     ``slots``: (half, buffer) of what may be placed. ``limit_bytes``: what the step may take in all, entry included; None: what
     it takes without an arena, each buffer aligned.
     ``across``: saved tensors may lie in the arena. ``held_limit_bytes``: what the step may hold between its halves, above its
-    entry, where other graphs run then. ``time_limit_s``: of the packing.
+    entry, where other graphs run then.
     """
     may = [_may_lie(life, slots, step.boundary, across) for life in step.lives]
     candidates = [life for life, yes in zip(step.lives, may, strict=True) if yes]
@@ -76,7 +73,7 @@ def plan_arena(
     room = np.full(step.end, limit_bytes, dtype=np.int64)
     if held_limit_bytes is not None:
         room[step.boundary] = min(limit_bytes, step.entry_bytes + held_limit_bytes)
-    placed, packing = _placed(candidates, room - outside, alignment, time_limit_s)
+    placed, packing = _placed(candidates, room - outside, alignment)
     inside = {id(life) for life in placed}
     outside += _alive([life for life in candidates if id(life) not in inside], step.end)
     allocated = [life for life in step.lives if life.birth and id(life) not in inside]
@@ -112,48 +109,21 @@ def _alive(lives: Sequence[Life], end: int, alignment: int = 1) -> Ints:
     return np.cumsum(change)[:end]
 
 
-def _placed(lives: Sequence[Life], room: Ints, alignment: int, time_limit_s: float) -> tuple[list[Life], Packing]:
-    """The buffers to place and where: in as high an arena as can be.
+def _placed(lives: Sequence[Life], room: Ints, alignment: int) -> tuple[list[Life], Packing]:
+    """The buffers to place and where: as many bytes as can be.
 
-    ``room``: bytes per event for the arena and the buffers outside of it together.
-    """
-    deadline = time.monotonic() + time_limit_s
-    for share, short in itertools.product(SHARES, (False, True)):
-        height = int(share * room.min())
-        inside, height = _leveled(lives, room, height, alignment, short)
-        placed = [life for life, yes in zip(lives, inside, strict=True) if yes]
-        if placed:
-            buffers = [Buffer(f"{p.where} {p.name}", p.birth, p.death or 0, p.size_bytes) for p in placed]
-            left_s = min(PACKING_S, deadline - time.monotonic())
-            packing = pack(buffers, alignment=alignment, time_limit_s=left_s)
-            if packing.height <= height:
-                validate(buffers, packing.offsets, alignment=alignment)
-                return placed, packing
-    return [], pack([])
-
-
-def _leveled(lives: Sequence[Life], room: Ints, height: int, alignment: int, short: bool) -> tuple[NDArray[np.bool_], int]:
-    """Which buffers stay inside so that what is alive inside never exceeds ``height``, and what the others leave for the arena.
-
-    Takes buffers out where the arena is fullest: those for which there is room outside, if there are any; of them the smallest
-    that suffices, else the largest. ``short``: among equals those that live shortest. None stays inside where that leaves too
-    little.
+    ``room``: bytes per event for the arena and the buffers outside of it together. An arrangement that is higher than what is
+    alive in it is answered by choosing again, with as much less room.
     """
     begins, ends = (np.array([getattr(life, name) for life in lives], dtype=np.int64) for name in ("birth", "death"))
-    sizes = np.array([life.size_bytes for life in lives], dtype=np.int64)
-    aligned = -(-sizes // alignment) * alignment
-    length = (ends - begins) if short else np.zeros(len(lives), dtype=np.int64)
-    alive, left = _alive(lives, len(room), alignment), room.copy()
-    inside = np.ones(len(lives), dtype=np.bool_)
-    while (excess := int(alive.max(initial=0)) - height) > 0:
-        fullest = int(alive.argmax())
-        there = np.flatnonzero(inside & (begins <= fullest) & (ends > fullest))
-        missing = np.array([height + int(sizes[i]) - int(left[begins[i] : ends[i]].min()) for i in there])
-        suffices = aligned[there] >= excess
-        wanted = np.where(suffices, aligned[there], -aligned[there])
-        index = there[np.lexsort((length[there], wanted, ~suffices, np.maximum(missing, 0)))[0]]
-        begin, end = begins[index], ends[index]
-        inside[index] = False
-        alive[begin:end] -= aligned[index]
-        left[begin:end] -= sizes[index]
-    return inside & (alive.max(initial=0) <= left.min()), int(left.min())
+    sizes = np.array([-(-life.size_bytes // alignment) for life in lives], dtype=np.int64)
+    for _ in range(TRIES):
+        chosen = fill(begins, ends, sizes, room // alignment)
+        placed = [life for life, yes in zip(lives, chosen.inside, strict=True) if yes]
+        buffers = [Buffer(f"{p.where} {p.name}", p.birth, p.death or 0, p.size_bytes) for p in placed]
+        packing = pack(buffers, alignment=alignment, time_limit_s=PACKING_S)
+        if (excess := packing.height - chosen.height * alignment) <= 0:
+            validate(buffers, packing.offsets, alignment=alignment)
+            return placed, packing
+        room = room - excess
+    return [], pack([])

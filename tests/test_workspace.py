@@ -1,0 +1,119 @@
+"""Scratch of library kernels that is measured: what the cache file knows, and what a dry run may not do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import memcompile
+from memcompile.runtime import workspace
+from memcompile.runtime.measure import measure_peak
+from memcompile.runtime.workspace import Workspaces, measuring
+
+aten = torch.ops.aten
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path))
+    workspace.WORKSPACES.forget()
+    yield tmp_path
+    workspace.WORKSPACES.forget()
+
+
+def patch_embedding_gradient() -> tuple[torch._ops.OpOverload, tuple]:
+    image, weight = (torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last) for _ in range(2))
+    weight = torch.randn(64, 3, 16, 16).to(memory_format=torch.channels_last)
+    gradient = torch.randn(2, 64, 4, 4).to(memory_format=torch.channels_last)
+    settings = ([16, 16], [0, 0], [1, 1], False, [0, 0], 1, [False, True, True])
+    return aten.convolution_backward.default, (gradient, image, weight, [64], *settings)
+
+
+def test_measured_once_then_read_from_the_cache_file(own_cache, monkeypatch):
+    op, args = patch_embedding_gradient()
+    with measuring():
+        first = workspace.WORKSPACES.bytes_of(op, args, {})
+    assert first is not None
+    assert first > 0
+    monkeypatch.setattr(workspace, "_measure", lambda *_: pytest.fail("measured again"))
+    with measuring():
+        assert Workspaces().bytes_of(op, args, {}) == first
+    assert Workspaces().bytes_of(op, args, {}) == first  # a dry run reads, too
+
+
+def test_nothing_runs_outside_of_measuring(monkeypatch):
+    op, args = patch_embedding_gradient()
+    monkeypatch.setattr(workspace, "_measure", lambda *_: pytest.fail("ran"))
+    assert workspace.WORKSPACES.bytes_of(op, args, {}) is None
+
+
+def test_another_shape_and_another_stride_are_other_calls(monkeypatch):
+    taken = iter([1, 2, 3])
+    monkeypatch.setattr(workspace, "_measure", lambda *_: next(taken))
+    x = torch.randn(4, 4)
+    with measuring():
+        found = [workspace.WORKSPACES.bytes_of(aten.mm.default, (x, y), {}) for y in (x, x.t(), x[:, :2], torch.randn(4, 4))]
+    assert found == [1, 2, 3, 1]
+
+
+def test_a_damaged_cache_is_measured_again(own_cache, caplog):
+    op, args = patch_embedding_gradient()
+    with measuring():
+        first = workspace.WORKSPACES.bytes_of(op, args, {})
+    (file,) = own_cache.glob("workspaces-*.json")
+    file.write_text('{"bytes": [')
+    workspace.WORKSPACES.forget()
+    with measuring():
+        assert workspace.WORKSPACES.bytes_of(op, args, {}) == first
+    assert "no usable cache" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        (aten.bernoulli.default, (torch.rand(8),)),
+        (aten.relu_.default, (torch.rand(8),)),
+        (aten.embedding.default, (torch.rand(8, 2), torch.tensor([1]))),
+        (aten.linalg_cholesky_ex.default, (torch.rand(2, 3),)),
+    ],
+    ids=["random", "in place", "integers", "refused by the op"],
+)
+def test_what_is_not_measured(op, args):
+    state = torch.random.get_rng_state()
+    with measuring():
+        assert workspace.WORKSPACES.bytes_of(op, args, {}) is None
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_profiler_of_the_user_is_left_alone():
+    op, args = patch_embedding_gradient()
+    with torch.profiler.profile(), measuring():
+        assert workspace.WORKSPACES.bytes_of(op, args, {}) is None
+
+
+class PatchEmbedding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(3, 192, 16, 16)
+
+    def forward(self, image):
+        return self.project(image).relu().mean()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build convolves without oneDNN")
+def test_the_planned_peak_counts_what_the_kernel_takes():
+    """A weight gradient of patches takes several times the weight, which no formula says."""
+    torch._dynamo.reset()
+    model = PatchEmbedding()
+    image = torch.randn(4, 3, 112, 112)
+    compiled = torch.compile(model, backend="memcompile")
+
+    def step() -> None:
+        model.zero_grad()
+        compiled(image).backward()
+
+    step()
+    planned = memcompile.report(compiled).planned_peak_bytes
+    measured = measure_peak(step, model=model, inputs=(image,)).peak_bytes
+    assert planned == pytest.approx(measured, rel=1e-3)
