@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,13 +36,15 @@ SEED = 1234
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a step. `activation_budget`: PyTorch's fraction; `memory_budget`: memcompile's bytes."""
+    """One way to run a step. `activation_budget`: PyTorch's fraction; `memory_budget`: memcompile's bytes; `arena`: its scope,
+    memcompile's own choice where empty."""
 
     name: str
     kind: Kind
     activation_budget: float | None = None
     memory_budget: int | None = None
     best_effort: bool = False
+    arena: str = ""
     inductor: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -50,6 +53,8 @@ class Way:
         options: dict[str, object] = {"memory_budget": self.memory_budget}
         if self.best_effort:
             options["on_infeasible"] = "best_effort"
+        if self.arena:
+            options["arena"] = self.arena
         if self.inductor:
             options["inductor"] = self.inductor
         return options
@@ -152,6 +157,15 @@ class Running:
         """One step that touches its memory, nothing left to collect."""
         gc.collect()
         self.step()
+
+    def page_faults(self, steps: int = 5) -> int:
+        """How often the processor touches memory in a step that the kernel has to hand out first: the median."""
+        counts = []
+        for _ in range(steps):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            self.step()
+            counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        return round(statistics.median(counts))
 
     def timed_step(self) -> float:
         """Seconds of one step, the device waited for."""

@@ -15,11 +15,14 @@ WRONG_GRADIENT = 1e-2
 
 def write_table(rows: Sequence[Row], readme: Path = README) -> None:
     """Replace what stands between the markers. Raises `ValueError` when the file lacks them."""
-    text = readme.read_text()
-    if START not in text or END not in text:
-        raise ValueError(f"{readme} lacks the markers {START!r} and {END!r}")
-    before, after = text.split(START)[0], text.split(END)[1]
-    readme.write_text(f"{before}{START}\n\n{tables(rows)}\n{END}{after}")
+    readme.write_text(between(readme.read_text(), START, END, tables(rows)))
+
+
+def between(text: str, start: str, end: str, new: str) -> str:
+    """`text` with what stands between two markers replaced. Raises `ValueError` when it lacks them."""
+    if start not in text or end not in text:
+        raise ValueError(f"the markers {start!r} and {end!r} are missing")
+    return f"{text.split(start)[0]}{start}\n\n{new}\n{end}{text.split(end)[1]}"
 
 
 def tables(rows: Sequence[Row]) -> str:

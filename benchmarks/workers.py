@@ -17,6 +17,7 @@ from benchmarks.models import CASES
 from benchmarks.peers import Gradients, Running, Way, prepare_process
 from memcompile import report as report_of
 from memcompile.errors import BudgetInfeasibleError, MemcompileError
+from memcompile.report.data import ArenaReport
 from memcompile.runtime.measure import Measurement
 
 ERRORS = (MemcompileError, TorchDynamoException, RuntimeError, ValueError, TypeError, LookupError, AssertionError, ImportError)
@@ -33,6 +34,7 @@ class Planned:
     overhead: float | None
     bound_overhead: float | None
     how: str
+    arenas: tuple[ArenaReport, ...]
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class Worker:
     def warm_up(self) -> None:
         """One step that is not timed."""
         self._ask("warm_up")
+
+    def page_faults(self) -> int:
+        """Minor page faults of a step."""
+        faults: int = self._ask("page_faults")
+        return faults
 
     def timed_step(self) -> float:
         """Seconds of one step."""
@@ -138,6 +145,7 @@ def _planned(running: Running) -> Planned:
         overhead=report.planned_seconds / base - 1 if base else None,
         bound_overhead=report.lower_bound_seconds / base - 1 if base else None,
         how="; ".join(dict.fromkeys(f"{graph.solver} {graph.status}".strip() for graph in report.graphs)),
+        arenas=tuple(graph.arena for graph in report.graphs if graph.arena is not None),
     )
 
 

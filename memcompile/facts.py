@@ -65,9 +65,9 @@ class StepGraphs:
         inputs = self.backward.graph.find_nodes(op="placeholder") if self.backward is not None else ()
         return any(tensor.dim() == 0 for node in inputs if node.name not in saved for tensor in tensors_of(node))
 
-    def num_saved_tensors(self) -> int:
-        """How many of the saved values are tensors; the others are sizes."""
-        return sum(isinstance(node.meta.get("val"), torch.Tensor) for node in self.saved_nodes())
+    def num_saved_symbols(self) -> int:
+        """How many of the saved values are sizes; the others are tensors."""
+        return sum(not isinstance(node.meta.get("val"), torch.Tensor) for node in self.saved_nodes())
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ class Options:
     passes: Mapping[str, bool] = field(default_factory=lambda: dict.fromkeys(PASS_NAMES, True))
     solver_time_limit_s: float = 10.0
     lower: Lower = "auto"
-    arena: ArenaScope = "off"
+    arena: ArenaScope = "step"
     inductor: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod

@@ -161,7 +161,6 @@ class KeepsBudget:
     def peak(self, traces: dict[str, GraphTrace] | None = None) -> StepPeak:
         """Exact peak of the halves seen so far."""
         traces = self.traces if traces is None else traces
-        symbols = len(self.graphs.saved_nodes()) - self.graphs.num_saved_tensors()
         forward = traces.get("inference") or traces.get("forward")
         if forward is None:
             return StepPeak(0, 0, 0, 0, 0, 0, (), ())
@@ -169,7 +168,7 @@ class KeepsBudget:
             forward,
             traces.get("backward"),
             num_user_outputs=self.graphs.num_user_outputs,
-            num_symbols=symbols,
+            num_symbols=self.graphs.num_saved_symbols(),
             tangents_held=self.graphs.tangents_held,
         )
 

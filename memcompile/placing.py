@@ -47,7 +47,7 @@ class Placing:
             across=self.scope == "step",
             held_limit_bytes=held_limit_bytes,
         )
-        self.arena.place(plan.height, plan.offsets)
+        self.arena.place(plan.height, plan.offsets, plan.room_bytes)
         return plan
 
     def report(self, plan: ArenaPlan, step: StepPeak, before: StepPeak) -> ArenaReport:

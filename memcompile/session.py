@@ -29,11 +29,14 @@ from memcompile.facts import UNPLANNED, Planned, StepGraphs
 from memcompile.fxutil import outputs_of
 from memcompile.logs import get_logger
 from memcompile.options import Options
+from memcompile.passes.allocate import ArenaPlan
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
 from memcompile.placing import Placing
 from memcompile.report.data import ArenaReport, GraphReport
 from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, gradient_bytes, storages
 from memcompile.runtime.workspace import measuring
+from memcompile.verify import VerificationError
+from memcompile.verify_arena import check_places
 
 log = get_logger(__name__)
 
@@ -117,6 +120,7 @@ class Session:
         step = self.keeps.peak(self.placing.traces)
         limit = self.outcome.budget_bytes if self.outcome is not None and self.outcome.fits and self.outcome.chosen else None
         plan = self.placing.place(step, limit, peak.held_bytes if self.capture.graph_break else None)
+        self._check_places(plan)
         self.arena_report = self.placing.report(plan, step, peak)
         return dataclasses.replace(
             step,
@@ -125,6 +129,17 @@ class Session:
             backward_peak_bytes=plan.backward_peak_bytes,
             held_bytes=plan.held_bytes,
         )
+
+    def _check_places(self, plan: ArenaPlan) -> None:
+        """Against the lowered code. Raises ``PassError``."""
+        traces, graphs = self.placing.traces, self.keeps.graphs
+        forward, backward = traces.get("inference") or traces["forward"], traces.get("backward")
+        outputs, symbols = graphs.num_user_outputs, graphs.num_saved_symbols()
+        try:
+            check_places(forward, backward, plan.offsets, plan.height, num_user_outputs=outputs, num_symbols=symbols)
+        except VerificationError as error:
+            reason = f"{error}; options={{'arena': 'off'}} does without"
+            raise surface(PassError("allocate", reason)) from error
 
     def _enter(self, report: GraphReport, peak: StepPeak, folders: Iterable[Path | None]) -> GraphEntry:
         """Save the report, and enter the graph into the ledger."""

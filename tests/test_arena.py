@@ -206,6 +206,30 @@ def test_a_step_that_needs_more_takes_the_place_of_a_smaller_block():
     assert len(BLOCKS.blocks) == 1
 
 
+def test_what_lies_idle_counts_within_a_budget():
+    """The block of a larger model is no memory to spare for a smaller one that has a budget."""
+
+    class Loss(Net):
+        def forward(self, x):
+            return super().forward(x).pow(2).mean()
+
+    large, small = Net(), Loss()
+    wide, narrow = torch.randn(4096, 64), torch.randn(512, 64)
+    for x in (wide, narrow):
+        torch._dynamo.mark_static(x)
+    gradients(compiled(large), large, wide)
+    function = compiled(small, memory_budget="97%")
+
+    def step() -> None:
+        small.zero_grad()
+        function(narrow).backward()
+
+    step()
+    report = memcompile.report(function)
+    assert report.graphs[0].arena.height_bytes > 0
+    assert measure_peak(step, model=small, inputs=(narrow,)).peak_bytes <= report.budget_bytes
+
+
 def test_memory_is_given_back():
     model, x = Net(), torch.randn(512, 64)
     function = compiled(model)

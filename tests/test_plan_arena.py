@@ -47,6 +47,13 @@ def test_saved_tensors_and_temporaries_share_one_arena():
     assert plan.height == plan.lower_bound == 2 * UNIT
 
 
+def test_the_scratch_of_a_kernel_is_not_the_buffer_that_it_writes():
+    events = [("alloc", "a", 64), ("workspace", "a", 128), ("kernel", "a"), ("alloc", "b", 64), ("free", "a"), ("free", "b")]
+    found = step_peak(trace({"x": 64}, events, []))
+    plan = plan_arena(found, {("forward", "a"), ("forward", "b")}, 4096)
+    assert plan.height == 128, "a and b, alive together"
+
+
 def test_only_what_the_code_allocates_itself():
     found = step_peak(FORWARD, BACKWARD, num_user_outputs=1)
     assert set(plan_arena(found, {("forward", "t")}, None).offsets) == {("forward", "t")}

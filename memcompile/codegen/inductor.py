@@ -52,9 +52,11 @@ def compile_graph(
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.custom_graph_pass import CustomPartitionerFn
 
+    partitions = [partition]
+
     class Partitioner(CustomPartitionerFn):
         def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
-            return partition(gm, joint_inputs, **kwargs)
+            return partitions[0](gm, joint_inputs, **kwargs)
 
         def uuid(self) -> None:
             return None
@@ -62,6 +64,7 @@ def compile_graph(
     settings = {**patches, **_UNCACHED, "custom_partitioner_fn": Partitioner()}
     with functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True), _collector_paused():
         compiled = compile_fx(gm, list(example_inputs), inner_compile=inner_compile, config_patches=settings)
+    partitions.clear()  # torch's configuration remembers the last settings, and with them all that the partition knows
     return cast("Callable[..., Any]", compiled)
 
 

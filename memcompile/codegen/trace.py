@@ -165,7 +165,7 @@ class _Replay:
                 case "free":
                     self.free(name)
                 case "workspace":
-                    self.lives.append(Life(where, event.name, event.size_bytes, self.clock, self.clock + 1))
+                    self.lives.append(Life(where, f"{event.name} scratch", event.size_bytes, self.clock, self.clock + 1))
                     yield Moment(where, event.name, self.live + event.size_bytes)
                 case "kernel":
                     yield Moment(where, event.name, self.live, is_kernel=True)

@@ -31,6 +31,7 @@ class ArenaPlan:
     """``offsets``: (half, buffer) -> bytes from the start of an arena of ``height`` bytes; no arena for them is below
     ``lower_bound``.
 
+    ``room_bytes``: what blocks of memory for arenas may take in all while this step runs; None where nobody named a limit.
     ``peak_bytes`` (and those of the halves, and what is held between them above the entry): arena and outside together.
     ``placed_bytes``: sum of the sizes of the placed buffers, ``outside_bytes``: of all others that the step allocates.
     """
@@ -38,6 +39,7 @@ class ArenaPlan:
     height: int
     lower_bound: int
     offsets: Mapping[tuple[str, str], int]
+    room_bytes: int | None
     peak_bytes: int
     forward_peak_bytes: int
     backward_peak_bytes: int
@@ -68,6 +70,7 @@ def plan_arena(
     candidates = [life for life, yes in zip(step.lives, may, strict=True) if yes]
     alignment = ALIGNMENT[device_type]
     outside = _alive([life for life, yes in zip(step.lives, may, strict=True) if not yes], step.end)
+    limited = limit_bytes is not None
     if limit_bytes is None:
         limit_bytes = int(_alive(step.lives, step.end, alignment).max(initial=0))
     room = np.full(step.end, limit_bytes, dtype=np.int64)
@@ -82,6 +85,7 @@ def plan_arena(
         packing.height,
         packing.lower_bound,
         {(life.where, life.name): offset for life, offset in zip(placed, packing.offsets, strict=True)},
+        int((room - outside).min(initial=limit_bytes)) if limited else None,
         int(total.max(initial=0)),
         int(total[: step.boundary].max(initial=0)),
         int(total[step.boundary :].max(initial=0)) if step.backward_peak_bytes else 0,

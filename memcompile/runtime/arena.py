@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -86,18 +87,20 @@ class Block:
 class Arena:
     """The arena of one compiled graph. ``place`` says where its slots lie, before the code runs for the first time.
 
-    ``height`` bytes; ``offsets``: (half, slot name) -> bytes from the start, for the slots that lie in it.
+    ``height`` bytes; ``offsets``: (half, slot name) -> bytes from the start, for the slots that lie in it. ``room_bytes``: what
+    its block and all that lie idle may take while it runs; None: as much as there is.
     """
 
     device: torch.device
     slots: dict[str, tuple[Slot, ...]] = field(default_factory=dict)
     height: int = 0
     offsets: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    room_bytes: int | None = None
     fresh: dict[str, list[Make]] = field(default_factory=dict)
 
-    def place(self, height: int, offsets: Mapping[tuple[str, str], int]) -> None:
+    def place(self, height: int, offsets: Mapping[tuple[str, str], int], room_bytes: int | None = None) -> None:
         """Take a plan; code that is running keeps its own."""
-        self.height, self.offsets = height, offsets
+        self.height, self.offsets, self.room_bytes = height, offsets, room_bytes
         self.fresh.clear()
         BLOCKS.forget(self)
 
@@ -142,16 +145,23 @@ class Blocks:
         return next((block for block in self.blocks if block.address in addresses), None)
 
     def _free_block(self, arena: Arena) -> Block:
+        """The smallest idle block that will do, or a new one. Idle ones that nobody will use now, because this arena needs more
+        or has no room for them, are given back."""
         stream = _stream(arena.device)
-        free = [b for b in self.blocks if (b.device, b.stream) == (arena.device, stream) and not b.taken]
-        fitting = [block for block in free if block.size_bytes >= arena.height]
-        if fitting:
-            return min(fitting, key=lambda block: block.size_bytes)
-        for block in free:  # too small: its users will run in the larger one
-            self.blocks.remove(block)
-        block = Block(arena.device, stream, arena.height)
-        self.blocks.append(block)
-        self.made += 1
+        room = math.inf if arena.room_bytes is None else arena.room_bytes
+        idle = sorted((b for b in self.blocks if b.device == arena.device and not b.taken), key=lambda b: b.size_bytes)
+        block = next((b for b in idle if b.stream == stream and arena.height <= b.size_bytes <= room), None)
+        spare = room - (arena.height if block is None else block.size_bytes)
+        for other in idle:
+            outgrown = block is None and other.stream == stream and other.size_bytes < arena.height
+            if other is not block and (outgrown or other.size_bytes > spare):
+                self.blocks.remove(other)
+            elif other is not block:
+                spare -= other.size_bytes
+        if block is None:
+            block = Block(arena.device, stream, arena.height)
+            self.blocks.append(block)
+            self.made += 1
         return block
 
     def add(self, arena: Arena) -> str:

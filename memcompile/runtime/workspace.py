@@ -114,7 +114,7 @@ def _measurable(target: OpOverload, arguments: Any) -> bool:
 
 
 def _measure(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
-    if torch.autograd._profiler_enabled():
+    if torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
         return None
     try:
         with plain_mode(_CPU):

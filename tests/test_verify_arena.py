@@ -1,0 +1,95 @@
+"""The check of an arena's places finds what is planted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memcompile.codegen.trace import step_peak
+from memcompile.passes.allocate import plan_arena
+from memcompile.verify import VerificationError
+from memcompile.verify_arena import check_places
+from tests.test_trace import trace
+
+FORWARD = trace(
+    {"x": 64},
+    [
+        ("alloc", "a", 64),
+        ("alloc", "b", 128),
+        ("workspace", "b", 64),
+        ("kernel", "b"),
+        ("alias", "c", "a"),
+        ("free", "a"),
+        ("alloc", "d", 64),
+        ("free", "b"),
+        ("alloc", "out", 64),
+        ("free", "d"),
+    ],
+    ["out", "c"],
+)
+BACKWARD = trace(
+    {"saved": 64, "tangent": 64},
+    [("alloc", "g", 64), ("alloc", "h", 64), ("free", "saved"), ("alloc", "i", 64), ("free", "h"), ("free", "i")],
+    ["g"],
+)
+SLOTS = {("forward", name) for name in ("a", "b", "d", "out")} | {("backward", name) for name in ("g", "h", "i")}
+
+
+def check(offsets, height=4096):
+    check_places(FORWARD, BACKWARD, offsets, height, num_user_outputs=1)
+
+
+def test_the_plan_of_the_pass_holds():
+    plan = plan_arena(step_peak(FORWARD, BACKWARD, num_user_outputs=1), SLOTS, 4096)
+    assert set(plan.offsets) == SLOTS - {("forward", "out"), ("backward", "g")}
+    check(plan.offsets, plan.height)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "words"),
+    [
+        ({("forward", "a"): 0, ("forward", "b"): 0}, "b .* overlaps a"),
+        ({("forward", "a"): 0, ("forward", "b"): 63}, "overlaps"),
+        ({("forward", "a"): 0, ("forward", "d"): 0}, "d .* overlaps c"),
+        ({("forward", "a"): 0, ("backward", "h"): 32}, "h of the backward .* overlaps saved"),
+        ({("backward", "h"): 0, ("backward", "i"): 0}, "overlaps h"),
+        ({("forward", "out"): 0}, "the user holds it"),
+        ({("backward", "g"): 0}, "a gradient"),
+        ({("forward", "b"): 4096 - 64}, "leaves the arena"),
+    ],
+)
+def test_what_is_planted_is_found(offsets, words):
+    with pytest.raises(VerificationError, match=words):
+        check(offsets)
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [
+        {("forward", "b"): 0, ("backward", "h"): 0},
+        {("forward", "a"): 0, ("backward", "i"): 0},
+        {("forward", "a"): 0, ("forward", "b"): 64, ("forward", "d"): 192},
+    ],
+)
+def test_one_after_the_other_is_right(offsets):
+    check(offsets)
+
+
+@given(st.data())
+def test_any_planted_overlap_is_found(data):
+    """Move one buffer of a right plan onto another that is alive with it."""
+    step = step_peak(FORWARD, BACKWARD, num_user_outputs=1)
+    plan = plan_arena(step, SLOTS, 4096)
+    lives = {(life.where, life.name): life for life in step.lives if (life.where, life.name) in plan.offsets}
+    together = [
+        (one, other)
+        for one in lives
+        for other in lives
+        if one != other and lives[one].birth < lives[other].death and lives[other].birth < lives[one].death
+    ]
+    moved, onto = data.draw(st.sampled_from(together))
+    shift = data.draw(st.integers(1 - lives[moved].size_bytes, lives[onto].size_bytes - 1))
+    at = max(0, plan.offsets[onto] + shift)
+    with pytest.raises(VerificationError):
+        check({**plan.offsets, moved: at})
