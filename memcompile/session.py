@@ -105,14 +105,14 @@ class Session:
             again = Session(original, self.inputs, self.options, self.device, tangents_held=self.tangents_held, trust=False)
             return again.compile()
         self.scheduling.problems.clear()
-        peak = self._placed(self.keeps.peak())
         if self.outcome is not None:
-            self.outcome.settle(self.keeps.traces.values(), peak)
+            self.outcome.settle(self.keeps.traces.values(), self.keeps.peak())
+        peak = self._placed(self.keeps.peak())
         entry = self._enter(explain.graph_report(self, peak), peak, (self.options.dump, debug_folder()))
         return CompiledGraph(function, entry, self, original)
 
     def _placed(self, peak: StepPeak) -> StepPeak:
-        """Place the buffers of the compiled code in an arena: within a plan's budget, else in no more than it takes now."""
+        """Place the buffers of the compiled code in an arena: in no more than it takes now, and within a plan's budget."""
         if self.placing.refused or not self.placing.traces:
             if self.placing.scope != "off":
                 self.arena_report = ArenaReport(self.placing.scope, self.placing.refused or "nothing is lowered")

@@ -112,6 +112,7 @@ def run_memcompile(model: nn.Module, inputs: Sequence[torch.Tensor], budget: obj
 
 def run_inductor(model: nn.Module, inputs: Sequence[torch.Tensor], **settings: object) -> Run:
     """The same with plain Inductor."""
+    memcompile.release()  # what lies idle is alive at entry
     mine = copy.deepcopy(model)
     function = torch.compile(mine, options={**QUICK, **settings})
     step = train(function, mine, inputs)

@@ -23,6 +23,10 @@ FORWARD = trace(
         ("free", "a"),
         ("alloc", "d", 64),
         ("free", "b"),
+        ("alloc", "large", 1024),
+        ("alloc", "more", 256),
+        ("free", "more"),
+        ("free", "large"),
         ("alloc", "out", 64),
         ("free", "d"),
     ],
@@ -33,7 +37,7 @@ BACKWARD = trace(
     [("alloc", "g", 64), ("alloc", "h", 64), ("free", "saved"), ("alloc", "i", 64), ("free", "h"), ("free", "i")],
     ["g"],
 )
-SLOTS = {("forward", name) for name in ("a", "b", "d", "out")} | {("backward", name) for name in ("g", "h", "i")}
+SLOTS = {("forward", name) for name in ("a", "b", "d", "more", "out")} | {("backward", name) for name in ("g", "h", "i")}
 
 
 def check(offsets, height=4096):
@@ -41,7 +45,7 @@ def check(offsets, height=4096):
 
 
 def test_the_plan_of_the_pass_holds():
-    plan = plan_arena(step_peak(FORWARD, BACKWARD, num_user_outputs=1), SLOTS, 4096)
+    plan = plan_arena(step_peak(FORWARD, BACKWARD, num_user_outputs=1), SLOTS, None)
     assert set(plan.offsets) == SLOTS - {("forward", "out"), ("backward", "g")}
     check(plan.offsets, plan.height)
 
@@ -80,7 +84,7 @@ def test_one_after_the_other_is_right(offsets):
 def test_any_planted_overlap_is_found(data):
     """Move one buffer of a right plan onto another that is alive with it."""
     step = step_peak(FORWARD, BACKWARD, num_user_outputs=1)
-    plan = plan_arena(step, SLOTS, 4096)
+    plan = plan_arena(step, SLOTS, None)
     lives = {(life.where, life.name): life for life in step.lives if (life.where, life.name) in plan.offsets}
     together = [
         (one, other)

@@ -104,9 +104,9 @@ class KernelGraph:
         return buffer_bytes(buffer.node, self.graph)
 
     def _scratch_bytes(self, node: Any) -> int:
-        from torch._inductor.ir import ExternKernelAlloc
+        from torch._inductor.ir import ExternKernelAlloc, ExternKernelOut
 
-        return kernel_scratch_bytes(node, self.graph) if isinstance(node, ExternKernelAlloc) else 0
+        return kernel_scratch_bytes(node, self.graph) if isinstance(node, (ExternKernelAlloc, ExternKernelOut)) else 0
 
     def _input_bytes(self, name: str) -> int:
         value = self.graph.graph_inputs[name]

@@ -61,8 +61,8 @@ def plan_arena(
 ) -> ArenaPlan:
     """Place as much of a step as its limit allows; nothing where it allows nothing.
 
-    ``slots``: (half, buffer) of what may be placed. ``limit_bytes``: what the step may take in all, entry included; None: what
-    it takes without an arena, each buffer aligned.
+    ``slots``: (half, buffer) of what may be placed. What the step takes in all, entry included, stays within what it takes without
+    an arena, each buffer aligned, and within ``limit_bytes``.
     ``across``: saved tensors may lie in the arena. ``held_limit_bytes``: what the step may hold between its halves, above its
     entry, where other graphs run then.
     """
@@ -70,12 +70,11 @@ def plan_arena(
     candidates = [life for life, yes in zip(step.lives, may, strict=True) if yes]
     alignment = ALIGNMENT[device_type]
     outside = _alive([life for life, yes in zip(step.lives, may, strict=True) if not yes], step.end)
-    limited = limit_bytes is not None
-    if limit_bytes is None:
-        limit_bytes = int(_alive(step.lives, step.end, alignment).max(initial=0))
-    room = np.full(step.end, limit_bytes, dtype=np.int64)
+    most = int(_alive(step.lives, step.end, alignment).max(initial=0))
+    most = most if limit_bytes is None else min(most, limit_bytes)
+    room = np.full(step.end, most, dtype=np.int64)
     if held_limit_bytes is not None:
-        room[step.boundary] = min(limit_bytes, step.entry_bytes + held_limit_bytes)
+        room[step.boundary] = min(most, step.entry_bytes + held_limit_bytes)
     placed, packing = _placed(candidates, room - outside, alignment)
     inside = {id(life) for life in placed}
     outside += _alive([life for life in candidates if id(life) not in inside], step.end)
@@ -85,7 +84,7 @@ def plan_arena(
         packing.height,
         packing.lower_bound,
         {(life.where, life.name): offset for life, offset in zip(placed, packing.offsets, strict=True)},
-        int((room - outside).min(initial=limit_bytes)) if limited else None,
+        None if limit_bytes is None else limit_bytes - int(outside.max(initial=0)),
         int(total.max(initial=0)),
         int(total[: step.boundary].max(initial=0)),
         int(total[step.boundary :].max(initial=0)) if step.backward_peak_bytes else 0,

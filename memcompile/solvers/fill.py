@@ -17,7 +17,7 @@ from ortools.sat.python import cp_model
 
 from memcompile.solvers.simulate import Ints
 
-WORK_S = 4.0
+WORK_S = 2.0
 """Deterministic seconds of the solver: about as many of a clock."""
 GAP = 0.01
 """Share of the bytes inside that may be missing from the optimum."""
