@@ -39,6 +39,9 @@ def test_the_arena_of_a_saved_report(tmp_path: Path, capsys: pytest.CaptureFixtu
     arena = ArenaReport("step", height_bytes=128, lower_bound_bytes=128, placed=placed)
     graph = GraphReport(graph_id="0", kind="train", device="cpu", planned_peak_bytes=1, unplanned_peak_bytes=1, arena=arena)
     folder = Report([graph]).save(tmp_path / "report")
+    page = (folder / "report.html").read_text()
+    assert page.count("<rect x=") == 2, "drawn in the report, too"
+    assert "for 2 buffers" in page
     assert cli.main(["allocate", str(folder)]) == 0
     assert "2 buffers in 128 bytes (optimal" in capsys.readouterr().out
     folder = Report([replace(graph, arena=None)]).save(tmp_path / "without")

@@ -61,8 +61,8 @@ def plan_arena(
 ) -> ArenaPlan:
     """Place as much of a step as its limit allows; nothing where it allows nothing.
 
-    ``slots``: (half, buffer) of what may be placed. What the step takes in all, entry included, stays within what it takes without
-    an arena, each buffer aligned, and within ``limit_bytes``.
+    ``slots``: (half, buffer) of what may be placed. What the step takes in all, entry included, stays within what it takes
+    without an arena, each buffer aligned, and within ``limit_bytes``.
     ``across``: saved tensors may lie in the arena. ``held_limit_bytes``: what the step may hold between its halves, above its
     entry, where other graphs run then.
     """

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from memcompile.report.chart import memory_chart
 from memcompile.report.data import DecisionRow, GraphReport, Report
+from memcompile.report.placed import arena_chart, arena_text
 from memcompile.units import format_bytes, format_change, format_pair, format_seconds
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -20,7 +21,8 @@ def render_html(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(bytes=format_bytes, seconds=format_seconds)
+    environment.filters.update(bytes=format_bytes, seconds=format_seconds, arena_text=arena_text)
+    environment.filters.update(arena_chart=lambda arena: Markup(arena_chart(arena)))
     environment.globals.update(change=format_change, pair=format_pair)
     single = len(report.graphs) == 1
     graphs = [(graph, _chart(graph, report if single else None), _counts(graph.decisions)) for graph in report.graphs]

@@ -12,7 +12,10 @@ WIDTH, HEIGHT = 960, 540
 LEFT, TOP, BOTTOM = 90, 14, 34
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - 14, HEIGHT - TOP - BOTTOM
 HUES = 12
-STYLE = "text{font:12px sans-serif;fill:#667}rect{stroke:#fff;stroke-width:.4}.bound{stroke:#c33;stroke-dasharray:5 4}"
+STYLE = (
+    ".packing text{font:12px sans-serif;fill:#667}.packing rect{stroke:#fff;stroke-width:.4}"
+    ".packing .bound{stroke:#c33;stroke-dasharray:5 4}"
+)
 
 
 def packing_chart(buffers: Sequence[Buffer], offsets: Sequence[int], height: int, lower_bound: int) -> str:
@@ -27,7 +30,7 @@ def packing_chart(buffers: Sequence[Buffer], offsets: Sequence[int], height: int
     def y(address: int) -> float:
         return round(TOP + PLOT_HEIGHT * (1 - address / top), 2)
 
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"><style>{STYLE}</style>']
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" class="packing" viewBox="0 0 {WIDTH} {HEIGHT}"><style>{STYLE}</style>']
     for index, (buffer, offset) in enumerate(zip(buffers, offsets, strict=True)):
         if not buffer.size:
             continue

@@ -1,12 +1,33 @@
-"""What ``memcompile allocate`` reads: buffers of a CSV, or those in the arena of a saved report."""
+"""The buffers of an arena: in words, as a picture, and as ``memcompile allocate`` reads them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from memcompile.report.data import Report
+from memcompile.report.data import ArenaReport, Report
+from memcompile.report.packing_chart import packing_chart
 from memcompile.solvers.minimalloc import read_csv
 from memcompile.solvers.packing import Buffer
+from memcompile.units import format_bytes
+
+
+def arena_text(arena: ArenaReport) -> str:
+    """One line: height, lower bound, fragmentation, allocator calls of a step before and after."""
+    if arena.refused:
+        return f"none: {arena.refused}"
+    return (
+        f"{format_bytes(arena.height_bytes)} for {len(arena.placed)} buffers of {format_bytes(arena.placed_bytes)}, "
+        f"{100 * arena.fragmentation:.1f} % empty at its fullest; allocations a step {arena.calls_before} -> "
+        f"{arena.calls_after}, {format_bytes(arena.outside_bytes)}"
+    )
+
+
+def arena_chart(arena: ArenaReport) -> str:
+    """An ``<svg>`` element of the arena, addresses over time, or "" where there is none."""
+    if not arena.placed:
+        return ""
+    offsets = [placed.offset for placed in arena.placed]
+    return packing_chart(_buffers(arena), offsets, arena.height_bytes, arena.lower_bound_bytes)
 
 
 def buffers_of(path: Path) -> list[Buffer]:
@@ -18,4 +39,8 @@ def buffers_of(path: Path) -> list[Buffer]:
     if not arenas:
         raise ValueError("no graph of this report has an arena: compile with options={'arena': 'step'}")
     highest = max(arenas, key=lambda arena: arena.height_bytes)
-    return [Buffer(placed.name, placed.lower, placed.upper, placed.size_bytes) for placed in highest.placed]
+    return _buffers(highest)
+
+
+def _buffers(arena: ArenaReport) -> list[Buffer]:
+    return [Buffer(placed.name, placed.lower, placed.upper, placed.size_bytes) for placed in arena.placed]

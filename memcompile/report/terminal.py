@@ -10,7 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from memcompile.report.data import ArenaReport, DecisionRow, GraphReport, OrderReport, PeakPoint, Report, TimelinePoint
+from memcompile.report.data import DecisionRow, GraphReport, OrderReport, PeakPoint, Report, TimelinePoint
+from memcompile.report.placed import arena_text
 from memcompile.units import format_bytes, format_change, format_pair, format_seconds
 
 TEXT_WIDTH = 120
@@ -116,7 +117,7 @@ def _facts(graph: GraphReport) -> Iterator[RenderableType]:
     if graph.orders:
         table.add_row("order", "; ".join(map(_order_text, graph.orders)))
     if graph.arena is not None:
-        table.add_row("arena", _arena_text(graph.arena))
+        table.add_row("arena", arena_text(graph.arena))
     if points := (*graph.forward_timeline, *graph.backward_timeline):
         table.add_row("memory", _sparkline(points))
     yield table
@@ -152,16 +153,6 @@ def _order_text(order: OrderReport) -> str:
         peak = f"{format_pair(order.before_bytes, order.after_bytes)} by {order.method}"
     proof = "optimal" if order.status == "optimal" else f"none is below {format_bytes(order.bound_bytes)}"
     return f"{order.kind} {peak} ({proof})"
-
-
-def _arena_text(arena: ArenaReport) -> str:
-    if arena.refused:
-        return f"none: {arena.refused}"
-    return (
-        f"{format_bytes(arena.height_bytes)} for {len(arena.placed)} buffers of {format_bytes(arena.placed_bytes)}, "
-        f"{100 * arena.fragmentation:.1f} % empty at its fullest; allocations a step {arena.calls_before} -> "
-        f"{arena.calls_after}, {format_bytes(arena.outside_bytes)}"
-    )
 
 
 def _sparkline(points: Sequence[TimelinePoint], width: int = SPARK_WIDTH) -> str:
