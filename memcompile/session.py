@@ -118,7 +118,7 @@ class Session:
                 self.arena_report = ArenaReport(self.placing.scope, self.placing.refused or "nothing is lowered")
             return peak
         step = self.keeps.peak(self.placing.traces)
-        limit = self.outcome.budget_bytes if self.outcome is not None and self.outcome.fits and self.outcome.chosen else None
+        limit = self.outcome.budget_bytes if self.outcome is not None and self.outcome.fits else None
         plan = self.placing.place(step, limit, peak.held_bytes if self.capture.graph_break else None)
         self._check_places(plan)
         self.arena_report = self.placing.report(plan, step, peak)
