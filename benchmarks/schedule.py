@@ -118,8 +118,8 @@ def order_rows(name: str, build: Build) -> Iterator[OrderRow]:
         ordered = _traces(graphs, ours)
         lower_seconds = time.perf_counter() - started
         for kind, trace in ordered.items():
-            found, freeable = ours.orderings[kind], ours.freeable[kind]
-            inductor_bytes, ours_bytes = own_peak(plain[kind], freeable), own_peak(trace, freeable)
+            found, entry = ours.orderings[kind], ours.entry[kind]
+            inductor_bytes, ours_bytes = own_peak(plain[kind], entry), own_peak(trace, entry)
             gaps = abs(inductor_bytes - found.before_bytes), abs(ours_bytes - found.order.peak_bytes)
             lpmf, bfs, dfs = (found.known_bytes.get(method, 0) for method in HEURISTICS)
             yield OrderRow(

@@ -98,12 +98,37 @@ def test_the_peak_of_the_model_is_that_of_the_lowered_code(name, training):
     (graphs,) = captured(model.train(training), batch, training=training)
     unmoved, ours = Unmoved(), Scheduling()
     for kind, trace in traces(graphs, unmoved).items():
-        assert own_peak(trace, unmoved.freeable[kind]) == unmoved.orderings[kind].before_bytes
+        assert own_peak(trace, unmoved.entry[kind]) == unmoved.orderings[kind].before_bytes
     for kind, trace in traces(graphs, ours).items():
         found = ours.orderings[kind]
-        assert own_peak(trace, ours.freeable[kind]) == found.order.peak_bytes
+        assert own_peak(trace, ours.entry[kind]) == found.order.peak_bytes
         assert set(found.known_bytes) >= {"graph order", "LPMF", "BFS", "DFS"}
         assert found.order.bound_bytes <= found.order.peak_bytes <= min(found.before_bytes, *found.known_bytes.values())
+
+
+class Parts(nn.Module):
+    """What one product returns is saved as its four columns of parts, each a view of it all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(16, 64)
+        self.scales = nn.ParameterList(torch.randn(16) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self.up(x).view(-1, 4, 16).unbind(1)
+        return torch.stack([part @ torch.diag(scale) for part, scale in zip(parts, self.scales, strict=True)]).square().mean()
+
+
+def test_saved_views_of_one_storage_count_once():
+    (graphs,) = captured(Parts(), {"x": torch.randn(64, 16)}, training=True)
+    scheduling = Scheduling()
+    found = traces(graphs, scheduling)
+    root, size_bytes = found["forward"].storages()
+    saved = {root[name] for name in found["forward"].outputs[graphs.num_user_outputs :] if name in root}
+    entry = scheduling.entry["backward"]
+    assert sum(event.size_bytes for event in entry) == sum(size_bytes[name] for name in saved)
+    assert any(event.kind == "alias" for event in entry)
+    assert own_peak(found["backward"], entry) == scheduling.orderings["backward"].order.peak_bytes
 
 
 def test_branches_take_less_than_in_inductors_order():

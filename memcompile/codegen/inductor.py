@@ -188,7 +188,7 @@ def _recording_wrapper(
             kind = "backward" if V.graph.is_backward else "inference" if V.graph.is_inference else "forward"
             lines: list[Any] = list(self.lines)
             for share in shares:
-                trace = self._trace(lines, share, is_inference)
+                trace = scheduling.traces[kind] = self._trace(lines, share, is_inference)
                 if share != shares[-1] and not scheduling.within(trace, kind):
                     continue
                 if accepted := accept(trace, kind):

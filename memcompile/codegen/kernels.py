@@ -16,6 +16,7 @@ from torch import fx
 
 from memcompile.codegen.fusion import origins_of
 from memcompile.codegen.lines import buffer_bytes, kernel_scratch_bytes
+from memcompile.codegen.trace import Event, GraphTrace
 from memcompile.fxutil import communicates, draws_random_state
 from memcompile.solvers.ordering import Kernel, Kind, OrderProblem, Storage
 
@@ -26,17 +27,35 @@ _UNSTORED = ("NoneLayout", "MultiOutputLayout", "MutationLayoutSHOULDREMOVE")
 class KernelGraph:
     """The kernels of a graph that is being lowered: ``units`` of scheduler nodes that stay together, and the ``problem``.
 
-    The results of a library kernel that returns several come right behind it.
+    The results of a library kernel that returns several come right behind it. ``forward``: the lowered forward of a backward,
+    which knows what saved tensors share a storage.
     """
 
-    def __init__(self, nodes: Sequence[Any], graph: Any) -> None:
+    def __init__(self, nodes: Sequence[Any], graph: Any, forward: GraphTrace | None = None) -> None:
         self.graph, self.scheduler = graph, graph.scheduler
         self.producer = {name: node for node in nodes for name in node.get_buffer_names()}
         self.units = _units(nodes, self.producer)
         self.unit = {node: k for k, unit in enumerate(self.units) for node in unit}
-        self.freeable = _freeable_inputs(graph)
+        self.dying = self._dying(forward)
         self.root = self._roots(nodes)
         self.problem = self._problem()
+
+    @property
+    def entry(self) -> tuple[Event, ...]:
+        """The storages that are alive at first and die in the graph, as events of its trace."""
+        names = [names for names, _ in self.dying]
+        allocations = [Event("alloc", names[0], size) for names, size in self.dying]
+        return (*allocations, *(Event("alias", name, base=first) for first, *others in names for name in others))
+
+    def _dying(self, forward: GraphTrace | None) -> list[tuple[list[str], int]]:
+        """Inputs that lie in one storage, and its bytes, for the storages that nobody else holds."""
+        lies_in = {} if forward is None else _saved_storages(self.graph, forward)
+        found: dict[str, tuple[list[str], int]] = {}
+        for name in _freeable_inputs(self.graph):
+            storage = lies_in.get(name, (f"input {name}", self._input_bytes(name)))
+            if storage is not None:
+                found.setdefault(storage[0], ([], storage[1]))[0].append(name)
+        return list(found.values())
 
     def order_of(self, nodes: Iterable[Any]) -> tuple[int, ...]:
         """The order of units that an order of nodes comes down to."""
@@ -55,6 +74,8 @@ class KernelGraph:
                 name = root[name]
             return name
 
+        for first, *others in (names for names, _ in self.dying):
+            root.update(dict.fromkeys(others, first))
         for mutated, real in self.scheduler.mutation_real_name.items():
             root[find(mutated)] = find(real)
         for buffer in (buffer for node in nodes for buffer in node.get_outputs()):
@@ -71,10 +92,10 @@ class KernelGraph:
             if not self._is_removed(buffer):
                 root = self.root[name]
                 sizes[root] = sizes.get(root, 0) + self._own_bytes(buffer)
-        sizes.update((self.root[name], self._input_bytes(name)) for name in self.freeable)
+        sizes.update((self.root[names[0]], size) for names, size in self.dying)
         roots = [name for name, size in sizes.items() if size]
         number = {name: s for s, name in enumerate(roots)}
-        starts = {self.root[name] for name in self.freeable}
+        starts = {self.root[names[0]] for names, _ in self.dying}
         storages = tuple(Storage(name, sizes[name], name in starts, name in kept) for name in roots)
         kernels, last_ordered = [], None
         for k, unit in enumerate(self.units):
@@ -210,6 +231,22 @@ def _freeable_inputs(graph: Any) -> list[str]:
     if donated or not graph.is_backward:
         return donated
     return [name for name in graph.graph_inputs if not name.startswith(_HELD)]
+
+
+def _saved_storages(graph: Any, forward: GraphTrace) -> dict[str, tuple[str, int] | None]:
+    """Name of a saved tensor -> the storage of the lowered forward that it lies in, with its bytes; None where the user or the
+    caller holds that. Saved tensors are the forward's last outputs: with symbols behind them there, before them here.
+    """
+    saved = [(name, value) for name, value in graph.graph_inputs.items() if not name.startswith("tangents")]
+    tensors = [name for name, value in saved if hasattr(value, "get_layout")]
+    root, size_bytes = forward.storages()
+    first = len(forward.outputs) - len(saved)
+    held = {name for name, _ in forward.inputs} | {root.get(name, "") for name in forward.outputs[: max(0, first)]}
+    found: dict[str, tuple[str, int] | None] = {}
+    for name, output in zip(tensors, forward.outputs[max(0, first) :], strict=False):
+        storage = root.get(output, output)
+        found[name] = None if storage in held or storage not in size_bytes else (storage, size_bytes[storage])
+    return found
 
 
 _HELD = ("primals_", "arg", "fwd_rng_state", "bwd_rng_state", "tangents")

@@ -31,7 +31,8 @@ class _CrashedError(BaseException):
 
 class Scheduling:
     """Orders the kernels of the top-level graphs that are lowered. ``orderings``: the last one of each kind; a graph that is
-    lowered once more, with the same kernels, keeps it.
+    lowered once more, with the same kernels, keeps it. ``traces``: what was lowered last, of each kind. ``entry``: what is
+    alive at first and dies in a graph.
 
     ``enabled``: without it everything stays as Inductor has it. ``fallback``: so does a graph on which this crashes;
     without it, that is a `PassError`.
@@ -40,7 +41,8 @@ class Scheduling:
     def __init__(self, enabled: bool = True, steps: int = STEPS, *, fallback: bool = False) -> None:
         self.enabled, self.steps, self.fallback = enabled, steps, fallback
         self.orderings: dict[str, Ordering] = {}
-        self.freeable: dict[str, tuple[str, ...]] = {}
+        self.traces: dict[str, GraphTrace] = {}
+        self.entry: dict[str, tuple[Event, ...]] = {}
         self.apart: set[Any] = set()
         self.problems: dict[str, OrderProblem] = {}
 
@@ -57,7 +59,7 @@ class Scheduling:
         ordering = self.orderings.get(kind)
         if ordering is None or not ordering.changed:
             return True
-        return own_peak(trace, self.freeable[kind]) <= ordering.order.peak_bytes
+        return own_peak(trace, self.entry[kind]) <= ordering.order.peak_bytes
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -107,7 +109,7 @@ class Scheduling:
         if isinstance(graph, SubgraphLowering) or _has_streams(graph.scheduler):
             return chosen
         kind = "backward" if graph.is_backward else "inference" if graph.is_inference else "forward"
-        kernels = KernelGraph(chosen, graph)
+        kernels = KernelGraph(chosen, graph, self.traces.get("forward") if kind == "backward" else None)
         if self.problems.get(kind) != kernels.problem:
             freeable = memory.get_freeable_input_buf(before, inputs)
             known = {
@@ -120,17 +122,15 @@ class Scheduling:
             self.orderings[kind] = schedule.plan(kind, kernels.problem, orders, self.steps)
             self.problems[kind] = kernels.problem
         found = self.orderings[kind]
-        self.freeable[kind] = tuple(kernels.freeable)
+        self.entry[kind] = kernels.entry
         if not found.changed:
             return chosen
         self.apart |= {node for k in found.order.apart for node in kernels.units[k]}
         return kernels.nodes_of(found.order.sequence)
 
 
-def own_peak(trace: GraphTrace, freeable: Sequence[str]) -> int:
-    """Exact peak of one lowered graph by itself: its own buffers, and those of its inputs that die in it."""
-    sizes = dict(trace.inputs)
-    entry = tuple(Event("alloc", name, sizes[name]) for name in freeable)
+def own_peak(trace: GraphTrace, entry: Sequence[Event]) -> int:
+    """Exact peak of one lowered graph by itself: its own buffers, and those of its inputs that die in it (``entry``)."""
     return step_peak(dataclasses.replace(trace, inputs=(), events=(*entry, *trace.events))).peak_bytes
 
 

@@ -56,6 +56,17 @@ class GraphTrace:
     events: tuple[Event, ...]
     buffers: dict[str, Buffer]
 
+    def storages(self) -> tuple[dict[str, str], dict[str, int]]:
+        """Buffer -> the buffer or input whose storage it shares; bytes of the storages that the graph allocates."""
+        root: dict[str, str] = {}
+        size_bytes: dict[str, int] = {}
+        for event in self.events:
+            if event.kind == "alloc":
+                root[event.name], size_bytes[event.name] = event.name, event.size_bytes
+            elif event.kind == "alias":
+                root[event.name] = root.get(event.base, event.base)
+        return root, size_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
