@@ -40,8 +40,9 @@ OFF, STEP = Way("arena off", "memcompile", arena="off"), Way("arena step", "memc
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One model. Bytes and counts are of one step; `calls`: allocations that the compiled code makes; `faults`: minor page
-    faults. `ratio`s: step time over plain's in the same round, median and quartiles."""
+    """One model. Bytes and counts are of one step; `reserved_bytes`: what a GPU's allocator holds with the arena, 0 on the CPU;
+    `calls`: allocations that the compiled code makes; `faults`: minor page faults. `ratio`s: step time over plain's in the same
+    round, median and quartiles."""
 
     date: str
     device: str
@@ -53,6 +54,7 @@ class Row:
     off_peak_bytes: int
     planned_peak_bytes: int
     measured_peak_bytes: int
+    reserved_bytes: int
     height_bytes: int
     lower_bound_bytes: int
     placed_bytes: int
@@ -73,13 +75,15 @@ class Row:
     note: str = ""
 
 
-def measure(model: str, setting: Setting, rounds: int, device: str) -> Row:
+def measure(model: str, setting: Setting, args: argparse.Namespace) -> Row:
     """Compile and time the three ways."""
-    workers = {way.name: Worker(model, way, device, threads=setting.threads) for way in (PLAIN, OFF, STEP)}
+    ways = (PLAIN, OFF, STEP)
+    workers = {way.name: Worker(model, way, args.device, args.batch_scale, setting.threads) for way in ways}
     try:
         found = {name: worker.prepare() for name, worker in workers.items()}
-        timings = interleave(list(workers.values()), workers[PLAIN.name], rounds)
+        timings = interleave(list(workers.values()), workers[PLAIN.name], args.rounds)
         faults = {name: worker.page_faults() for name, worker in workers.items()}
+        reserved_bytes = workers[STEP.name].reserved_bytes()
     finally:
         for worker in workers.values():
             worker.close()
@@ -90,6 +94,7 @@ def measure(model: str, setting: Setting, rounds: int, device: str) -> Row:
         plain_peak_bytes=found[PLAIN.name].peak.peak_bytes,
         off_peak_bytes=found[OFF.name].peak.peak_bytes,
         measured_peak_bytes=step.peak.peak_bytes,
+        reserved_bytes=reserved_bytes,
         **_planned(step),
         faults_plain=faults[PLAIN.name],
         faults_off=faults[OFF.name],
@@ -172,21 +177,23 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=sorted(CASES), default=list(DEFAULT_MODELS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-scale", type=int, default=1, help="multiplies every batch")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only write the table in benchmarks/README.md")
     args = parser.parse_args()
     rows = read(args.results)
-    if not args.table:
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        setting = Setting.here(args.device)
-        for model in args.models:
-            row = measure(model, setting, args.rounds, args.device)
-            rows[row.device, row.model] = row
-            write(args.results, list(rows.values()))
-            print(table([row]), flush=True)
-    README.write_text(between(README.read_text(), START, END, table(list(rows.values()))))
+    if args.table:
+        README.write_text(between(README.read_text(), START, END, table(list(rows.values()))))
+        return
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    setting = Setting.here(args.device)
+    for model in args.models:
+        row = measure(model, setting, args)
+        rows[row.device, row.model] = row
+        write(args.results, list(rows.values()))
+        print(table([row]), flush=True)
 
 
 if __name__ == "__main__":

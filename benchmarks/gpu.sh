@@ -51,6 +51,9 @@ if wanted benchmarks; then
     # shellcheck disable=SC2086  # lists of words
     "$PYTHON" benchmarks/rematerialize.py --resume --models $MODELS --budgets $BUDGETS --batch-scale "$BATCH_SCALE" \
         --rounds "$ROUNDS" --results "$OUT/rematerialize-gpu.csv" 2>&1 | tee "$OUT/gpu-benchmark.log"
+    # shellcheck disable=SC2086
+    "$PYTHON" benchmarks/arena.py --models $MODELS --batch-scale "$BATCH_SCALE" --rounds "$ROUNDS" \
+        --results "$OUT/arena-gpu.csv" 2>&1 | tee "$OUT/gpu-arena.log"
 fi
 if wanted demo; then
     "$PYTHON" examples/train_gpt2.py 2>&1 | tee "$OUT/gpu-demo.log"

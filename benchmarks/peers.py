@@ -167,6 +167,17 @@ class Running:
             counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         return round(statistics.median(counts))
 
+    def reserved_bytes(self) -> int:
+        """What a GPU's allocator holds at most in a step, from an empty cache; 0 on the CPU, which has none."""
+        if self.device.type != "cuda":
+            return 0
+        self._synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self.step()
+        self._synchronize()
+        return torch.cuda.max_memory_reserved(self.device)
+
     def timed_step(self) -> float:
         """Seconds of one step, the device waited for."""
         self._synchronize()

@@ -88,6 +88,11 @@ class Worker:
         faults: int = self._ask("page_faults")
         return faults
 
+    def reserved_bytes(self) -> int:
+        """What a GPU's allocator holds at most in a step."""
+        reserved: int = self._ask("reserved_bytes")
+        return reserved
+
     def timed_step(self) -> float:
         """Seconds of one step."""
         seconds: float = self._ask("timed_step")
