@@ -47,7 +47,7 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "backward_timeline": _timeline(peak, "backward", outside),
     }
     if outcome is None:
-        return GraphReport(unplanned_peak_bytes=peak.peak_bytes + outside, **common)  # type: ignore[arg-type]
+        return GraphReport(unplanned_peak_bytes=session.keeps.peak().peak_bytes + outside, **common)  # type: ignore[arg-type]
     return GraphReport(
         budget_bytes=None if outcome.budget_bytes is None else outcome.budget_bytes + outside,
         unplanned_peak_bytes=outcome.base.peak.peak_bytes + outside,

@@ -132,6 +132,7 @@ PLACES = (
     Place("torch._inductor.codegen.cpp", "OuterLoopFusedSchedulerNode", "loops in one loop", members=("get_outer_nodes",)),
     Place("torch._inductor.codegen.wrapper", "can_match_buffer_size", "what may be written in place"),
     Place("torch._inductor.ir", "ExternKernelAlloc", "a library kernel that allocates"),
+    Place("torch._inductor.ir", "ExternKernelOut", "a library kernel that writes a buffer"),
     Place("torch._inductor.graph", "SubgraphLowering", "a graph inside another one"),
     Place("torch._inductor.graph", "get_donated_idxs", "saved tensors that the backward may write over"),
     Place("torch._inductor.cudagraph_utils", "BoxedDeviceIndex", "an argument of the lowering"),
