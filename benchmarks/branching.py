@@ -144,14 +144,14 @@ class Cell(nn.Module):
 
 
 class CellNet(nn.Module):
-    """`repeats` normal cells before, between and after two reduction cells; each cell reads the two before it."""
+    """`repeats` normal cells before, between and after the reduction cells; each cell reads the two before it."""
 
-    def __init__(self, name: str, repeats: int = 1, width: int = 16, classes: int = 10) -> None:
+    def __init__(self, name: str, repeats: int = 1, width: int = 16, classes: int = 10, reductions: int = 2) -> None:
         super().__init__()
         self.stem = nn.Sequential(_conv(3, width, 3), nn.BatchNorm2d(width))
         channels, after_reduction = (width, width), False
         self.cells = nn.ModuleList()
-        for reduces in [*([False] * repeats + [True]) * 2, *[False] * repeats]:
+        for reduces in [*([False] * repeats + [True]) * reductions, *[False] * repeats]:
             width *= 2 if reduces else 1
             cell = Cell(channels, width, GENOTYPES[name], reduces=reduces, older_is_larger=after_reduction)
             self.cells.append(cell)

@@ -87,20 +87,26 @@ def pictures(model: Callable[[], nn.Module]) -> tuple[nn.Module, dict[str, Tenso
     return model().train(), {"pixels": images(8, 32), "labels": torch.arange(8) % 10}
 
 
-def experts() -> tuple[nn.Module, dict[str, Tensor]]:
+def experts(count: int = 8, depth: int = 2) -> tuple[nn.Module, dict[str, Tensor]]:
     """The mixture of experts and its tokens."""
     torch.manual_seed(0)
-    return MixtureOfExperts(), {"x": torch.randn(4, 128, 64)}
+    return MixtureOfExperts(experts=count, depth=depth), {"x": torch.randn(4, 128, 64)}
 
 
 def builds() -> dict[str, Build]:
-    """Every model by name. Those that only run forward end in "-inference"."""
+    """Every model by name. Those that only run forward end in "-inference", those with few kernels in "-small"."""
     found: dict[str, Build] = {name: case.make for name, case in CASES.items() if not case.breaks}
     branching: dict[str, Build] = {
         **{name: functools.partial(pictures, functools.partial(CellNet, name)) for name in GENOTYPES},
         "densenet": functools.partial(pictures, DenseNet),
         "experts": experts,
     }
+    small: dict[str, Build] = {
+        **{name: functools.partial(pictures, functools.partial(CellNet, name, reductions=0)) for name in GENOTYPES},
+        "densenet": functools.partial(pictures, functools.partial(DenseNet, (2, 3))),
+        "experts": functools.partial(experts, 3, 1),
+    }
+    branching |= {f"{name}-small": build for name, build in small.items()}
     found |= branching
     found |= {f"{name}-inference": build for name, build in branching.items()}
     found["unet-inference"] = functools.partial(unet, 1)

@@ -2,8 +2,8 @@
 
 What the user holds after the step (outputs, gradients) and what library kernels allocate themselves stays outside. An arena
 takes as much as it holds at its fullest, all the time, while gradients pile up outside as the activations go. So that arena
-and outside together stay within the limit (a plan's budget, or what the lowered code takes without an arena), some buffers that
-live where the outside is small are left outside too: ``solvers/fill.py`` chooses.
+and outside together never take more than the lowered code does without an arena, some buffers that live where the outside is
+small are left outside too: ``solvers/fill.py`` chooses.
 """
 
 from __future__ import annotations
