@@ -11,7 +11,6 @@ step by step. Under a budget the arena is on in `rematerialize.py`.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import datetime
 import os
@@ -29,7 +28,7 @@ import torch
 from benchmarks.models import CASES
 from benchmarks.peers import PLAIN, Way, interleave
 from benchmarks.rematerialize import DEFAULT_MODELS
-from benchmarks.rows import Setting
+from benchmarks.rows import Setting, read_rows, write_rows
 from benchmarks.table import README, between
 from benchmarks.workers import Prepared, Worker
 
@@ -126,27 +125,6 @@ def _planned(step: Prepared) -> dict[str, int | str]:
     }
 
 
-def read(path: Path) -> dict[tuple[str, str], Row]:
-    """(device, model) -> row."""
-    if not path.exists():
-        return {}
-    kinds = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in dataclasses.fields(Row)}
-    with path.open(newline="") as file:
-        rows = [Row(**{name: kinds[name](text) for name, text in line.items()}) for line in csv.DictReader(file)]
-    return {(row.device, row.model): row for row in rows}
-
-
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """All rows, in place of the file."""
-    draft = path.with_suffix(".tmp")
-    with draft.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in dataclasses.asdict(row).items()})
-    draft.replace(path)
-
-
 HEAD = (
     "| model | plain peak | peak without / with the arena | planned | height (lower bound) | fragments | allocations |"
     " page faults: plain / without / with | step without the arena | step with it | first call |"
@@ -182,7 +160,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only write the table in benchmarks/README.md")
     args = parser.parse_args()
-    rows = read(args.results)
+    rows = {(row.device, row.model): row for row in read_rows(Row, args.results)}
     if args.table:
         README.write_text(between(README.read_text(), START, END, table(list(rows.values()))))
         return
@@ -192,7 +170,7 @@ def main() -> None:
     for model in args.models:
         row = measure(model, setting, args)
         rows[row.device, row.model] = row
-        write(args.results, list(rows.values()))
+        write_rows(Row, rows.values(), args.results)
         print(table([row]), flush=True)
 
 

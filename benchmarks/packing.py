@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import datetime
 import importlib.metadata
 import platform
@@ -27,8 +26,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
 
 import numpy as np
+import torch
 
-from benchmarks.rows import processor, source_hash
+from benchmarks.rows import source_hash, write_rows
+from memcompile.device import device_name
 from memcompile.solvers.minimalloc import read_csv
 from memcompile.solvers.packing import Buffer, CapacityError, pack, split, validate
 from memcompile.solvers.placement import COMPILED_FROM, best_fit, canonical
@@ -137,7 +138,7 @@ def measured(
         validate(buffers, packing.offsets, alignment=alignment)
     return PackingRow(
         date=datetime.date.today().isoformat(),
-        machine=processor(),
+        machine=device_name(torch.device("cpu")),
         python=platform.python_version(),
         ortools=importlib.metadata.version("ortools"),
         code=source_hash(),
@@ -154,15 +155,6 @@ def measured(
         minimalloc_seconds=MINIMALLOC_S.get(name),
         method="; ".join(dict.fromkeys(methods)),
     )
-
-
-def _write(rows: Sequence[PackingRow], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([field.name for field in dataclasses.fields(PackingRow)])
-        for row in rows:
-            writer.writerow([f"{value:.4g}" if isinstance(value, float) else value for value in dataclasses.astuple(row)])
 
 
 def table(path: Path) -> str:
@@ -200,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows: list[PackingRow] = []
         for row in _rows(args):
             rows.append(row)
-            _write(rows, args.results)
+            write_rows(PackingRow, rows, args.results)
             print(
                 f"{row.instance:16} {row.buffers:6d} buffers  {row.seconds:7.3f} s  {row.method}", file=sys.stderr, flush=True
             )

@@ -6,13 +6,16 @@ import csv
 import dataclasses
 import datetime
 import hashlib
-import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from memcompile.device import device_name
+
+T = TypeVar("T")
 RESULTS = Path(__file__).resolve().parent / "results" / "rematerialize.csv"
 
 
@@ -80,8 +83,7 @@ class Setting:
     @classmethod
     def here(cls, device: str) -> Setting:
         """This machine, this torch, these sources of memcompile."""
-        name = torch.cuda.get_device_name() if device.startswith("cuda") else processor()
-        return cls(name, torch.get_num_threads(), torch.__version__, source_hash())
+        return cls(device_name(torch.device(device)), torch.get_num_threads(), torch.__version__, source_hash())
 
     def row(self, model: str, way: str, *, uses_memcompile: bool) -> Row:
         """An empty row of today."""
@@ -102,23 +104,12 @@ def source_hash() -> str:
     return digest.hexdigest()[:8]
 
 
-def processor() -> str:
-    """The name of this machine's CPU."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 class Results:
     """The CSV of rows. Every `put` writes the file anew beside the old one and swaps them: an interruption loses nothing."""
 
     def __init__(self, path: Path = RESULTS) -> None:
         self.path = path
-        self.rows: dict[tuple[object, ...], Row] = {row.key: row for row in _read(path)} if path.exists() else {}
+        self.rows: dict[tuple[object, ...], Row] = {row.key: row for row in read_rows(Row, path)}
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows.values())
@@ -130,25 +121,32 @@ class Results:
     def put(self, row: Row) -> None:
         """Add `row`, or replace the one with its key."""
         self.rows[row.key] = row
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".tmp")
-        with draft.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(_FIELDS)
-            writer.writerows([_text(getattr(each, name)) for name in _FIELDS] for each in self)
-        draft.replace(self.path)
+        write_rows(Row, self, self.path)
 
 
-_FIELDS = {field.name: str(field.type) for field in dataclasses.fields(Row)}
+def write_rows(kind: type, rows: Iterable[object], path: Path) -> None:
+    """Rows of one dataclass as a CSV, written beside the old file and swapped with it: an interruption loses nothing."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    with draft.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows([_text(getattr(row, name)) for name in names] for row in rows)
+    draft.replace(path)
+
+
+def read_rows(kind: type[T], path: Path) -> list[T]:
+    """What `write_rows` wrote; none where there is no file."""
+    if not path.exists():
+        return []
+    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    with path.open(newline="") as file:
+        return [kind(**{name: _value(text, types[name]) for name, text in line.items()}) for line in csv.DictReader(file)]
 
 
 def _text(value: object) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _read(path: Path) -> list[Row]:
-    with path.open(newline="") as file:
-        return [Row(**{name: _value(text, _FIELDS[name]) for name, text in line.items()}) for line in csv.DictReader(file)]
 
 
 def _value(text: str, kind: str) -> object:

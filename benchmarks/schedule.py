@@ -11,8 +11,6 @@ inputs that die in it, counted in the lowered code; the heuristics' by the model
 from __future__ import annotations
 
 import argparse
-import csv
-import dataclasses
 import datetime
 import functools
 import os
@@ -31,7 +29,7 @@ from torch import Tensor, nn
 
 from benchmarks.branching import GENOTYPES, CellNet, DenseNet, MixtureOfExperts
 from benchmarks.models import CASES, images, unet
-from benchmarks.rows import source_hash
+from benchmarks.rows import read_rows, source_hash, write_rows
 from memcompile.codegen.inductor import lower, lower_step
 from memcompile.codegen.scheduled import Scheduling, own_peak
 from memcompile.codegen.trace import GraphTrace
@@ -174,24 +172,6 @@ def table(rows: Sequence[OrderRow]) -> str:
     return "\n".join(lines)
 
 
-def _read(path: Path) -> dict[tuple[str, str], OrderRow]:
-    kinds = {field.name: {"int": int, "float": float}.get(str(field.type), str) for field in dataclasses.fields(OrderRow)}
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        rows = [OrderRow(**{name: kinds[name](text) for name, text in line.items()}) for line in csv.DictReader(file)]
-    return {(row.model, row.graph): row for row in rows}
-
-
-def _write(rows: Sequence[OrderRow], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([field.name for field in dataclasses.fields(OrderRow)])
-        for row in rows:
-            writer.writerow([f"{value:.4g}" if isinstance(value, float) else value for value in dataclasses.astuple(row)])
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Lower what the command line asks for; a newer row takes the older one's place."""
     known = builds()
@@ -200,14 +180,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="print the rows as markdown, lower nothing")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
-    rows = _read(args.results)
+    rows = {(row.model, row.graph): row for row in read_rows(OrderRow, args.results)}
     if args.table:
         print(table(list(rows.values())))
         return
     for name in args.models:
         for row in order_rows(name, known[name]):
             rows[row.model, row.graph] = row
-            _write(list(rows.values()), args.results)
+            write_rows(OrderRow, rows.values(), args.results)
             print(table([row]).splitlines()[-1], f"model off by {row.model_gap_bytes} bytes", flush=True)
 
 

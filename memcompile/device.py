@@ -6,6 +6,7 @@ the cost of arithmetic compares with the cost of moving bytes, and that is what 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -95,8 +96,11 @@ def free_bytes(device: torch.device) -> int:
 
 def device_name(device: torch.device) -> str:
     """The name of the processor: "NVIDIA H200", "AMD EPYC 7B13"."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+
+
+@functools.cache
+def _processor_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -126,10 +130,10 @@ def cache_key(device: torch.device) -> dict[str, Any]:
     }
 
 
-def cache_path(key: Mapping[str, Any]) -> Path:
-    """The file that holds the numbers for ``key``."""
+def cache_path(key: Mapping[str, Any], kind: str = "device") -> Path:
+    """The file that holds the numbers of a ``kind`` for ``key``."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return cache_directory() / f"device-{key['device']}-{digest}.json"
+    return cache_directory() / f"{kind}-{key['device']}-{digest}.json"
 
 
 def _load(path: Path, key: Mapping[str, Any]) -> DeviceModel | None:

@@ -105,9 +105,10 @@ class Session:
             again = Session(original, self.inputs, self.options, self.device, tangents_held=self.tangents_held, trust=False)
             return again.compile()
         self.scheduling.problems.clear()
+        lowered = self.keeps.peak()
         if self.outcome is not None:
-            self.outcome.settle(self.keeps.traces.values(), self.keeps.peak())
-        peak = self._placed(self.keeps.peak())
+            self.outcome.settle(self.keeps.traces.values(), lowered)
+        peak = self._placed(lowered)
         entry = self._enter(explain.graph_report(self, peak), peak, (self.options.dump, debug_folder()))
         return CompiledGraph(function, entry, self, original)
 

@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from memcompile.codegen.fusion import PlannedFusion, origins_of
-from memcompile.codegen.lines import trace_of
+from memcompile.codegen.lines import kind_of, trace_of
 from memcompile.codegen.order import planned_order
 from memcompile.codegen.scheduled import Scheduling
 from memcompile.codegen.trace import GraphTrace
@@ -185,7 +185,7 @@ def _recording_wrapper(
             self._estimate_peak = estimate
 
         def run_wrapper_ir_passes(self, is_inference: bool) -> None:
-            kind = "backward" if V.graph.is_backward else "inference" if V.graph.is_inference else "forward"
+            kind = kind_of(V.graph)
             lines: list[Any] = list(self.lines)
             for share in shares:
                 trace = scheduling.traces[kind] = self._trace(lines, share, is_inference)

@@ -154,6 +154,11 @@ def kernel_scratch_bytes(node: Any, graph: Any) -> int:
     return max((scratch_bytes(origin, strides) for origin in origins), default=0)
 
 
+def kind_of(graph: Any) -> str:
+    """Of a ``GraphLowering``: "forward", "backward" or "inference"."""
+    return "backward" if graph.is_backward else "inference" if graph.is_inference else "forward"
+
+
 def size_hint(graph: Any, value: Any) -> int:
     """Concrete size for the shapes in hand."""
     sizes = graph.sizevars

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from memcompile.codegen.kernels import KernelGraph
+from memcompile.codegen.lines import kind_of
 from memcompile.codegen.surface import surface
 from memcompile.codegen.trace import Event, GraphTrace, step_peak
 from memcompile.errors import PassError
@@ -108,7 +109,7 @@ class Scheduling:
         graph = V.graph
         if isinstance(graph, SubgraphLowering) or _has_streams(graph.scheduler):
             return chosen
-        kind = "backward" if graph.is_backward else "inference" if graph.is_inference else "forward"
+        kind = kind_of(graph)
         kernels = KernelGraph(chosen, graph, self.traces.get("forward") if kind == "backward" else None)
         if self.problems.get(kind) != kernels.problem:
             freeable = memory.get_freeable_input_buf(before, inputs)

@@ -16,7 +16,7 @@ import numpy as np
 from memcompile.codegen.trace import Life, StepPeak
 from memcompile.solvers.fill import fill
 from memcompile.solvers.packing import Buffer, Packing, pack, validate
-from memcompile.solvers.simulate import Ints
+from memcompile.solvers.simulate import Ints, alive
 
 ALIGNMENT = {"cpu": 64, "cuda": 512}
 """Bytes: what the allocator of each device aligns to."""
@@ -104,12 +104,10 @@ def _may_lie(life: Life, slots: Collection[tuple[str, str]], boundary: int, acro
 
 def _alive(lives: Sequence[Life], end: int, alignment: int = 1) -> Ints:
     """Bytes alive at each event."""
-    change = np.zeros(end + 1, dtype=np.int64)
-    for life in lives:
-        size = -(-life.size_bytes // alignment) * alignment
-        change[life.birth] += size
-        change[end if life.death is None else life.death] -= size
-    return np.cumsum(change)[:end]
+    begins = np.array([life.birth for life in lives], dtype=np.int64)
+    ends = np.array([end if life.death is None else life.death for life in lives], dtype=np.int64)
+    sizes = np.array([-(-life.size_bytes // alignment) * alignment for life in lives], dtype=np.int64)
+    return alive(begins, ends, sizes, end)
 
 
 def _placed(lives: Sequence[Life], room: Ints, alignment: int) -> tuple[list[Life], Packing]:

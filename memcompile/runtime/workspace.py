@@ -7,7 +7,6 @@ is about to be compiled is made once on zeros, under the profiler. A dry run mak
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -18,7 +17,7 @@ import torch
 from torch._ops import OpOverload
 from torch.utils import _pytree
 
-from memcompile.device import cache_directory, cache_key, plain_mode, write_atomically
+from memcompile.device import cache_key, cache_path, plain_mode, write_atomically
 from memcompile.logs import get_logger
 from memcompile.runtime.measure import highest_sum, record_allocations
 
@@ -52,7 +51,7 @@ class Workspaces:
 
         ``args``, ``kwargs``: tensors of the shapes, strides and types of the call, on any device, and all else as it is.
         """
-        path = _path()
+        path = cache_path(cache_key(_CPU), "workspaces")
         known = self._known.get(path)
         if known is None:
             known = self._known[path] = _load(path)
@@ -79,11 +78,6 @@ class Workspaces:
 
 
 WORKSPACES = Workspaces()
-
-
-def _path() -> Path:
-    digest = hashlib.sha256(json.dumps(cache_key(_CPU), sort_keys=True).encode()).hexdigest()[:16]
-    return cache_directory() / f"workspaces-cpu-{digest}.json"
 
 
 def _load(path: Path) -> dict[str, int]:

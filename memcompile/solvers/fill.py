@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
-from memcompile.solvers.simulate import Ints
+from memcompile.solvers.simulate import Ints, alive
 
 WORK_S = 2.0
 """Deterministic seconds of the solver: about as many of a clock."""
@@ -40,14 +40,11 @@ def fill(begins: Ints, ends: Ints, sizes: Ints, room: Ints, *, work_s: float = W
     without an arena, nor where the solver finds nothing within its work.
     """
     count = len(sizes)
-    change = np.zeros(len(room) + 1, dtype=np.int64)
-    np.add.at(change, begins, sizes)
-    np.add.at(change, ends, -sizes)
-    alive = np.cumsum(change)[:-1]
-    if not count or (alive > room).any():
+    level_of_all = alive(begins, ends, sizes, len(room))
+    if not count or (level_of_all > room).any():
         return Fill(np.zeros(count, dtype=np.bool_), 0, 0)
     most = int(room.min())
-    if alive.max() <= most:
+    if level_of_all.max() <= most:
         return Fill(np.ones(count, dtype=np.bool_), most, int(sizes.sum()))
     model = cp_model.CpModel()
     inside = [model.new_bool_var("") for _ in range(count)]
@@ -55,7 +52,7 @@ def fill(begins: Ints, ends: Ints, sizes: Ints, room: Ints, *, work_s: float = W
     level: cp_model.LinearExpr | int = 0
     times = np.unique(np.concatenate([begins, ends, [0]]))
     times = times[times < len(room)].tolist()
-    left = np.minimum.reduceat(room - alive, times)  # between changes, the least
+    left = np.minimum.reduceat(room - level_of_all, times)  # between changes, the least
     born, dead = ({t: np.flatnonzero(moments == t).tolist() for t in times} for moments in (begins, ends))
     for time, least in zip(times, left.tolist(), strict=True):
         before, level = level, model.new_int_var(0, most, "")

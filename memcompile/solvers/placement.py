@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memcompile.solvers.simulate import Ints
+from memcompile.solvers.simulate import Ints, alive
 
 COMPILED_FROM = 4000
 """Buffers from which the placements are those of ``placement_large.py``: loading and compiling it takes a while."""
@@ -45,10 +45,7 @@ class Part:
         """From lifetimes in any unit of time."""
         times = np.unique(np.concatenate([lowers, uppers]))
         begins, ends = np.searchsorted(times, lowers), np.searchsorted(times, uppers)
-        change = np.zeros(len(times), dtype=np.int64)
-        np.add.at(change, begins, sizes)
-        np.add.at(change, ends, -sizes)
-        crowd = _range_max(np.cumsum(change), begins, ends)
+        crowd = _range_max(alive(begins, ends, sizes, len(times)), begins, ends)
         held = fixed >= 0
         tops = (fixed + sizes)[held]
         bound = max(int(crowd.max()), int(tops.max()) if len(tops) else 0)

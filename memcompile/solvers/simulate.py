@@ -18,6 +18,14 @@ from memcompile.solvers.problem import Problem, Schedule
 Ints = NDArray[np.int64]
 
 
+def alive(begins: Ints, ends: Ints, sizes: Ints, count: int) -> Ints:
+    """Sum of the sizes alive at each of the moments 0 .. count - 1; i is alive in ``[begins[i], ends[i])``."""
+    change = np.zeros(count + 1, dtype=np.int64)
+    np.add.at(change, begins, sizes)
+    np.add.at(change, ends, -sizes)
+    return np.cumsum(change)[:count]
+
+
 @dataclass(frozen=True, slots=True)
 class Timeline:
     """What a schedule does: ``live_bytes[i]`` during execution i, and the storages written before the split, read after it."""
