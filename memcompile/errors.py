@@ -142,6 +142,35 @@ class PassError(MemcompileError):
         )
 
 
+class KernelRefusedError(MemcompileError):
+    """A piece of the graph that no fused kernel is generated for. ``node``: its name; ``source``: "model.py:61" or ""."""
+
+    def __init__(self, node: str, reason: str, source: str = "") -> None:
+        self.node = node
+        self.reason = reason
+        self.source = source
+        where = f" ({source})" if source else ""
+        super().__init__(
+            f"no fused kernel for {node}{where}: {reason.rstrip('.')}. Leave this part to Inductor, or rewrite it."
+        )
+
+
+class UnknownTargetError(MemcompileError):
+    """A GPU that kernels cannot be compiled for."""
+
+    def __init__(self, target: str, known: Sequence[str]) -> None:
+        self.target = target
+        self.known = tuple(known)
+        super().__init__(f"cannot compile kernels for {target!r}. Known targets: {', '.join(self.known)}.")
+
+
+class MissingTritonError(MemcompileError):
+    """Kernels were asked for, and Triton is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__("generating kernels needs Triton, which is not installed: pip install 'memcompile[triton]'")
+
+
 class DryRunError(MemcompileError):
     """A dry run came to a place where the step needs the value of a tensor, which a fake tensor does not have."""
 

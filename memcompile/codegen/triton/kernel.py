@@ -1,0 +1,106 @@
+"""``generate``: from a body of a graph to a kernel's source, and to a function that runs it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import fx
+
+from memcompile.codegen.triton.chain import Chain, read_chain
+from memcompile.codegen.triton.configs import Config
+from memcompile.codegen.triton.layout import Function
+from memcompile.codegen.triton.module import Launch, header, launcher
+from memcompile.codegen.triton.rows_kernel import ROWS_METHOD, rows_launches, write_rows_kernel
+from memcompile.codegen.triton.source import Source
+from memcompile.device import cache_directory
+from memcompile.errors import MissingTritonError
+
+Method = Literal["rows", "decode"]
+Launcher = Callable[..., tuple[torch.Tensor, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedKernel:
+    """A kernel's module as text, for any number of rows. ``functions``: its ``@triton.jit`` functions."""
+
+    name: str
+    method: Method
+    chain: Chain
+    functions: tuple[Function, ...]
+    config: Config
+    head: str
+    tail: str
+
+    @property
+    def source(self) -> str:
+        """The module: importable where torch and triton are."""
+        return f"{self.head}\nCONFIG = {_dict(self.config.as_dict())}\n{self.tail}"
+
+    @property
+    def key(self) -> str:
+        """The same for kernels that compute the same on the same shapes and dtypes."""
+        return hashlib.sha256((self.head + self.tail).encode()).hexdigest()[:16]
+
+    def with_config(self, config: Config) -> GeneratedKernel:
+        """The same kernel with other tile sizes."""
+        return replace(self, config=config)
+
+    def module(self) -> ModuleType:
+        """The imported module. Raises `MissingTritonError`."""
+        if importlib.util.find_spec("triton") is None:
+            raise MissingTritonError
+        digest = hashlib.sha256(self.source.encode()).hexdigest()[:16]
+        path = cache_directory() / "kernels" / f"{self.name}_{digest}.py"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(f".{os.getpid()}")
+            draft.write_text(self.source, encoding="utf-8")
+            draft.replace(path)
+        return _imported(path, os.environ.get("TRITON_INTERPRET", "0"))
+
+    def load(self) -> Launcher:
+        """``launch(*operands, out=None)``: takes the placeholders' tensors in order, returns the results."""
+        launch: Launcher = self.module().launch
+        return launch
+
+
+def generate(body: fx.GraphModule, rows: Sequence[bool], *, name: str, method: Method = "rows") -> GeneratedKernel:
+    """Generate the kernel of a body. Raises `KernelRefusedError` for what no kernel can do.
+
+    ``rows``: for each placeholder whether it is sliced by rows. ``method``: "rows" for many rows (one program a block of rows),
+    "decode" for few (the columns are split over programs).
+    """
+    chain = read_chain(body, rows)
+    source = Source()
+    function = write_rows_kernel(chain, source, f"{name}_kernel")
+    launches = rows_launches(chain, function)
+    config = Config((("BM", 16), ("BK", 32), ("BH", 32), ("BN", 32)), 4, 1)
+    return GeneratedKernel(
+        name, method, chain, (function,), config, header(chain, name, ROWS_METHOD), source.text() + launcher(chain, launches)
+    )
+
+
+@functools.cache
+def _imported(path: Path, interpret: str) -> ModuleType:
+    """Import a file, once for each of the ways Triton runs kernels (compiled, interpreted)."""
+    name = f"memcompile_kernels.{path.stem}_{interpret}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _dict(values: Mapping[str, int]) -> str:
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in values.items()) + "}"
