@@ -184,7 +184,7 @@ class _Reader:
                 if row_inputs and other not in self.row_nodes and len(shape_of(other)) == 2 and shape_of(other)[0] != 1:
                     raise refused(node, f"{other.name} has rows of its own, and is not sliced")
         elif row_inputs or not (is_transpose(node) or constant_of(node) is not None):
-            raise refused(node, f"{node.target} is neither a product nor pointwise")
+            raise refused(node, f"{node.target} is neither a product nor a pointwise operator with a formula")
         if row_inputs:
             self.row_nodes.add(node)
         if node in self.products or any(n in self.dependent for n in inputs):

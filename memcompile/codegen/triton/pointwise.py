@@ -76,6 +76,20 @@ def _tanh(x: str) -> str:
     return f"tl.where(tl.abs({x}) < 0.25, {series}, {whole})"
 
 
+def _expm1(x: str) -> str:
+    series = "1.0"
+    for i in range(7, 1, -1):
+        series = f"(1.0 + {x} * {series} / {i})"
+    return f"tl.where(tl.abs({x}) < 0.25, {x} * {series}, tl.exp({x}) - 1.0)"
+
+
+def _log1p(x: str) -> str:
+    half = f"({x} / (2.0 + {x}))"
+    square = f"{half} * {half}"
+    series = f"2.0 * {half} * (1.0 + {square} * (1 / 3 + {square} * (1 / 5 + {square} * (1 / 7 + {square} / 9))))"
+    return f"tl.where(tl.abs({x}) < 0.25, {series}, tl.log(1.0 + {x}))"
+
+
 def _power(x: str, exponent: str) -> str:
     known = {"0": "1.0", "1": x, "0.5": f"tl.sqrt_rn({x})", "-0.5": f"tl.rsqrt({x})", "-1": f"1.0 / {x}"}
     try:
@@ -110,11 +124,13 @@ def _leaky_relu(x: str, slope: str) -> str:
 
 
 def _elu(x: str, alpha: str, scale: str, input_scale: str) -> str:
-    return f"{scale} * tl.where({x} > 0, {x}, {alpha} * (tl.exp({input_scale} * {x}) - 1.0))"
+    below = _expm1(f"({input_scale} * {x})")
+    return f"{scale} * tl.where({x} > 0, {x}, {alpha} * ({below}))"
 
 
 def _softplus(x: str, beta: str, threshold: str) -> str:
-    return f"tl.where({x} * {beta} > {threshold}, {x}, tl.log(1.0 + tl.exp({x} * {beta})) / {beta})"
+    below = _log1p(f"tl.exp({x} * {beta})")
+    return f"tl.where({x} * {beta} > {threshold}, {x}, {below} / {beta})"
 
 
 def _gelu_backward(grad: str, x: str, approximate: str = "none") -> str:
@@ -144,6 +160,7 @@ FORMULAS: Mapping[str, Formula] = {
     "aten::erf": _call("tl.erf"),
     "aten::exp": _call("tl.exp"),
     "aten::exp2": _call("tl.exp2"),
+    "aten::expm1": _expm1,
     "aten::floor": _call("tl.floor"),
     "aten::ge": _infix(">="),
     "aten::gelu": _gelu,
@@ -155,6 +172,7 @@ FORMULAS: Mapping[str, Formula] = {
     "aten::le": _infix("<="),
     "aten::leaky_relu": _leaky_relu,
     "aten::log": _call("tl.log"),
+    "aten::log1p": _log1p,
     "aten::log2": _call("tl.log2"),
     "aten::logical_and": lambda a, b: f"({a} != 0) & ({b} != 0)",
     "aten::logical_not": lambda x: f"{x} == 0",

@@ -1,0 +1,90 @@
+"""Bodies of graphs as the backend hands them over, with their operands and what they compute in fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+
+@dataclass(frozen=True)
+class Case:
+    """``function(*operands)`` returns a tuple; ``rows``: which operands are sliced."""
+
+    function: Callable[..., tuple[torch.Tensor, ...]]
+    operands: tuple[torch.Tensor, ...]
+    rows: tuple[bool, ...]
+
+    def body(self, decomposed: bool = False) -> fx.GraphModule:
+        """The captured graph, whole ops or Inductor's decompositions."""
+        with FakeTensorMode() as mode:
+            fake = [mode.from_tensor(operand) for operand in self.operands]
+            table = select_decomp_table() if decomposed else None
+            body = make_fx(self.function, decomposition_table=table)(*fake)
+        body.graph.eliminate_dead_code()
+        return body
+
+    def exact(self) -> tuple[torch.Tensor, ...]:
+        """The results in fp64 of the same operands."""
+        return self.function(*(t.double() if t.is_floating_point() else t for t in self.operands))
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Numbers for which products stay of the order of 1."""
+    scale = shape[0] ** -0.5 if len(shape) == 2 else 1.0
+    return (torch.randn(*shape) * scale).to(dtype)
+
+
+def rows_first(row_operands: Sequence[torch.Tensor], others: Sequence[torch.Tensor], function: Callable) -> Case:
+    """A case whose row operands come first. Theirs are not scaled down: they are inputs, not weights."""
+    scaled = [t * t.shape[0] ** 0.5 if t.is_floating_point() else t for t in row_operands]
+    flags = (True,) * len(row_operands) + (False,) * len(others)
+    return Case(function, (*scaled, *others), flags)
+
+
+def ffn(n: int, d: int, r: int, h: int, dtype: torch.dtype = torch.float32, act: Callable = F.gelu) -> Case:
+    """x -> A1 -> B1 (+ b) -> act -> A2 -> B2 (+ b), plus the residual; the last weight is stored transposed."""
+
+    def function(x, a1, b1, c1, a2, b2, c2):
+        hidden = act(torch.addmm(c1, x @ a1, b1))
+        return (x + torch.addmm(c2, hidden @ a2, b2.t()),)
+
+    shapes = ((d, r), (r, h), (h,), (h, r), (d, r), (d,))
+    return rows_first([random(n, d, dtype=dtype)], [random(*shape, dtype=dtype) for shape in shapes], function)
+
+
+def gated(n: int, d: int, r: int, h: int, dtype: torch.dtype = torch.float32) -> Case:
+    """SwiGLU with a low-rank gate, up and down projection."""
+
+    def function(x, ag, bg, au, bu, ad, bd):
+        return ((F.silu((x @ ag) @ bg) * ((x @ au) @ bu)) @ ad @ bd,)
+
+    shapes = ((d, r), (r, h), (d, r), (r, h), (h, r), (r, d))
+    return rows_first([random(n, d, dtype=dtype)], [random(*shape, dtype=dtype) for shape in shapes], function)
+
+
+def rank_to_rank(n: int, r: int, h: int, dtype: torch.dtype = torch.float32) -> Case:
+    """P -> B1 -> act -> A2 -> S."""
+    return rows_first(
+        [random(n, r, dtype=dtype)],
+        [random(r, h, dtype=dtype), random(h, dtype=dtype), random(h, r, dtype=dtype)],
+        lambda p, b1, c1, a2: (F.gelu(torch.addmm(c1, p, b1), approximate="tanh") @ a2,),
+    )
+
+
+def projection(n: int, d: int, r: int, dtype: torch.dtype = torch.float32) -> Case:
+    """x @ U @ V, times a vector in rank space, with bias, mask, residual, a value for each row, scale and cast."""
+
+    def function(x, residual, mask, weight, u, s, v, bias):
+        y = torch.where(mask, ((x @ u) * s) @ v + bias, 0.0) * 0.125
+        return ((residual + torch.sigmoid(y) * weight).float(), y)
+
+    rows = [random(n, d, dtype=dtype), random(n, 2 * d, dtype=dtype), torch.rand(n, 2 * d) > 0.3, random(n, 1, dtype=dtype)]
+    others = [random(d, r, dtype=dtype), random(1, r, dtype=dtype), random(r, 2 * d, dtype=dtype), random(2 * d, dtype=dtype)]
+    return rows_first(rows, others, function)
