@@ -18,9 +18,10 @@ from torch import fx
 
 from memcompile.codegen.triton.chain import Chain, read_chain
 from memcompile.codegen.triton.configs import Config
+from memcompile.codegen.triton.decode_kernel import DECODE_METHOD, write_decode_kernels
 from memcompile.codegen.triton.layout import Function
-from memcompile.codegen.triton.module import Launch, header, launcher
-from memcompile.codegen.triton.rows_kernel import ROWS_METHOD, rows_launches, write_rows_kernel
+from memcompile.codegen.triton.module import header, launcher
+from memcompile.codegen.triton.rows_kernel import ROWS_METHOD, rows_launch, write_rows_kernel
 from memcompile.codegen.triton.source import Source
 from memcompile.device import cache_directory
 from memcompile.errors import MissingTritonError
@@ -82,12 +83,15 @@ def generate(body: fx.GraphModule, rows: Sequence[bool], *, name: str, method: M
     """
     chain = read_chain(body, rows)
     source = Source()
-    function = write_rows_kernel(chain, source, f"{name}_kernel")
-    launches = rows_launches(chain, function)
-    config = Config((("BM", 16), ("BK", 32), ("BH", 32), ("BN", 32)), 4, 1)
-    return GeneratedKernel(
-        name, method, chain, (function,), config, header(chain, name, ROWS_METHOD), source.text() + launcher(chain, launches)
-    )
+    if method == "rows":
+        function = write_rows_kernel(chain, source, f"{name}_kernel")
+        written, text = [(function, rows_launch(chain, function))], ROWS_METHOD
+    else:
+        written, text = write_decode_kernels(chain, source, name), DECODE_METHOD
+    functions, launches = zip(*written, strict=True)
+    config = Config((("BM", 16), ("BK", 32), ("BH", 32), ("BN", 32), ("BC", 32), ("TILES", 2)), 4, 1)
+    tail = source.text() + launcher(chain, launches)
+    return GeneratedKernel(name, method, chain, functions, config, header(chain, name, text), tail)
 
 
 @functools.cache

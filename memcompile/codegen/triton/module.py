@@ -14,7 +14,7 @@ from memcompile.codegen.triton.pointwise import dtype_of, shape_of
 from memcompile.codegen.triton.source import INDENT, Source
 from memcompile.fxutil import source_of
 
-_TAKEN = frozenset({"out", "config", "launch", "torch", "triton", "tl", "n_rows", "CONFIG", "OPERANDS"})
+_TAKEN = frozenset({"out", "config", "launch", "torch", "triton", "tl", "n_rows", "device", "splits", "CONFIG", "OPERANDS"})
 
 _CHECK = '''
 Layout = tuple[str, tuple[int | None, ...], tuple[int, ...], torch.dtype]
@@ -103,8 +103,8 @@ def _write_launch(source: Source, chain: Chain, names: list[str], launches: Sequ
     source.add('"""Run on tensors as in OPERANDS. ``out``: tensors as in RESULTS to write to, new ones when None."""')
     source.add(f"n_rows = {first_row}.shape[0]")
     source.call("_check(", [_tuple(names), "OPERANDS", "n_rows"])
+    source.add(f"device = {first_row}.device")
     with source.block("if out is None:"):
-        source.add(f"device = {first_row}.device")
         source.add("out = (")
         for node in results:
             source.add(f"{INDENT}torch.empty((n_rows, {shape_of(node)[1]}), dtype={dtype_of(node)}, device=device),")

@@ -48,9 +48,9 @@ def write_rows_kernel(chain: Chain, source: Source, name: str) -> Function:
     return function
 
 
-def rows_launches(chain: Chain, function: Function) -> list[Launch]:
+def rows_launch(chain: Chain, function: Function) -> Launch:
     """How ``launch`` calls the kernel."""
-    return [Launch(function.name, '(triton.cdiv(n_rows, config["BM"]),)', launch_arguments(chain, function), function.constants)]
+    return Launch(function.name, '(triton.cdiv(n_rows, config["BM"]),)', launch_arguments(chain, function), function.constants)
 
 
 class _Writer:
