@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
 
 import torch
 from torch import fx
 
 from memcompile.codegen.triton.chain import Chain, read_chain
-from memcompile.codegen.triton.configs import Config
+from memcompile.codegen.triton.configs import TARGETS, Config, Method, candidates, smallest
 from memcompile.codegen.triton.decode_kernel import DECODE_METHOD, write_decode_kernels
 from memcompile.codegen.triton.layout import Function
 from memcompile.codegen.triton.module import header, launcher
@@ -26,7 +25,6 @@ from memcompile.codegen.triton.source import Source
 from memcompile.device import cache_directory
 from memcompile.errors import MissingTritonError
 
-Method = Literal["rows", "decode"]
 Launcher = Callable[..., tuple[torch.Tensor, ...]]
 
 
@@ -89,9 +87,16 @@ def generate(body: fx.GraphModule, rows: Sequence[bool], *, name: str, method: M
     else:
         written, text = write_decode_kernels(chain, source, name), DECODE_METHOD
     functions, launches = zip(*written, strict=True)
-    config = Config((("BM", 16), ("BK", 32), ("BH", 32), ("BN", 32), ("BC", 32), ("TILES", 2)), 4, 1)
+    config = _first_config(chain, method)
     tail = source.text() + launcher(chain, launches)
     return GeneratedKernel(name, method, chain, functions, config, header(chain, name, text), tail)
+
+
+def _first_config(chain: Chain, method: Method) -> Config:
+    """What is most promising on every target; the smallest config where none fits one of them by estimate."""
+    fitting = [candidates(chain, method, target) for target in TARGETS.values()]
+    common = [config for config in fitting[0] if all(config in others for others in fitting)]
+    return common[0] if common else smallest(chain, method)
 
 
 @functools.cache
