@@ -8,8 +8,8 @@ the functions below load what they need at their first call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 # The package `memcompile.report` is imported before the function of the same name is defined: from then on the import system
 # leaves the attribute alone, so that both `memcompile.report(model)` and `from memcompile.report import Report` work.
@@ -17,15 +17,23 @@ import memcompile.report  # noqa: F401
 from memcompile.errors import (
     BudgetInfeasibleError,
     InvalidOptionError,
+    KernelRefusedError,
     MemcompileError,
+    MissingTritonError,
     NoReportError,
     PassError,
     UnknownOptionError,
+    UnknownTargetError,
     UnsupportedDeviceError,
     UnsupportedTorchError,
 )
 from memcompile.options import Budget, Options
 from memcompile.report.data import Report
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from memcompile.codegen.triton.compile import CompiledKernel
 
 __version__ = "0.1.0"
 
@@ -33,14 +41,18 @@ __all__ = [
     "Budget",
     "BudgetInfeasibleError",
     "InvalidOptionError",
+    "KernelRefusedError",
     "MemcompileError",
+    "MissingTritonError",
     "NoReportError",
     "Options",
     "PassError",
     "Report",
     "UnknownOptionError",
+    "UnknownTargetError",
     "UnsupportedDeviceError",
     "UnsupportedTorchError",
+    "kernels",
     "last_report",
     "plan",
     "release",
@@ -72,6 +84,19 @@ def plan(
     from memcompile.backend import plan as dry_run
 
     return dry_run(model, *args, options=options, **kwargs)
+
+
+def kernels(
+    body: fx.GraphModule, rows: Sequence[bool], target: str, *, name: str = "kernel", method: Literal["rows", "decode"] = "rows"
+) -> list[CompiledKernel]:
+    """Generate the fused kernel of a piece of a graph and compile it for a GPU that need not be there: "cuda:80", "cuda:90".
+
+    ``rows``: for each placeholder whether it is sliced by rows. Raises `KernelRefusedError`, which names the node, for what no
+    kernel can do, `UnknownTargetError` and `MissingTritonError`.
+    """
+    from memcompile.codegen.triton.compile import kernels as compiled
+
+    return compiled(body, rows, target, name=name, method=method)
 
 
 def release() -> int:

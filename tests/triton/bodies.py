@@ -38,7 +38,7 @@ class Case:
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Numbers for which products stay of the order of 1."""
     scale = shape[0] ** -0.5 if len(shape) == 2 else 1.0
-    return (torch.randn(*shape) * scale).to(dtype)
+    return (torch.randn(shape) * scale).to(dtype)
 
 
 def rows_first(row_operands: Sequence[torch.Tensor], others: Sequence[torch.Tensor], function: Callable) -> Case:
@@ -88,3 +88,25 @@ def projection(n: int, d: int, r: int, dtype: torch.dtype = torch.float32) -> Ca
     rows = [random(n, d, dtype=dtype), random(n, 2 * d, dtype=dtype), torch.rand(n, 2 * d) > 0.3, random(n, 1, dtype=dtype)]
     others = [random(d, r, dtype=dtype), random(1, r, dtype=dtype), random(r, 2 * d, dtype=dtype), random(2 * d, dtype=dtype)]
     return rows_first(rows, others, function)
+
+
+def normalized(n: int, d: int, r: int, h: int, dtype: torch.dtype = torch.float32) -> Case:
+    """Autocast: fp32 rows scaled by a value a row and a vector, then cast; fp32 weights cast where they are used."""
+
+    def function(x, deviation, gain, u, v, half):
+        scaled = (x * torch.rsqrt(deviation + 1e-5) * gain).to(half.dtype)
+        return ((scaled @ u.to(half.dtype) @ v.to(half.dtype)).relu() * half,)
+
+    others = [random(d), random(d, r), random(r, h), random(dtype=dtype)]
+    return rows_first([random(n, d), torch.rand(n, 1) + 0.5], others, function)
+
+
+def core(n: int, d: int, r: int, dtype: torch.dtype = torch.float32) -> Case:
+    """x @ U @ (r x r core) @ V, with both of the rank-space tensors as results."""
+
+    def function(x, u, middle, v):
+        left = x @ u
+        right = torch.tanh(left @ middle)
+        return right @ v, left, right
+
+    return rows_first([random(n, d, dtype=dtype)], [random(*s, dtype=dtype) for s in ((d, r), (r, r), (r, d))], function)

@@ -6,9 +6,9 @@ The rows of a body are independent, so one program takes a block of rows through
 result: at least one of the two is resident. The resident tensors are therefore a vertex cover of the products; the one with the
 fewest columns is taken. In a low-rank layer these are the rank-space tensors, and the hidden is never whole.
 
-The loops are *sweeps*: each goes over the columns of one width, computes tiles from residents that are ready, adds them up into
-new residents, and stores results. Sweep s + 1 may read what sweep s has summed up. A tile that two sweeps need would be computed
-twice: refused.
+The loops are *sweeps*: each goes over the columns of one width, computes tiles from residents that are ready, adds them up
+into new residents, and stores results. Sweep s + 1 may read what sweep s has summed up. A tile that two sweeps need would be
+computed twice: refused.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ class _Reader:
         sweeps: list[Sweep] = []
         swept: set[fx.Node] = set()
         for level, columns in sorted({*contracts, *stores}):
-            summing, storing = (found.get((level, columns), []) for found in (contracts, stores))
+            summing, storing = contracts.get((level, columns), []), stores.get((level, columns), [])
             needed = self._tiles([*(p.left for p in summing), *storing], resident)
             if twice := [n for n in nodes if n in needed and n in swept]:
                 raise refused(twice[0], "two loops need it, one of them only after the other's sums are complete")

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import fx
 
-from memcompile.codegen.triton.configs import TARGETS, Config, Target, candidates
-from memcompile.codegen.triton.kernel import GeneratedKernel, Method, generate
+from memcompile.codegen.triton.configs import TARGETS, Config, Method, Target, candidates
+from memcompile.codegen.triton.kernel import GeneratedKernel, generate
 from memcompile.codegen.triton.layout import Function
 from memcompile.errors import KernelRefusedError, MissingTritonError, UnknownTargetError
 

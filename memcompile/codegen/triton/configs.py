@@ -1,9 +1,9 @@
 """Which tile sizes a kernel may have on a GPU: candidates within its limits by estimate, the most promising first.
 
-The estimates follow how Triton lowers these kernels, and were compared with what ptxas reports for sm_80 and sm_90. Registers: a
-resident tensor lives through the loops between its first and its last use, in fp32 while it is summed up, in its own dtype after
-that. Shared memory: the tiles of weights and inputs that a loop loads, times the stages of its pipeline, and resident operands
-where the instructions read them from there.
+The estimates follow how Triton lowers these kernels, and were compared with what ptxas reports for sm_80 and sm_90.
+Registers: a resident tensor lives through the loops between its first and its last use, in fp32 while it is summed up, in its
+own dtype after that. Shared memory: the tiles of weights and inputs that a loop loads, times the stages of its pipeline, and
+resident operands where the instructions read them from there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import fx
 
 from memcompile.codegen.triton.chain import Chain, Sweep
@@ -91,7 +92,8 @@ class Footprint:
 def candidates(chain: Chain, method: Method, target: Target, num_rows: int | None = None) -> list[Config]:
     """Configs whose estimate fits, the most promising first. ``num_rows``: what it is for, the graph's when None."""
     rows = chain.num_rows if num_rows is None else num_rows
-    found = [config for config in _configs(chain, method, rows) if estimate(chain, method, config, target).fits(target)]
+    distinct = dict.fromkeys(_configs(chain, method, rows))
+    found = [config for config in distinct if estimate(chain, method, config, target).fits(target)]
     return sorted(found, key=lambda config: _rank(chain, method, config, target, rows))
 
 
@@ -107,20 +109,27 @@ def estimate(chain: Chain, method: Method, config: Config, target: Target) -> Fo
 
 
 def _configs(chain: Chain, method: Method, rows: int) -> Iterator[Config]:
-    decode = method == "decode"
-    heights = [h for h in (16, 32, 64) if h == 16 or h < 2 * rows] if decode else [32, 64, 128]
-    shapes = itertools.product(heights, (32, 64, 128), (32, 64, 128), (4,) if decode else (4, 8), (2, 3), (1, 2, 4) if decode else (0,))
-    for height, hidden, outer, warps, stages, tiles in shapes:
-        widths = {"BK": outer, "BH": hidden, "BN": outer}
-        sizes = {"BM": height}
-        for sweep in chain.sweeps:
-            name = width_of(sweep)
-            exact = not decode and tile_divides(sweep.columns)
-            limit = divisor(sweep.columns) if exact else _power_of_two(sweep.columns)
-            sizes[name] = min(widths[name], sizes.get(name, limit), limit)
-        if decode:
-            sizes |= {"BC": 64, "TILES": tiles}
-        yield Config(tuple(sizes.items()), warps, stages)
+    """All combinations. fp32 products do without tensor cores, and keep their operands in registers: their tiles are small."""
+    decode, small = method == "decode", chain.dtype() == torch.float32
+    heights = [16, 32] if small else [16, 32, 64] if decode else [32, 64, 128]
+    heights = [height for height in heights if not decode or height == 16 or height < 2 * rows]
+    widths = (16, 32) if small else (32, 64, 128)
+    pipelines = [(1, 1), (2, 2), (2, 4), (3, 4)] if decode else [(2, 0), (3, 0)]
+    for height, hidden, outer, warps in itertools.product(heights, widths, widths, (8, 16) if small else (4, 8)):
+        for stages, tiles in pipelines:
+            sizes = {"BM": height, **_tile_widths(chain, decode, {"BK": outer, "BH": hidden, "BN": outer})}
+            yield Config(tuple((sizes | ({"BC": 64, "TILES": tiles} if decode else {})).items()), warps, stages)
+
+
+def _tile_widths(chain: Chain, decode: bool, wanted: Mapping[str, int]) -> dict[str, int]:
+    """The widths, narrowed so that they divide the columns where that spares a mask, and are no wider than these."""
+    sizes: dict[str, int] = {}
+    for sweep in chain.sweeps:
+        name = width_of(sweep)
+        exact = not decode and tile_divides(sweep.columns)
+        limit = divisor(sweep.columns) if exact else _power_of_two(sweep.columns)
+        sizes[name] = min(wanted[name], sizes.get(name, limit), limit)
+    return sizes
 
 
 def _estimate_sweep(chain: Chain, method: Method, sweep: Sweep, config: Config, target: Target) -> Footprint:
@@ -140,8 +149,10 @@ def _estimate_sweep(chain: Chain, method: Method, sweep: Sweep, config: Config, 
         shared = height // WARPGROUP_ROWS < config.num_warps // 4
         kept = _bytes((n for n in operands if shared or n not in chain.dependent), height)
         return Footprint(registers, config.num_stages * loaded + kept)
+    if config.num_stages == 1:
+        loaded = max(count * dtype_of(weight).itemsize for count, weight in weights)
     result = height * width * chain.dtype().itemsize
-    return Footprint(registers, (config.num_stages - 1) * loaded + _bytes(operands, height) + result)
+    return Footprint(registers, max(1, config.num_stages - 1) * loaded + _bytes(operands, height) + result)
 
 
 def _bytes(nodes: Iterable[fx.Node], height: int) -> int:
@@ -175,7 +186,12 @@ def _rank(chain: Chain, method: Method, config: Config, target: Target, rows: in
     width, programs = config[width_of(widest)], math.ceil(rows / config["BM"])
     if method == "decode":
         programs *= math.ceil(widest.columns / (width * config["TILES"]))
-        return (math.ceil(programs / target.processors) * config["TILES"] * width, config["TILES"], -config.num_stages, config["BM"])
+        return (
+            math.ceil(programs / target.processors) * config["TILES"] * width,
+            config["TILES"],
+            -config.num_stages,
+            config["BM"],
+        )
     time = math.ceil(programs / target.processors) * max(config["BM"], target.balance_rows)
     return (time, -min(width, 64), -config.num_warps, -config.num_stages, -config["BM"], -sum(size for _, size in config.sizes))
 

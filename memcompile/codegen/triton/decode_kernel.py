@@ -1,8 +1,9 @@
 """K3: a chain over few rows, where one program a block of rows would leave most of the GPU idle.
 
-Each sweep is a kernel of its own whose columns are split over programs. A program adds up its share of a product and writes it to
-a buffer ``parts [splits, N, n]`` in fp32; a small kernel sums the shares in order (no atomics: the same bits in every run), adds
-what is pointwise on the narrow tensors, and stores them for the next sweep. All projections of the same input are one sweep.
+Each sweep is a kernel of its own whose columns are split over programs. A program adds up its share of a product and writes it
+to a buffer ``parts [splits, N, n]`` in fp32; a small kernel sums the shares in order (no atomics: the same bits in every run),
+adds what is pointwise on the narrow tensors, and stores them for the next sweep. All projections of the same input are one
+sweep.
 """
 
 from __future__ import annotations

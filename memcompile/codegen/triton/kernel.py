@@ -26,6 +26,8 @@ from memcompile.device import cache_directory
 from memcompile.errors import MissingTritonError
 
 Launcher = Callable[..., tuple[torch.Tensor, ...]]
+Choice = Callable[["GeneratedKernel", Sequence[torch.Tensor]], Config]
+"""The config for the operands of one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,19 @@ class GeneratedKernel:
             draft.replace(path)
         return _imported(path, os.environ.get("TRITON_INTERPRET", "0"))
 
-    def load(self) -> Launcher:
-        """``launch(*operands, out=None)``: takes the placeholders' tensors in order, returns the results."""
+    def load(self, choose: Choice | None = None) -> Launcher:
+        """``launch(*operands, out=None)``: takes the placeholders' tensors in order, returns the results.
+
+        ``choose``: asked for the config at each call, such as a ``Tuner``; None takes the kernel's own.
+        """
         launch: Launcher = self.module().launch
-        return launch
+        if choose is None:
+            return launch
+
+        def tuned(*operands: torch.Tensor, out: tuple[torch.Tensor, ...] | None = None) -> tuple[torch.Tensor, ...]:
+            return launch(*operands, out=out, config=choose(self, operands).as_dict())
+
+        return tuned
 
 
 def generate(body: fx.GraphModule, rows: Sequence[bool], *, name: str, method: Method = "rows") -> GeneratedKernel:

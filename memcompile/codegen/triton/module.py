@@ -46,7 +46,10 @@ class Launch:
 
 def parameters_of(chain: Chain) -> dict[fx.Node, str]:
     """The name of each placeholder as a parameter of ``launch``."""
-    return {node: f"{node.name}_" if node.name in _TAKEN or keyword.iskeyword(node.name) else node.name for node in chain.placeholders}
+    return {
+        node: f"{node.name}_" if node.name in _TAKEN or keyword.iskeyword(node.name) else node.name
+        for node in chain.placeholders
+    }
 
 
 def launch_arguments(chain: Chain, function: Function) -> tuple[str, ...]:
@@ -128,7 +131,7 @@ def _body_lines(chain: Chain) -> list[str]:
     for node in chain.graph.nodes:
         if node.op == "call_function":
             arguments = [*map(_text, node.args), *(f"{name}={_text(value)}" for name, value in node.kwargs.items())]
-            line = f"{INDENT}{node.name} = {str(node.target)}({', '.join(arguments)})"
+            line = f"{INDENT}{node.name} = {node.target!s}({', '.join(arguments)})"
             source = source_of(node)
             lines.append(f"{line}  # {source}" if source else line)
     lines.append(f"{INDENT}return {', '.join(node.name for node in chain.outputs)}")

@@ -228,7 +228,7 @@ def is_cast(node: fx.Node) -> bool:
 
 def is_transpose(node: fx.Node) -> bool:
     """Whether the node swaps the two dimensions of a matrix."""
-    swaps = operator_of(node) == "aten::permute" and [d % 2 for d in node.args[1]] == [1, 0]  # type: ignore[union-attr, operator, misc]
+    swaps = operator_of(node) == "aten::permute" and [d % 2 for d in node.args[1]] == [1, 0]  # type: ignore[union-attr, operator]
     return (swaps or operator_of(node) == "aten::t") and shape_of(node).__len__() == 2
 
 

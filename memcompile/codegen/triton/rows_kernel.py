@@ -30,7 +30,6 @@ from memcompile.codegen.triton.pointwise import shape_of
 from memcompile.codegen.triton.source import Source
 from memcompile.codegen.triton.tile import Axis, TileWriter
 
-
 ROWS_METHOD = """
 One program takes BM rows through all of it. Narrow tensors stay in registers, as one or more blocks whose widths are powers of
 two; wide ones exist one tile of columns at a time. Sums are in fp32, and the results of products are rounded as in the graph.

@@ -1,7 +1,7 @@
 """Writes what a chain computes, for one tile: loads, products, pointwise expressions, stores.
 
-A tile is named by the index variables of its two dimensions (``Axis``), so the same functions serve a tile of a loop, a block of a
-resident tensor, and a tile of a weight. Every value is written once per scope: the body of a loop sees what was written before it.
+A tile is named by the index variables of its two dimensions (``Axis``), so the same functions serve a tile of a loop, a block
+of a resident tensor, and a tile of a weight. Every value is written once a scope: a loop's body sees what was written before.
 """
 
 from __future__ import annotations
@@ -34,7 +34,24 @@ MAX_BLOCK = 256
 BLOCK_COST = 16
 """Columns of padding that one block more is worth."""
 
-RESERVED = frozenset({"tl", "triton", "torch", "rows", "cols", "row_mask", "col_mask", "start", "n_rows", "split", "float", "range"})
+RESERVED = frozenset(
+    {
+        "tl",
+        "triton",
+        "torch",
+        "rows",
+        "cols",
+        "row_mask",
+        "col_mask",
+        "part_rows",
+        "tile",
+        "start",
+        "n_rows",
+        "split",
+        "float",
+        "range",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +129,7 @@ class TileWriter:
     def scope(self, header: str) -> Iterator[None]:
         """The body of a loop: what is written in it is not seen after it."""
         outer = self.values, self.names, self.casts
-        self.values, self.names, self.casts = (m.new_child() for m in outer)  # type: ignore[assignment, attr-defined]
+        self.values, self.names, self.casts = (m.new_child() for m in outer)  # type: ignore[assignment]
         with self.source.block(header):
             yield
         self.values, self.names, self.casts = outer
