@@ -84,7 +84,7 @@ class _Writer:
             names = {(product.node, axis): tiles.name(tiles.label(product.node, axis)) for product, axis in targets}
             for (_, axis), total in names.items():
                 self.source.add(f"{total} = tl.full((BM, {axis.width}), 0.0, tl.float32)")
-            with tiles.scope("for tile in range(0, TILES):"):
+            with tiles.scope("for tile in range(TILES):"):
                 cols = write_columns(self.source, sweep.columns, width, f"(tl.program_id(1) * TILES + tile) * {width}")
                 for node in sweep.nodes:
                     self._compute(tiles, node, cols, axes)
@@ -150,10 +150,10 @@ class _Writer:
         share = f"TILES * {width_of(sweep)}"
         name, columns = tiles.name(product.node.name), shape_of(product.node)[1]
         self.source.add(f"{name} = tl.full((BM, BC), 0.0, tl.float32)")
-        with self.source.block(f"for split in range(0, ({sweep.columns} + {share} - 1) // ({share})):"):
+        with self.source.block(f"for split in range(({sweep.columns} + {share} - 1) // ({share})):"):
             offset = f"(split * n_rows.to(tl.int64) + rows)[:, None] * {columns} + cols[None, :]"
             mask = "row_mask[:, None] & col_mask[None, :]"
-            self.source.add(f"{name} += tl.load({product.node.name}_parts_ptr + {offset}, mask={mask}, other=0.0)")
+            self.source.call(f"{name} += tl.load(", [f"{product.node.name}_parts_ptr + {offset}", f"mask={mask}", "other=0.0"])
         tiles.finish(product, name, cols)
 
     def _inputs(self, node: fx.Node) -> list[fx.Node]:

@@ -21,7 +21,7 @@ from memcompile.codegen.triton.decode_kernel import DECODE_METHOD, write_decode_
 from memcompile.codegen.triton.layout import Function
 from memcompile.codegen.triton.module import header, launcher
 from memcompile.codegen.triton.rows_kernel import ROWS_METHOD, rows_launch, write_rows_kernel
-from memcompile.codegen.triton.source import Source
+from memcompile.codegen.triton.source import LINE_LENGTH, Source
 from memcompile.device import cache_directory
 from memcompile.errors import MissingTritonError
 
@@ -45,7 +45,9 @@ class GeneratedKernel:
     @property
     def source(self) -> str:
         """The module: importable where torch and triton are."""
-        return f"{self.head}\nCONFIG = {_dict(self.config.as_dict())}\n{self.tail}"
+        text = f"{self.head}\nCONFIG = {_dict(self.config.as_dict())}\n{self.tail}"
+        long = any(len(line) > LINE_LENGTH for line in text.splitlines())
+        return f"# ruff: noqa: E501\n{text}" if long else text
 
     @property
     def key(self) -> str:

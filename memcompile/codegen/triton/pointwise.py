@@ -57,7 +57,7 @@ def _call(name: str) -> Formula:
 
 
 def _scaled(sign: str) -> Formula:
-    return lambda a, b, alpha=1: f"{a} {sign} {b}" if alpha == 1 else f"{a} {sign} {number(alpha)} * {b}"
+    return lambda a, b, alpha=1: f"{a} {sign} {b}" if float(alpha) == 1 else f"{a} {sign} {alpha} * {b}"
 
 
 def _extremum(name: str) -> Formula:

@@ -225,7 +225,7 @@ class TileWriter:
         value = self.cast(self.read(node, cols), dtype_of(node))
         columns = shape_of(node)[1]
         at = (Index(ROWS, 0), Index(cols, 1))
-        self.source.add(f"tl.store({self._address(pointer, at, (columns, 1))}, {value}{self._mask(at)})")
+        self.source.call("tl.store(", [self._address(pointer, at, (columns, 1)), value, *self._mask(at)])
 
     def cast(self, value: Value, dtype: torch.dtype) -> str:
         """The value in a dtype; a cast is written once."""
@@ -303,9 +303,9 @@ class TileWriter:
 
     def _load(self, node: fx.Node, pointer: str, dims: Dims, strides: tuple[int, ...], dtype: torch.dtype) -> Value:
         name = self.name(self.label(node, *(index.axis for index in dims if index)))
-        other = ", other=0.0" if dtype.is_floating_point else ", other=0"
+        other = "other=0.0" if dtype.is_floating_point else "other=0"
         mask = self._mask(dims)
-        self.source.add(f"{name} = tl.load({self._address(pointer, dims, strides)}{mask + other if mask else ''})")
+        self.source.call(f"{name} = tl.load(", [self._address(pointer, dims, strides), *mask, *([other] if mask else [])])
         return Value(name, dtype)
 
     def _address(self, pointer: str, dims: Dims, strides: tuple[int, ...]) -> str:
@@ -315,9 +315,9 @@ class TileWriter:
                 terms.append(index.text if stride == 1 else f"{index.text} * {stride}")
         return " + ".join(terms)
 
-    def _mask(self, dims: Dims) -> str:
+    def _mask(self, dims: Dims) -> list[str]:
         masks = [index.mask for index in dims if index is not None and index.mask]
-        return f", mask={' & '.join(masks)}" if masks else ""
+        return [f"mask={' & '.join(masks)}"] if masks else []
 
     def _zero_where_masked(self, node: fx.Node) -> bool:
         """Whether masked columns of the node are 0 already: loaded, or a plain product with masked loads."""
