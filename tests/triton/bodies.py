@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 from torch._inductor.decomposition import select_decomp_table
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 
@@ -23,8 +23,9 @@ class Case:
 
     def body(self, decomposed: bool = False) -> fx.GraphModule:
         """The captured graph, whole ops or Inductor's decompositions."""
-        with FakeTensorMode() as mode:
-            fake = [mode.from_tensor(operand) for operand in self.operands]
+        mode = next((t.fake_mode for t in self.operands if isinstance(t, FakeTensor)), FakeTensorMode())
+        with mode:
+            fake = [mode.from_tensor(t) if not isinstance(t, FakeTensor) else t for t in self.operands]
             table = select_decomp_table() if decomposed else None
             body = make_fx(self.function, decomposition_table=table)(*fake)
         body.graph.eliminate_dead_code()

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx
+from torch._subclasses import FakeTensorMode
 
 from memcompile.codegen.triton.chain import Chain, read_chain
 from memcompile.codegen.triton.tile import blocks
@@ -88,6 +89,14 @@ def test_tensors_that_are_too_wide_on_both_sides_of_a_product_are_refused():
     case = rows_first([random(4, 2000)], [random(2000, 1500)], lambda x, w: (x @ w,))
     with pytest.raises(KernelRefusedError, match="at most 1024 columns"):
         read(case)
+
+
+def test_weights_beyond_32_bit_offsets_are_refused():
+    with FakeTensorMode():
+        operands = torch.empty(4, 64), torch.empty(64, 2**26)
+    with pytest.raises(KernelRefusedError, match="32 bits") as caught:
+        read(Case(lambda x, w: (x @ w,), operands, (True, False)))
+    assert caught.value.node == "w_1"
 
 
 def test_a_refusal_names_the_line_of_the_user():

@@ -95,6 +95,12 @@ def test_unknown_targets():
         compile_for(kernel_of("rank_to_rank", 64), "cuda:75")
 
 
+def test_names_have_to_be_identifiers():
+    case = rank_to_rank(4, 16, 40)
+    with pytest.raises(ValueError, match="identifier"):
+        generate(case.body(), case.rows, name="graph 0/0")
+
+
 def test_without_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(MissingTritonError, match=r"pip install 'memcompile\[triton\]'"):

@@ -168,6 +168,8 @@ class _Reader:
                 raise refused(node, f"an input with rows has to be [N, d] with one N, not {list(shape_of(node))}")
         for node in self.placeholders:
             _check_dtype(node)
+            if node not in self.row_inputs:
+                _check_size(node)
 
     def _read(self, node: fx.Node) -> None:
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
@@ -309,6 +311,11 @@ class _Reader:
 def _check_dtype(node: fx.Node) -> None:
     if dtype_of(node) not in DTYPES:
         raise refused(node, f"{dtype_of(node)} is not supported in a kernel")
+
+
+def _check_size(node: fx.Node) -> None:
+    if sum((length - 1) * stride for length, stride in zip(shape_of(node), node.meta["val"].stride(), strict=True)) >= 2**31:
+        raise refused(node, "its offsets do not fit in 32 bits")
 
 
 def _is_stored(weight: fx.Node) -> bool:

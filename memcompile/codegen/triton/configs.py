@@ -30,7 +30,6 @@ WARPGROUP_ROWS = 64
 """Rows of the smallest product that a group of four warps computes at once, on sm_90."""
 REGISTERS_BESIDE = 45
 """Registers a thread for addresses, masks and temporaries."""
-DECODE_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,8 @@ def generate(body: fx.GraphModule, rows: Sequence[bool], *, name: str, method: M
     ``rows``: for each placeholder whether it is sliced by rows. ``method``: "rows" for many rows (one program a block of rows),
     "decode" for few (the columns are split over programs).
     """
+    if not name.isidentifier():
+        raise ValueError(f"the name of a kernel has to be an identifier, not {name!r}")
     chain = read_chain(body, rows)
     source = Source()
     if method == "rows":

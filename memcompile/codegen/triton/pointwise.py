@@ -205,7 +205,10 @@ FORMULAS: Mapping[str, Formula] = {
 _CONDITIONS: Mapping[str, int] = {"aten::where": 0, "aten::masked_fill": 1}
 """The position of the operand that is a truth value."""
 _CASTS = frozenset({"prims::convert_element_type", "aten::_to_copy"})
-_SAME = frozenset({"aten::alias", "aten::detach", "aten::clone", "aten::expand", "aten::unsqueeze", "aten::view"})
+_SAME = frozenset(
+    f"aten::{name}"
+    for name in ("alias", "detach", "clone", "expand", "unsqueeze", "squeeze", "view", "_unsafe_view", "reshape")
+)
 _FILLS = {"aten::full": 1, "aten::full_like": 1, "aten::scalar_tensor": 0}
 _ONES_AND_ZEROS = {"aten::zeros_like": 0, "aten::ones_like": 1, "aten::zeros": 0, "aten::ones": 1}
 
