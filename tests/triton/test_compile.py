@@ -62,6 +62,15 @@ def test_kernels_for_few_rows(compiled, target):
     assert all(part.spills == 0 and part.shared_bytes <= TARGETS[target].shared_bytes for part in parts)
 
 
+def test_a_config_with_too_much_shared_memory_is_not_taken(compiled, monkeypatch):
+    kernel = kernel_of("ffn", 256)
+    sizes = (("BM", 64), ("BK", 64), ("BH", 64), ("BN", 64))
+    too_large, fitting = Config(sizes, 8, 4), Config(sizes, 8, 2)
+    monkeypatch.setattr("memcompile.codegen.triton.compile.candidates", lambda *_: [too_large, fitting])
+    assert compile_with(kernel, too_large, "cuda:90")[0].shared_bytes > TARGETS["cuda:90"].shared_bytes
+    assert compile_for(kernel, "cuda:90")[0].config == fitting
+
+
 def test_a_rank_that_does_not_fit_is_refused(compiled):
     with pytest.raises(KernelRefusedError, match="1000 resident columns do not fit in the registers of cuda:80"):
         compile_for(kernel_of("rank_to_rank", 1000), "cuda:80")

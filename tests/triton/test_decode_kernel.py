@@ -33,6 +33,14 @@ def test_other_bodies(interpreted, case: Callable[[], Case]):
     check(case(), method="decode")
 
 
+@pytest.mark.parametrize("tiles", [1, 2, 4])
+def test_several_tiles_a_program(interpreted, tiles):
+    case = ffn(3, 80, 24, 300)
+    kernel = generate(case.body(), case.rows, name="kernel", method="decode")
+    (result,) = kernel.module().launch(*case.operands, config=kernel.config.as_dict() | {"TILES": tiles})
+    assert torch.allclose(result.double(), case.exact()[0], atol=4e-6)
+
+
 def test_shares_are_summed_in_the_same_order_in_every_run(interpreted):
     case = ffn(3, 48, 24, 300, torch.float32)
     launch = generate(case.body(), case.rows, name="kernel", method="decode").load()

@@ -86,6 +86,13 @@ def test_expressions(interpreted, act):
     check(ffn(9, 32, 16, 50, act=act))
 
 
+def test_a_scaled_sum_with_a_residual_as_its_bias(interpreted):
+    def function(x, u, v):
+        return (torch.addmm(x, x @ u, v, beta=0.5, alpha=3.0),)
+
+    check(rows_first([random(9, 48)], [random(48, 16), random(16, 48)], function))
+
+
 @pytest.mark.filterwarnings("ignore:divide by zero")
 def test_a_masked_column_does_no_harm_where_its_value_is_infinite(interpreted):
     case = ffn(9, 32, 16, 50, act=torch.reciprocal)
