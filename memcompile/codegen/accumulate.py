@@ -2,22 +2,29 @@
 
     acc [M, N],  a [M, K],  b [K, N]  ->  [M, N],   all of one floating-point type
 
-In graphs the op is functional. Lowered, it writes over ``acc`` when nobody reads that any more, and takes no memory of its own.
-Plain Inductor makes ``addmm(acc, a, b, out=new)`` of the same sum: a second tensor of that size, and a copy.
+In graphs the op is functional, and it is lowered to ``addmm(acc, a, b, out=new)``, as plain Inductor lowers such a sum. Where
+the wrapper lines say that ``acc`` dies with that call, ``new`` takes over its memory: no second tensor, and no copy.
+
+    buf2 = empty(...)                                   buf2 = buf0
+    addmm(buf0, buf1, arg, out=buf2)           ->       addmm(buf0, buf1, arg, out=buf2)
+    del buf0                                            del buf0
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.utils.flop_counter import mm_flop, register_flop_formula
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
-torch.library.define("memcompile::mm_add", "(Tensor acc, Tensor a, Tensor b) -> Tensor", tags=_TAGS)
-torch.library.define("memcompile::mm_add_", "(Tensor(a!) acc, Tensor a, Tensor b) -> ()", tags=_TAGS)
+torch.library.define(
+    "memcompile::mm_add",
+    "(Tensor acc, Tensor a, Tensor b) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
+)
 
 
 @torch.library.impl("memcompile::mm_add", ("cpu", "cuda"))
@@ -25,28 +32,19 @@ def _mm_add(acc: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.addmm(acc, a, b)
 
 
-@torch.library.impl("memcompile::mm_add_", ("cpu", "cuda"))
-def _mm_add_(acc: Tensor, a: Tensor, b: Tensor) -> None:
-    torch.addmm(acc, a, b, out=acc)
-
-
 def _like(acc: Tensor, a: Tensor, b: Tensor) -> Tensor:
     if acc.dim() != 2 or acc.shape != (a.shape[0], b.shape[1]) or a.shape[1] != b.shape[0]:
         raise ValueError(f"mm_add: {tuple(acc.shape)} + {tuple(a.shape)} @ {tuple(b.shape)}")
-    return torch.empty_like(acc)
-
-
-def _nothing(_acc: Tensor, _a: Tensor, _b: Tensor) -> None:
-    return None
+    return torch.empty(acc.shape, dtype=acc.dtype, device=acc.device)
 
 
 torch.library.register_fake("memcompile::mm_add", _like)
-torch.library.register_fake("memcompile::mm_add_", _nothing)
 
 
 @register_flop_formula(torch.ops.memcompile.mm_add)
-def _flops(_acc: Any, a: Any, b: Any, *_args: Any, out_shape: Any = None, **_kwargs: Any) -> int:
-    return int(mm_flop(a, b, out_shape=out_shape))
+def _flops(_acc: Any, a: tuple[int, int], b: tuple[int, int], **_kwargs: Any) -> int:
+    """Floating-point operations, from shapes."""
+    return 2 * a[0] * a[1] * b[1]
 
 
 @functools.cache
@@ -59,30 +57,48 @@ def mm_add() -> torch._ops.OpOverload:
 
 
 def _lower(acc: Any, a: Any, b: Any) -> Any:
-    """In place when ``acc`` is a buffer of the graph that dies here; otherwise as plain Inductor does."""
-    from torch._inductor.ir import FallbackKernel
     from torch._inductor.lowering import lowerings
-    from torch._inductor.virtualized import V
 
-    acc.realize()
-    if not _dies_here(acc, V.graph):
-        return lowerings[torch.ops.aten.addmm.default](acc, a, b)
-    FallbackKernel.create(torch.ops.memcompile.mm_add_.default, acc, a, b)
-    return acc
+    return lowerings[torch.ops.aten.addmm.default](acc, a, b)
 
 
-def _dies_here(acc: Any, graph: Any) -> bool:
-    """Whether the memory of ``acc`` belongs to the graph, and no value that is still to be read is a view of it."""
-    name = acc.get_name()
-    if name in graph.graph_inputs or name in graph.constants or graph.try_get_buffer(name) is None:
-        return False
-    current: fx.Node = graph.current_node
-    shared = (node for node, value in graph.env.items() if _name(value) == name)
-    return not any(user > current for node in shared for user in node.users)
+def in_place(lines: Sequence[Any]) -> list[Any]:
+    """Wrapper lines in which each ``mm_add`` writes over its ``acc`` when that dies there."""
+    from torch._inductor.codegen.wrapper import FreeLine, ReuseLine, can_match_buffer_size
+
+    found = list(lines)
+    allocations = {line.node.get_name(): i for i, line in enumerate(lines) if type(line).__name__ == "AllocateLine"}
+    for index, line in enumerate(lines):
+        acc = accumulator(line.node) if type(line).__name__ == "ExternKernelOutLine" else None
+        new = None if acc is None else allocations.get(line.node.get_name())
+        free = None if acc is None else _free_line(lines, index, acc.get_name())
+        if new is not None and free is not None and can_match_buffer_size(lines[free].node, line.node):
+            wrapper, dying = lines[new].wrapper, lines[free].node
+            found[new] = ReuseLine(wrapper, dying, line.node, delete_old=False)
+            found[free] = FreeLine(wrapper, dying)
+    return found
 
 
-def _name(value: Any) -> str | None:
-    """The buffer that a lowered value is, or is a view of; None for what is not stored."""
-    from torch._inductor.ir import IRNode
+def accumulator(kernel: Any) -> Any:
+    """The addend that a library kernel may write its sum over: of an ``mm_add``, with the strides of the sum; or None."""
+    origin = kernel.get_origin_node()
+    if origin is None or origin.target is not torch.ops.memcompile.mm_add.default or not hasattr(kernel, "inputs"):
+        return None
+    acc = kernel.inputs[0]
+    own, other = kernel.get_layout(), acc.get_layout()
+    same = (list(own.size), list(own.stride), own.dtype) == (list(other.size), list(other.stride), other.dtype)
+    return acc if same and other.offset == 0 else None
 
-    return value.maybe_get_name() if isinstance(value, IRNode) else None
+
+def _free_line(lines: Sequence[Any], index: int, name: str) -> int | None:
+    """The line right behind a kernel that gives the buffer back for others to use; None when it lives on."""
+    for i in range(index + 1, len(lines)):
+        match type(lines[i]).__name__:
+            case "FreeIfNotReusedLine":
+                if lines[i].node.get_name() == name:
+                    return i
+            case "FreeLine" | "str":
+                continue
+            case _:
+                return None
+    return None

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
+from memcompile.codegen.accumulate import in_place
 from memcompile.codegen.fusion import PlannedFusion, origins_of
 from memcompile.codegen.lines import kind_of, trace_of
 from memcompile.codegen.order import planned_order
@@ -186,7 +187,7 @@ def _recording_wrapper(
 
         def run_wrapper_ir_passes(self, is_inference: bool) -> None:
             kind = kind_of(V.graph)
-            lines: list[Any] = list(self.lines)
+            lines = in_place(self.lines)
             for share in shares:
                 trace = scheduling.traces[kind] = self._trace(lines, share, is_inference)
                 if share != shares[-1] and not scheduling.within(trace, kind):

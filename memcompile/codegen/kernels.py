@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from memcompile.codegen.accumulate import accumulator
 from memcompile.codegen.fusion import origins_of
 from memcompile.codegen.lines import buffer_bytes, kernel_scratch_bytes
 from memcompile.codegen.trace import Event, GraphTrace
@@ -162,6 +163,8 @@ class KernelGraph:
         inner: dict[str, list[int]] = {}
         within = {part.get_name() for node in unit for part in node.get_nodes()}
         for part in (part for node in unit for part in node.get_nodes()):
+            if part.is_extern() and (acc := accumulator(part.node)) is not None:
+                yield from self._accumulates(part, acc, number, storages)
             if type(part).__name__ != "SchedulerNode" or part.is_template() or not torch._inductor.config.inplace_buffers:
                 continue
             for buffer in part.get_outputs():
@@ -171,6 +174,16 @@ class KernelGraph:
                 same = [c for c in taken if s is not None and storages[c].size_bytes == storages[s].size_bytes]
                 if s is not None and (same := [c for c in same if not storages[c].at_end]):
                     yield s, tuple(dict.fromkeys(same))
+
+    def _accumulates(
+        self, part: Any, acc: Any, number: dict[str, int], storages: tuple[Storage, ...]
+    ) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """What ``accumulate.in_place`` takes."""
+        s, c = (number.get(self.root.get(name, name)) for name in (part.get_name(), acc.get_name()))
+        if s is None or c is None or storages[c].at_end or self._is_constant(acc.get_name()):
+            return
+        if storages[c].size_bytes == storages[s].size_bytes:
+            yield s, (c,)
 
     def _may_take(
         self, part: Any, buffer: Any, within: set[str], inner: dict[str, list[int]], number: dict[str, int]

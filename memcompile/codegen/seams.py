@@ -133,6 +133,13 @@ PLACES = (
     Place("torch._inductor.codegen.wrapper", "can_match_buffer_size", "what may be written in place"),
     Place("torch._inductor.ir", "ExternKernelAlloc", "a library kernel that allocates"),
     Place("torch._inductor.ir", "ExternKernelOut", "a library kernel that writes a buffer"),
+    Place(
+        "torch._inductor.lowering",
+        "register_lowering",
+        "teaches Inductor an op",
+        parameters=("aten_fn", "type_promotion_kind"),
+    ),
+    Place("torch._inductor.lowering", "lowerings", "how Inductor lowers an op"),
     Place("torch._inductor.graph", "SubgraphLowering", "a graph inside another one"),
     Place("torch._inductor.graph", "get_donated_idxs", "saved tensors that the backward may write over"),
     Place("torch._inductor.cudagraph_utils", "BoxedDeviceIndex", "an argument of the lowering"),
