@@ -18,6 +18,7 @@ from operator import getitem
 import torch
 from torch import fx
 
+from memcompile.codegen.accumulate import MM_ADD
 from memcompile.codegen.scratch import scratch_bytes
 from memcompile.codegen.trace import Buffer, Event, GraphTrace
 from memcompile.cost import has_flops, is_library_call
@@ -198,7 +199,9 @@ class _Emitter:
     def _run(self, index: int, group: list[Kernel], dying: Iterable[fx.Node], last: dict[fx.Node, int]) -> None:
         own = {node for kernel in group for node in kernel.written()}
         free = [node for node in dying if node not in own]
-        reusable = {} if group[0].loops is None else {node: node_bytes(node) for node in free if node.op == "call_function"}
+        root, is_loops = group[0].root, group[0].loops is not None
+        acc = base_of(root.args[0]) if root.target is MM_ADD else None  # type: ignore[arg-type]
+        reusable = {n: node_bytes(n) for n in free if n.op == "call_function" and (is_loops or n is acc)}
         made = []
         for kernel in group:
             for node in kernel.written():

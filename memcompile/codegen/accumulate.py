@@ -39,6 +39,7 @@ def _like(acc: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 torch.library.register_fake("memcompile::mm_add", _like)
+MM_ADD = torch.ops.memcompile.mm_add.default
 
 
 @register_flop_formula(torch.ops.memcompile.mm_add)
@@ -52,8 +53,8 @@ def mm_add() -> torch._ops.OpOverload:
     """The op, with Inductor taught to lower it."""
     from torch._inductor.lowering import register_lowering
 
-    register_lowering(torch.ops.memcompile.mm_add.default, type_promotion_kind=None)(_lower)
-    return torch.ops.memcompile.mm_add.default
+    register_lowering(MM_ADD, type_promotion_kind=None)(_lower)
+    return MM_ADD
 
 
 def _lower(acc: Any, a: Any, b: Any) -> Any:
@@ -82,7 +83,7 @@ def in_place(lines: Sequence[Any]) -> list[Any]:
 def accumulator(kernel: Any) -> Any:
     """The addend that a library kernel may write its sum over: of an ``mm_add``, with the strides of the sum; or None."""
     origin = kernel.get_origin_node()
-    if origin is None or origin.target is not torch.ops.memcompile.mm_add.default or not hasattr(kernel, "inputs"):
+    if origin is None or origin.target is not MM_ADD or not hasattr(kernel, "inputs"):
         return None
     acc = kernel.inputs[0]
     own, other = kernel.get_layout(), acc.get_layout()

@@ -179,7 +179,7 @@ class KernelGraph:
         self, part: Any, acc: Any, number: dict[str, int], storages: tuple[Storage, ...]
     ) -> Iterator[tuple[int, tuple[int, ...]]]:
         """What ``accumulate.in_place`` takes."""
-        s, c = (number.get(self.root.get(name, name)) for name in (part.get_name(), acc.get_name()))
+        s, c = (number.get(self.root.get(name, name)) for name in (part.node.get_name(), acc.get_name()))
         if s is None or c is None or storages[c].at_end or self._is_constant(acc.get_name()):
             return
         if storages[c].size_bytes == storages[s].size_bytes:

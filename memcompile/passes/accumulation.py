@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from memcompile.codegen.accumulate import mm_add
+from memcompile.codegen.accumulate import MM_ADD, mm_add
 from memcompile.passes.rewriting import (
     ATEN,
     Outcome,
@@ -31,7 +31,7 @@ from memcompile.passes.rewriting import (
 )
 from memcompile.passes.scaling import smaller_factor
 
-_KERNELS = frozenset({ATEN.mm, ATEN.addmm, ATEN.bmm, ATEN.baddbmm, ATEN.convolution, torch.ops.memcompile.mm_add})
+_KERNELS = frozenset({ATEN.mm, ATEN.addmm, ATEN.bmm, ATEN.baddbmm, ATEN.convolution, MM_ADD.overloadpacket})
 
 
 @dataclass(frozen=True, slots=True)
