@@ -81,7 +81,9 @@ def steps(source: tuple[int, ...], *views: tuple[str, tuple[int, ...]]) -> tuple
 
 def test_what_einsum_writes() -> None:
     assert steps((2, 32, 16), ("view", (2, 32, 16, 1)), ("view", (1, 64, 16))) == (("view", (1, 64, 16)),)
-    assert steps((1, 64, 4), ("view", (2, 32, 1, 4)), ("permute", (0, 1, 3, 2)), ("view", (2, 32, 4))) == (("view", (2, 32, 4)),)
+    assert steps((1, 64, 4), ("view", (2, 32, 1, 4)), ("permute", (0, 1, 3, 2)), ("view", (2, 32, 4))) == (
+        ("view", (2, 32, 4)),
+    )
     assert steps((4, 8), ("permute", (1, 0)), ("permute", (1, 0))) == ()
 
 

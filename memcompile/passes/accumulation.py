@@ -29,7 +29,7 @@ from memcompile.passes.rewriting import (
     value_of,
     viewed,
 )
-from memcompile.passes.scaling import smaller_factor
+from memcompile.passes.scaling import is_low_rank
 
 _KERNELS = frozenset({ATEN.mm, ATEN.addmm, ATEN.bmm, ATEN.baddbmm, ATEN.convolution, MM_ADD.overloadpacket})
 
@@ -75,7 +75,7 @@ def accumulate(graph: fx.Graph) -> Iterator[Outcome]:
             yield rewrite("accumulate", node, size_bytes(node), f"adds {chosen.product.name} to {chosen.base.name} in place")
             _write(chosen)
         else:
-            known = (found for found in sums if _packet(found.base) in _KERNELS and smaller_factor(found.product) is not None)
+            known = (found for found in sums if _packet(found.base) in _KERNELS and is_low_rank(found.product))
             yield from (refuse("accumulate", node, found.why_not()) for found in list(known)[:1])
 
 
@@ -90,7 +90,9 @@ def _sums(node: fx.Node) -> Iterator[Sum]:
     for own, other in ((1, 0), (0, 1)):
         product, views = chain_of(node.args[own])  # type: ignore[arg-type]
         base, base_views = chain_of(node.args[other])  # type: ignore[arg-type]
-        if product.target is ATEN.mm.default and base is not product and factors[other] == 1 and _is_fresh(base):
+        if product.target is not ATEN.mm.default or base is product or factors[other] != 1 or not _is_fresh(base):
+            continue
+        if factors[own] == 1 or is_low_rank(product):
             yield Sum(node, base, base_views, product, views, factors[own])
 
 
@@ -119,11 +121,10 @@ def _same_views(left: tuple[fx.Node, ...], right: tuple[fx.Node, ...]) -> bool:
 
 def _write(found: Sum) -> None:
     node, product = found.node, found.product
-    factors = list(product.args)
+    left, right = product.args
     if found.alpha != 1:
-        side = smaller_factor(product) or 0
-        factors[side] = insert(node, node, ATEN.mul.Tensor, factors[side], found.alpha)
+        left = insert(node, node, ATEN.mul.Tensor, left, found.alpha)
     acc, shape = found.base, list(value_of(product).shape)
     if list(value_of(acc).shape) != shape:
         acc = insert(node, node, ATEN.view.default, acc, shape)
-    replace(node, viewed(node, insert(node, node, mm_add(), acc, *factors), found.views))
+    replace(node, viewed(node, insert(node, node, mm_add(), acc, left, right), found.views))

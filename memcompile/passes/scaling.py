@@ -1,6 +1,6 @@
 """Scales of low-rank products, moved to their small tensors.
 
-    mul(mm(P, B), s)                 ->  mm(mul(P, s), B)          P has fewer elements than the product
+    mul(mm(P, B), s)                 ->  mm(mul(P, s), B)          where the rank is shorter than both sides of the product
     mm(mul(dy, s), B)                ->  mul(mm(dy, B), s)         in backwards, where dy is read unscaled too
     mm(P^T, mul(dy, s))              ->  mm(mul(P, s)^T, dy)       where mul(P, s) is there already
 
@@ -92,28 +92,27 @@ def _same_kind(node: fx.Node, operand: Any) -> bool:
 
 
 def scale_in_rank_space(graph: fx.Graph) -> Iterator[Outcome]:
-    """Scale the small factor of a product instead of the product."""
+    """Scale the left factor of a low-rank product instead of the product."""
     for node in list(graph.nodes):
         scale = scale_of(node)
         if scale is None:
             continue
         product, views = chain_of(scale.operand)
-        if product.target is not ATEN.mm.default or (side := smaller_factor(product)) is None:
+        if product.target is not ATEN.mm.default or not is_low_rank(product):
             continue
         if not read_once((product, *views)):
             yield refuse("scale", node, f"{product.name} is read unscaled, too")
             continue
-        yield rewrite("scale", node, size_bytes(node), f"scales {product.args[side]} in place of {product.name}")
-        factors = list(product.args)
-        source, factor_views = chain_of(factors[side])  # type: ignore[arg-type]
-        factors[side] = viewed(node, scale.of(source, node), factor_views)
-        replace(node, viewed(node, insert(node, product, ATEN.mm.default, *factors), views))
+        yield rewrite("scale", node, size_bytes(node), f"scales {product.args[0]} in place of {product.name}")
+        source, small_views = chain_of(product.args[0])  # type: ignore[arg-type]
+        small = viewed(node, scale.of(source, node), small_views)
+        replace(node, viewed(node, insert(node, product, ATEN.mm.default, small, product.args[1]), views))
 
 
-def smaller_factor(product: fx.Node) -> int | None:
-    """Which of two factors has fewer elements than their product: 0 or 1, the left one first; None when neither has."""
-    sizes = [value_of(factor).numel() for factor in product.args[:2]]  # type: ignore[arg-type]
-    return next((side for side, size in enumerate(sizes) if size < value_of(product).numel()), None)
+def is_low_rank(product: fx.Node) -> bool:
+    """Whether a product sums over a dimension that is shorter than both of its own."""
+    rows, columns = value_of(product).shape
+    return bool(value_of(product.args[0]).shape[1] < min(rows, columns))  # type: ignore[arg-type]
 
 
 def unscale_gradients(graph: fx.Graph) -> Iterator[Outcome]:

@@ -1,0 +1,946 @@
+"""Every spelling of a low-rank layer, before and after: the same numbers, in one form.
+
+``EXPECTTEST_ACCEPT=1 pytest tests/test_canonical.py`` writes new answers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from expecttest import TestCase
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from memcompile.passes.canonical import canonicalise
+from memcompile.passes.rewriting import Outcome, Refused, Rewrite
+from tests.captured import captured, random_inputs, run
+from tests.low_rank_nets import NETS, Sizes, example
+from tests.steps import relative_error
+from tests.test_golden import lines_of
+
+SIZES = Sizes()
+FULL = SIZES.batch * SIZES.tokens * SIZES.hidden * 4
+
+
+def graph_of(name: str, train: bool = False, dtype: torch.dtype = torch.float32) -> fx.GraphModule:
+    torch.manual_seed(0)
+    net = NETS[name](SIZES).to(dtype).train(train)
+    return captured(net, example(SIZES, dtype).requires_grad_(train), train=train)
+
+
+def rewritten(module: fx.GraphModule) -> tuple[str, fx.GraphModule]:
+    """What was done, one outcome a line, and the graph."""
+    return "\n".join(map(line_of, canonicalise(module))), module
+
+
+def line_of(outcome: Outcome) -> str:
+    if isinstance(outcome, Rewrite):
+        return f"# {outcome.kind} {outcome.node}, {outcome.saves_bytes} bytes: {outcome.what}"
+    return f"# {outcome.kind} {outcome.node} refused: {outcome.why}"
+
+
+def assert_same_numbers(module: fx.GraphModule, tolerance: float = 1e-12) -> tuple[Outcome, ...]:
+    """By PyTorch's own kernels, before and after; fake tensors are those of the real ones."""
+    before = copy.deepcopy(module)
+    outcomes = canonicalise(module)
+    inputs = random_inputs(before)
+    expected, found = run(before, inputs), run(module, inputs)
+    assert len(found) == len(expected)
+    for left, right in zip(found, expected, strict=True):
+        assert relative_error(left, right) < tolerance
+        assert left.stride() == right.stride()
+    return outcomes
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["inference", "joint"])
+@pytest.mark.parametrize("name", NETS)
+def test_the_numbers_stay(name: str, train: bool) -> None:
+    assert_same_numbers(graph_of(name, train, torch.float64))
+
+
+@pytest.mark.parametrize("name", ["LoRATwice", "Einsum", "PerHead", "Monarch"])
+def test_a_second_time_nothing_is_left_to_do(name: str) -> None:
+    module = graph_of(name, train=True)
+    canonicalise(module)
+    before = lines_of(module.graph)
+    assert not [outcome for outcome in canonicalise(module) if isinstance(outcome, Rewrite)]
+    assert lines_of(module.graph) == before
+
+
+def test_sources_are_kept() -> None:
+    module = graph_of("LoRA")
+    outcomes = canonicalise(module)
+    assert {outcome.source.split(":")[0] for outcome in outcomes} == {"low_rank_nets.py"}
+    assert all(node.meta.get("stack_trace") for node in module.graph.nodes if node.op == "call_function")
+
+
+ROWS, WIDE, RANK = 24, 32, 4
+
+
+def operands(train: bool = False) -> list[Tensor]:
+    """x [rows, wide], W [wide, wide], A [wide, rank], B [rank, wide], a number s."""
+    torch.manual_seed(0)
+    shapes = ((ROWS, WIDE), (WIDE, WIDE), (WIDE, RANK), (RANK, WIDE), ())
+    return [torch.randn(shape, dtype=torch.float64).requires_grad_(train) for shape in shapes]
+
+
+def outcomes_of(function: Callable[..., object], train: bool = False) -> list[str]:
+    module = captured(function, *operands(train), train=train)
+    return [line_of(outcome) for outcome in assert_same_numbers(module)]
+
+
+def scaled_by_a_tensor(x, w, a, b, s):
+    return x @ w + x @ a @ b * s
+
+
+def divided(x, w, a, b, s):
+    return x @ w + (x @ a @ b) / 3.0
+
+
+def with_alpha(x, w, a, b, s):
+    return torch.add(x @ w, x @ a @ b, alpha=3)
+
+
+def subtracted(x, w, a, b, s):
+    return x @ w - x @ a @ b
+
+
+def product_first(x, w, a, b, s):
+    return x @ a @ b + x @ w
+
+
+def in_three_dimensions(x, w, a, b, s):
+    y = x.view(2, -1, WIDE)
+    return y @ w + (y @ a @ b).transpose(0, 1).transpose(0, 1) * 0.5
+
+
+def both_transposed(x, w, a, b, s):
+    return (x @ w).t() + (x @ a @ b).t()
+
+
+@pytest.mark.parametrize(
+    ("function", "kinds"),
+    [
+        (scaled_by_a_tensor, ["scale", "accumulate"]),
+        (divided, ["scale", "accumulate"]),
+        (with_alpha, ["accumulate"]),
+        (subtracted, ["accumulate"]),
+        (product_first, ["accumulate"]),
+        (in_three_dimensions, ["scale", "accumulate"]),
+        (both_transposed, ["accumulate"]),
+    ],
+)
+def test_sums_and_scales_that_are_rewritten(function, kinds):
+    assert [line.split()[1] for line in outcomes_of(function)] == kinds
+    assert not any("refused" in line for line in outcomes_of(function))
+    outcomes_of(function, train=True)
+
+
+def base_is_returned(x, w, a, b, s):
+    y = x @ w
+    return y + x @ a @ b, y
+
+
+def base_is_read(x, w, a, b, s):
+    y = x @ w
+    return (y + x @ a @ b) * y.exp()
+
+
+def product_is_read(x, w, a, b, s):
+    y = x @ a @ b
+    return (x @ w + y) * y.exp()
+
+
+def unscaled_is_returned(x, w, a, b, s):
+    y = x @ a @ b
+    return y * 2.0, y
+
+
+def factors_are_returned(x, w, a, b, s):
+    product = a @ b
+    return x @ product, product
+
+
+def gradient_is_read_by_pointwise_code(x, w, a, b, s):
+    """The backward of y = xA @ B * 2 reads 2 dy for the products and for the bias-like input."""
+    return (x @ a @ b + w[:ROWS]) * 2.0 + x @ w
+
+
+@pytest.mark.parametrize(
+    ("function", "train", "refusal"),
+    [
+        (base_is_returned, False, "# accumulate add refused: mm is used elsewhere"),
+        (base_is_read, False, "# accumulate add refused: mm is used elsewhere"),
+        (product_is_read, False, "# accumulate add refused: mm_1 is used elsewhere"),
+        (unscaled_is_returned, False, "# scale mul refused: mm_1 is read unscaled, too"),
+        (factors_are_returned, False, "# reassociate mm_1 refused: mm, the product of the factors, is used elsewhere"),
+        (gradient_is_read_by_pointwise_code, True, "# scale mul_1 refused: slice_scatter reads it, too"),
+    ],
+)
+def test_refusals_say_why(function, train, refusal):
+    lines = outcomes_of(function, train)
+    assert refusal in lines
+    assert not any("refused" not in line for line in lines if line.split()[1] == refusal.split()[1])
+
+
+def test_dynamic_shapes_are_left_alone():
+    x, *rest = operands()
+    torch._dynamo.mark_dynamic(x, 0)
+    module = captured(scaled_by_a_tensor, x, *rest, train=False)
+    before = lines_of(module.graph)
+    (outcome,) = canonicalise(module)
+    assert isinstance(outcome, Refused)
+    assert "dynamic shapes" in outcome.why
+    assert lines_of(module.graph) == before
+
+
+def traced(function: Callable[..., object], *inputs: Tensor) -> fx.GraphModule:
+    """A graph with all of the function's copies: nothing was simplified."""
+    module = make_fx(function, tracing_mode="fake")(*inputs)
+    output = module.graph.output_node()
+    if not isinstance(output.args[0], (tuple, list)):
+        output.args = ((output.args[0],),)
+    return module
+
+
+def copies(x):
+    return x.clone() @ x.clone().t()
+
+
+def copies_to_another_order(x):
+    return x.t().clone(memory_format=torch.contiguous_format) @ x
+
+
+def returns_a_copy(x):
+    return x.clone().view(-1)
+
+
+def writes_what_was_copied(x):
+    before = x.clone()
+    torch.ops.aten.copy_(x, before + 1)
+    return before.sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "left"), [(copies, 0), (copies_to_another_order, 1), (returns_a_copy, 1), (writes_what_was_copied, 1)]
+)
+def test_only_copies_that_change_nothing_are_dropped(function, left):
+    module = traced(function, torch.randn(4, 3))
+    outcomes = canonicalise(module)
+    found = [node for node in module.graph.nodes if node.target is torch.ops.aten.clone.default]
+    assert len(found) == left
+    assert all(outcome.kind == "copy" for outcome in outcomes)
+    x = torch.randn(4, 3)
+    assert torch.equal(torch.as_tensor(module(x.clone())[0]), function(x.clone()))
+
+
+terms = st.tuples(
+    st.sampled_from(["plain", "number", "tensor", "alpha"]), st.booleans(), st.sampled_from([(), (2, -1, WIDE), (ROWS, 2, -1)])
+)
+
+
+@settings(max_examples=15)
+@given(st.lists(terms, min_size=1, max_size=3), st.booleans(), st.booleans())
+def test_random_sums(found: list[tuple[str, bool, tuple[int, ...]]], train: bool, keeps_base: bool) -> None:
+    """Terms with scales of every kind, in other shapes, on the left or on the right of a base that may be needed again."""
+
+    def function(x, w, a, b, s):
+        y = base = x @ w
+        for kind, left, shape in found:
+            term, y = ((x @ a @ b).view(shape or x.shape), y.reshape(shape or x.shape))
+            term = {"number": term * 1.5, "tensor": term * s, "plain": term, "alpha": term}[kind]
+            y = torch.add(y, term, alpha=2 if kind == "alpha" else 1) if not left or kind == "alpha" else term + y
+        return (y.tanh(), base) if keeps_base else y.tanh()
+
+    assert_same_numbers(captured(function, *operands(train), train=train))
+
+
+class TestSpellings(TestCase):
+    maxDiff = None
+
+    def check(self, name: str, expected: str, train: bool = False) -> None:
+        done, module = rewritten(graph_of(name, train))
+        self.assertExpectedInline("\n".join(filter(None, (done, lines_of(module.graph)))), expected, skip=1)
+
+    def test_lora_before(self):
+        self.assertExpectedInline(
+            lines_of(graph_of("LoRA").graph),
+            """\
+arg0_1: [48, 16]
+arg1_1: [48]
+arg2_1: [2, 32, 16]
+arg3_1: [4, 16]
+arg4_1: [48, 4]
+view: [64, 16] = view.default(arg2_1, [64, 16])
+permute: [16, 48] = permute.default(arg0_1, [1, 0])
+addmm: [64, 48] = addmm.default(arg1_1, view, permute)
+view_1: [2, 32, 48] = view.default(addmm, [2, 32, 48])
+permute_1: [16, 4] = permute.default(arg3_1, [1, 0])
+view_2: [64, 16] = view.default(arg2_1, [64, 16])
+mm: [64, 4] = mm.default(view_2, permute_1)
+permute_2: [4, 48] = permute.default(arg4_1, [1, 0])
+mm_1: [64, 48] = mm.default(mm, permute_2)
+view_5: [2, 32, 48] = view.default(mm_1, [2, 32, 48])
+mul: [2, 32, 48] = mul.Tensor(view_5, 4.0)
+add: [2, 32, 48] = add.Tensor(view_1, mul)
+return add""",
+        )
+
+    def test_lora(self):
+        self.check(
+            "LoRA",
+            """\
+# scale mul, 12288 bytes: scales mm in place of mm_1
+# accumulate add, 12288 bytes: adds mm_default to addmm in place
+arg0_1: [48, 16]
+arg1_1: [48]
+arg2_1: [2, 32, 16]
+arg3_1: [4, 16]
+arg4_1: [48, 4]
+view: [64, 16] = view.default(arg2_1, [64, 16])
+permute: [16, 48] = permute.default(arg0_1, [1, 0])
+addmm: [64, 48] = addmm.default(arg1_1, view, permute)
+permute_1: [16, 4] = permute.default(arg3_1, [1, 0])
+mm: [64, 4] = mm.default(view, permute_1)
+permute_2: [4, 48] = permute.default(arg4_1, [1, 0])
+mul_tensor: [64, 4] = mul.Tensor(mm, 4.0)
+mm_add_default: [64, 48] = mm_add.default(addmm, mul_tensor, permute_2)
+view_default_1: [2, 32, 48] = view.default(mm_add_default, [2, 32, 48])
+return view_default_1""",
+        )
+
+    def test_lora_joint_before(self):
+        self.assertExpectedInline(
+            lines_of(graph_of("LoRA", train=True).graph),
+            """\
+primals_1: [48, 16]
+primals_2: [48]
+primals_3: [2, 32, 16]
+primals_4: [4, 16]
+primals_5: [48, 4]
+tangents_1: [2, 32, 48]
+view: [64, 16] = view.default(primals_3, [64, 16])
+permute: [16, 48] = permute.default(primals_1, [1, 0])
+addmm: [64, 48] = addmm.default(primals_2, view, permute)
+view_1: [2, 32, 48] = view.default(addmm, [2, 32, 48])
+permute_1: [16, 4] = permute.default(primals_4, [1, 0])
+view_2: [64, 16] = view.default(primals_3, [64, 16])
+mm: [64, 4] = mm.default(view_2, permute_1)
+permute_2: [4, 48] = permute.default(primals_5, [1, 0])
+mm_1: [64, 48] = mm.default(mm, permute_2)
+view_5: [2, 32, 48] = view.default(mm_1, [2, 32, 48])
+mul: [2, 32, 48] = mul.Tensor(view_5, 4.0)
+add: [2, 32, 48] = add.Tensor(view_1, mul)
+mul_1: [2, 32, 48] = mul.Tensor(tangents_1, 4.0)
+view_6: [64, 48] = view.default(mul_1, [64, 48])
+permute_3: [48, 64] = permute.default(view_6, [1, 0])
+mm_2: [48, 4] = mm.default(permute_3, mm)
+permute_5: [48, 4] = permute.default(permute_2, [1, 0])
+mm_3: [64, 4] = mm.default(view_6, permute_5)
+permute_7: [4, 64] = permute.default(mm_3, [1, 0])
+mm_4: [4, 16] = mm.default(permute_7, view_2)
+permute_9: [4, 16] = permute.default(permute_1, [1, 0])
+mm_5: [64, 16] = mm.default(mm_3, permute_9)
+view_9: [2, 32, 16] = view.default(mm_5, [2, 32, 16])
+view_10: [64, 48] = view.default(tangents_1, [64, 48])
+permute_11: [48, 16] = permute.default(permute, [1, 0])
+mm_6: [64, 16] = mm.default(view_10, permute_11)
+view_11: [2, 32, 16] = view.default(mm_6, [2, 32, 16])
+add_1: [2, 32, 16] = add.Tensor(view_9, view_11)
+return add, None, None, add_1, mm_4, mm_2""",
+        )
+
+    def test_lora_joint(self):
+        self.check(
+            "LoRA",
+            """\
+# scale mul, 12288 bytes: scales mm in place of mm_1
+# scale mul_1, 12288 bytes: 2 products read tangents_1 unscaled
+# accumulate add, 12288 bytes: adds mm_default to addmm in place
+# accumulate add_1, 4096 bytes: adds mm_5 to mm_6 in place
+primals_1: [48, 16]
+primals_2: [48]
+primals_3: [2, 32, 16]
+primals_4: [4, 16]
+primals_5: [48, 4]
+tangents_1: [2, 32, 48]
+view: [64, 16] = view.default(primals_3, [64, 16])
+permute: [16, 48] = permute.default(primals_1, [1, 0])
+addmm: [64, 48] = addmm.default(primals_2, view, permute)
+permute_1: [16, 4] = permute.default(primals_4, [1, 0])
+mm: [64, 4] = mm.default(view, permute_1)
+permute_2: [4, 48] = permute.default(primals_5, [1, 0])
+mul_tensor: [64, 4] = mul.Tensor(mm, 4.0)
+mm_add_default: [64, 48] = mm_add.default(addmm, mul_tensor, permute_2)
+view_default_3: [2, 32, 48] = view.default(mm_add_default, [2, 32, 48])
+view_default_2: [64, 48] = view.default(tangents_1, [64, 48])
+permute_default: [48, 64] = permute.default(view_default_2, [1, 0])
+mm_default_2: [48, 4] = mm.default(permute_default, mul_tensor)
+mm_default_1: [64, 4] = mm.default(view_default_2, primals_5)
+mul_tensor_1: [64, 4] = mul.Tensor(mm_default_1, 4.0)
+permute_7: [4, 64] = permute.default(mul_tensor_1, [1, 0])
+mm_4: [4, 16] = mm.default(permute_7, view)
+mm_6: [64, 16] = mm.default(view_default_2, primals_1)
+mm_add_default_1: [64, 16] = mm_add.default(mm_6, mul_tensor_1, primals_4)
+view_default_4: [2, 32, 16] = view.default(mm_add_default_1, [2, 32, 16])
+return view_default_3, None, None, view_default_4, mm_4, mm_default_2""",
+            train=True,
+        )
+
+    def test_two_adapters_joint(self):
+        self.check(
+            "LoRATwice",
+            """\
+# scale mul, 12288 bytes: scales mm in place of mm_1
+# scale mul_1, 12288 bytes: scales mm_2 in place of mm_3
+# scale mul_2, 12288 bytes: 2 products read tangents_1 unscaled
+# scale mul_3, 12288 bytes: 2 products read tangents_1 unscaled
+# accumulate add, 12288 bytes: adds mm_default to addmm in place
+# accumulate add_1, 12288 bytes: adds mm_default_1 to mm_add_default in place
+# accumulate add_2, 4096 bytes: adds mm_11 to mm_7 in place
+# accumulate add_3, 4096 bytes: adds mm_12 to mm_add_default_2 in place
+primals_1: [48, 16]
+primals_2: [48]
+primals_3: [2, 32, 16]
+primals_4: [4, 16]
+primals_5: [48, 4]
+primals_6: [4, 16]
+primals_7: [48, 4]
+tangents_1: [2, 32, 48]
+view: [64, 16] = view.default(primals_3, [64, 16])
+permute: [16, 48] = permute.default(primals_1, [1, 0])
+addmm: [64, 48] = addmm.default(primals_2, view, permute)
+permute_1: [16, 4] = permute.default(primals_4, [1, 0])
+mm: [64, 4] = mm.default(view, permute_1)
+permute_2: [4, 48] = permute.default(primals_5, [1, 0])
+mul_tensor: [64, 4] = mul.Tensor(mm, 4.0)
+mm_add_default: [64, 48] = mm_add.default(addmm, mul_tensor, permute_2)
+permute_3: [16, 4] = permute.default(primals_6, [1, 0])
+mm_2: [64, 4] = mm.default(view, permute_3)
+permute_4: [4, 48] = permute.default(primals_7, [1, 0])
+mul_tensor_1: [64, 4] = mul.Tensor(mm_2, 4.0)
+mm_add_default_1: [64, 48] = mm_add.default(mm_add_default, mul_tensor_1, permute_4)
+view_default_7: [2, 32, 48] = view.default(mm_add_default_1, [2, 32, 48])
+view_default_3: [64, 48] = view.default(tangents_1, [64, 48])
+permute_default: [48, 64] = permute.default(view_default_3, [1, 0])
+mm_default_3: [48, 4] = mm.default(permute_default, mul_tensor_1)
+mm_default_2: [64, 4] = mm.default(view_default_3, primals_7)
+mul_tensor_2: [64, 4] = mul.Tensor(mm_default_2, 4.0)
+permute_9: [4, 64] = permute.default(mul_tensor_2, [1, 0])
+mm_6: [4, 16] = mm.default(permute_9, view)
+mm_7: [64, 16] = mm.default(mul_tensor_2, primals_6)
+mm_default_5: [48, 4] = mm.default(permute_default, mul_tensor)
+mm_default_4: [64, 4] = mm.default(view_default_3, primals_5)
+mul_tensor_3: [64, 4] = mul.Tensor(mm_default_4, 4.0)
+permute_17: [4, 64] = permute.default(mul_tensor_3, [1, 0])
+mm_10: [4, 16] = mm.default(permute_17, view)
+mm_add_default_2: [64, 16] = mm_add.default(mm_7, mul_tensor_3, primals_4)
+mm_add_default_3: [64, 16] = mm_add.default(mm_add_default_2, view_default_3, primals_1)
+view_default_9: [2, 32, 16] = view.default(mm_add_default_3, [2, 32, 16])
+return view_default_7, None, None, view_default_9, mm_10, mm_default_5, mm_6, mm_default_3""",
+            train=True,
+        )
+
+    def test_dropout_joint(self):
+        self.check(
+            "LoRADropout",
+            """\
+# scale mul_2, 12288 bytes: scales mm in place of mm_1
+# scale mul_3, 12288 bytes: 2 products read tangents_1 unscaled
+# accumulate add, 12288 bytes: adds mm_default to addmm in place
+# accumulate add_1, 4096 bytes: adds mm_6 to mul_5 in place
+primals_1: [48, 16]
+primals_2: [48]
+primals_3: [2, 32, 16]
+primals_4: [4, 16]
+primals_5: [48, 4]
+tangents_1: [2, 32, 48]
+view: [64, 16] = view.default(primals_3, [64, 16])
+permute: [16, 48] = permute.default(primals_1, [1, 0])
+addmm: [64, 48] = addmm.default(primals_2, view, permute)
+inductor_seeds_default: [1] = inductor_seeds.default(1, cpu)
+inductor_lookup_seed_default: [] = inductor_lookup_seed.default(inductor_seeds_default, 0)
+inductor_random_default: [2, 32, 16] = inductor_random.default([2, 32, 16], inductor_lookup_seed_default, rand)
+gt: [2, 32, 16] = gt.Scalar(inductor_random_default, 0.1)
+mul: [2, 32, 16] = mul.Tensor(gt, primals_3)
+mul_1: [2, 32, 16] = mul.Tensor(mul, 1.1111111111111112)
+permute_1: [16, 4] = permute.default(primals_4, [1, 0])
+view_2: [64, 16] = view.default(mul_1, [64, 16])
+mm: [64, 4] = mm.default(view_2, permute_1)
+permute_2: [4, 48] = permute.default(primals_5, [1, 0])
+mul_tensor: [64, 4] = mul.Tensor(mm, 4.0)
+mm_add_default: [64, 48] = mm_add.default(addmm, mul_tensor, permute_2)
+view_default_3: [2, 32, 48] = view.default(mm_add_default, [2, 32, 48])
+view_default_2: [64, 48] = view.default(tangents_1, [64, 48])
+permute_default: [48, 64] = permute.default(view_default_2, [1, 0])
+mm_default_2: [48, 4] = mm.default(permute_default, mul_tensor)
+mm_default_1: [64, 4] = mm.default(view_default_2, primals_5)
+mul_tensor_1: [64, 4] = mul.Tensor(mm_default_1, 4.0)
+permute_7: [4, 64] = permute.default(mul_tensor_1, [1, 0])
+mm_4: [4, 16] = mm.default(permute_7, view_2)
+mm_5: [64, 16] = mm.default(mul_tensor_1, primals_4)
+view_9: [2, 32, 16] = view.default(mm_5, [2, 32, 16])
+convert_element_type: [2, 32, 16] = convert_element_type.default(gt, torch.float32)
+mul_4: [2, 32, 16] = mul.Tensor(convert_element_type, 1.1111111111111112)
+mul_5: [2, 32, 16] = mul.Tensor(view_9, mul_4)
+view_default_4: [64, 16] = view.default(mul_5, [64, 16])
+mm_add_default_1: [64, 16] = mm_add.default(view_default_4, view_default_2, primals_1)
+view_default_5: [2, 32, 16] = view.default(mm_add_default_1, [2, 32, 16])
+return view_default_3, None, None, view_default_5, mm_4, mm_default_2""",
+            train=True,
+        )
+
+    def test_learned_scale_joint(self):
+        self.check(
+            "LoRALearnedScale",
+            """\
+# scale mul refused: mm_1 is read unscaled, too
+# scale mul_2, 12288 bytes: 2 products read tangents_1 unscaled
+# accumulate add_1, 4096 bytes: adds mm_5 to mm_6 in place
+primals_1: [48, 16]
+primals_2: [48]
+primals_3: [2, 32, 16]
+primals_4: [4, 16]
+primals_5: [48, 4]
+primals_6: []
+tangents_1: [2, 32, 48]
+view: [64, 16] = view.default(primals_3, [64, 16])
+permute: [16, 48] = permute.default(primals_1, [1, 0])
+addmm: [64, 48] = addmm.default(primals_2, view, permute)
+view_1: [2, 32, 48] = view.default(addmm, [2, 32, 48])
+permute_1: [16, 4] = permute.default(primals_4, [1, 0])
+mm: [64, 4] = mm.default(view, permute_1)
+permute_2: [4, 48] = permute.default(primals_5, [1, 0])
+mm_1: [64, 48] = mm.default(mm, permute_2)
+view_5: [2, 32, 48] = view.default(mm_1, [2, 32, 48])
+mul: [2, 32, 48] = mul.Tensor(view_5, primals_6)
+add: [2, 32, 48] = add.Tensor(view_1, mul)
+mul_1: [2, 32, 48] = mul.Tensor(tangents_1, view_5)
+sum_1: [] = sum.default(mul_1)
+view_default_1: [64, 48] = view.default(tangents_1, [64, 48])
+permute_default: [48, 64] = permute.default(view_default_1, [1, 0])
+mm_default_1: [48, 4] = mm.default(permute_default, mm)
+mul_tensor_1: [48, 4] = mul.Tensor(mm_default_1, primals_6)
+mm_default: [64, 4] = mm.default(view_default_1, primals_5)
+mul_tensor: [64, 4] = mul.Tensor(mm_default, primals_6)
+permute_7: [4, 64] = permute.default(mul_tensor, [1, 0])
+mm_4: [4, 16] = mm.default(permute_7, view)
+mm_6: [64, 16] = mm.default(view_default_1, primals_1)
+mm_add_default: [64, 16] = mm_add.default(mm_6, mul_tensor, primals_4)
+view_default_2: [2, 32, 16] = view.default(mm_add_default, [2, 32, 16])
+return add, None, None, view_default_2, mm_4, mul_tensor_1, sum_1""",
+            train=True,
+        )
+
+    def test_copy(self):
+        self.check(
+            "LoRADropout",
+            """\
+# scale mul, 12288 bytes: scales mm in place of mm_1
+# accumulate add, 12288 bytes: adds mm_default to addmm in place
+arg0_1: [48, 16]
+arg1_1: [48]
+arg2_1: [2, 32, 16]
+arg3_1: [4, 16]
+arg4_1: [48, 4]
+view: [64, 16] = view.default(arg2_1, [64, 16])
+permute: [16, 48] = permute.default(arg0_1, [1, 0])
+addmm: [64, 48] = addmm.default(arg1_1, view, permute)
+permute_1: [16, 4] = permute.default(arg3_1, [1, 0])
+mm: [64, 4] = mm.default(view, permute_1)
+permute_2: [4, 48] = permute.default(arg4_1, [1, 0])
+mul_tensor: [64, 4] = mul.Tensor(mm, 4.0)
+mm_add_default: [64, 48] = mm_add.default(addmm, mul_tensor, permute_2)
+view_default_1: [2, 32, 48] = view.default(mm_add_default, [2, 32, 48])
+return view_default_1""",
+        )
+
+    def test_linear_pair(self):
+        self.check(
+            "LinearPairBias",
+            """\
+arg0_1: [4, 16]
+arg1_1: [2, 32, 16]
+arg2_1: [48, 4]
+arg3_1: [48]
+permute: [16, 4] = permute.default(arg0_1, [1, 0])
+view: [64, 16] = view.default(arg1_1, [64, 16])
+mm: [64, 4] = mm.default(view, permute)
+permute_1: [4, 48] = permute.default(arg2_1, [1, 0])
+addmm: [64, 48] = addmm.default(arg3_1, mm, permute_1)
+view_3: [2, 32, 48] = view.default(addmm, [2, 32, 48])
+return view_3""",
+        )
+
+    def test_factors(self):
+        self.check(
+            "Factors",
+            """\
+arg0_1: [16, 4]
+arg1_1: [2, 32, 16]
+arg2_1: [4, 48]
+arg3_1: [48]
+view: [64, 16] = view.default(arg1_1, [64, 16])
+mm: [64, 4] = mm.default(view, arg0_1)
+mm_1: [64, 48] = mm.default(mm, arg2_1)
+view_3: [2, 32, 48] = view.default(mm_1, [2, 32, 48])
+add: [2, 32, 48] = add.Tensor(view_3, arg3_1)
+return add""",
+        )
+
+    def test_singular_values(self):
+        self.check(
+            "SingularValues",
+            """\
+arg0_1: [16, 4]
+arg1_1: [2, 32, 16]
+arg2_1: [4]
+arg3_1: [4, 48]
+view: [64, 16] = view.default(arg1_1, [64, 16])
+mm: [64, 4] = mm.default(view, arg0_1)
+view_1: [2, 32, 4] = view.default(mm, [2, 32, 4])
+mul: [2, 32, 4] = mul.Tensor(view_1, arg2_1)
+view_2: [64, 4] = view.default(mul, [64, 4])
+mm_1: [64, 48] = mm.default(view_2, arg3_1)
+view_3: [2, 32, 48] = view.default(mm_1, [2, 32, 48])
+return view_3""",
+        )
+
+    def test_materialised(self):
+        self.check(
+            "Materialised",
+            """\
+# reassociate mm_1, 3072 bytes: multiplies by the factors of mm one by one
+arg0_1: [16, 4]
+arg1_1: [4, 48]
+arg2_1: [2, 32, 16]
+view: [64, 16] = view.default(arg2_1, [64, 16])
+mm_default: [64, 4] = mm.default(view, arg0_1)
+mm_default_1: [64, 48] = mm.default(mm_default, arg1_1)
+view_1: [2, 32, 48] = view.default(mm_default_1, [2, 32, 48])
+return view_1""",
+        )
+
+    def test_materialised_linear(self):
+        self.check(
+            "MaterialisedLinear",
+            """\
+# reassociate addmm, 3072 bytes: multiplies by the factors of mm one by one
+arg0_1: [4, 48]
+arg1_1: [16, 4]
+arg2_1: [48]
+arg3_1: [2, 32, 16]
+view: [64, 16] = view.default(arg3_1, [64, 16])
+mm_default: [64, 4] = mm.default(view, arg1_1)
+addmm_default: [64, 48] = addmm.default(arg2_1, mm_default, arg0_1)
+view_1: [2, 32, 48] = view.default(addmm_default, [2, 32, 48])
+return view_1""",
+        )
+
+    def test_materialised_joint(self):
+        self.check(
+            "Materialised",
+            """\
+# reassociate mm_1 refused: mm, the product of the factors, is used elsewhere
+# reassociate mm_3 refused: mm, the product of the factors, is used elsewhere
+# reassociate mm_4 refused: mm_2, the product of the factors, is used elsewhere
+# reassociate mm_5 refused: mm_2, the product of the factors, is used elsewhere
+primals_1: [16, 4]
+primals_2: [4, 48]
+primals_3: [2, 32, 16]
+tangents_1: [2, 32, 48]
+mm: [16, 48] = mm.default(primals_1, primals_2)
+view: [64, 16] = view.default(primals_3, [64, 16])
+mm_1: [64, 48] = mm.default(view, mm)
+view_1: [2, 32, 48] = view.default(mm_1, [2, 32, 48])
+view_2: [64, 48] = view.default(tangents_1, [64, 48])
+permute: [16, 64] = permute.default(view, [1, 0])
+mm_2: [16, 48] = mm.default(permute, view_2)
+permute_1: [48, 16] = permute.default(mm, [1, 0])
+mm_3: [64, 16] = mm.default(view_2, permute_1)
+view_3: [2, 32, 16] = view.default(mm_3, [2, 32, 16])
+permute_2: [4, 16] = permute.default(primals_1, [1, 0])
+mm_4: [4, 48] = mm.default(permute_2, mm_2)
+permute_3: [48, 4] = permute.default(primals_2, [1, 0])
+mm_5: [16, 4] = mm.default(mm_2, permute_3)
+return view_1, mm_5, mm_4, view_3""",
+            train=True,
+        )
+
+    def test_einsum_before(self):
+        self.assertExpectedInline(
+            lines_of(graph_of("Einsum").graph),
+            """\
+arg0_1: [16, 4]
+arg1_1: [2, 32, 16]
+arg2_1: [4, 48]
+unsqueeze: [2, 32, 16, 1] = unsqueeze.default(arg1_1, 3)
+unsqueeze_1: [16, 4, 1] = unsqueeze.default(arg0_1, 2)
+unsqueeze_2: [16, 4, 1, 1] = unsqueeze.default(unsqueeze_1, 3)
+view: [1, 64, 16] = view.default(unsqueeze, [1, 64, 16])
+view_1: [1, 16, 4] = view.default(unsqueeze_2, [1, 16, 4])
+bmm: [1, 64, 4] = bmm.default(view, view_1)
+view_2: [2, 32, 1, 4] = view.default(bmm, [2, 32, 1, 4])
+permute_4: [2, 32, 4, 1] = permute.default(view_2, [0, 1, 3, 2])
+view_3: [2, 32, 4] = view.default(permute_4, [2, 32, 4])
+unsqueeze_3: [2, 32, 4, 1] = unsqueeze.default(view_3, 3)
+unsqueeze_4: [4, 48, 1] = unsqueeze.default(arg2_1, 2)
+unsqueeze_5: [4, 48, 1, 1] = unsqueeze.default(unsqueeze_4, 3)
+view_4: [1, 64, 4] = view.default(unsqueeze_3, [1, 64, 4])
+view_5: [1, 4, 48] = view.default(unsqueeze_5, [1, 4, 48])
+bmm_1: [1, 64, 48] = bmm.default(view_4, view_5)
+view_6: [2, 32, 1, 48] = view.default(bmm_1, [2, 32, 1, 48])
+permute_9: [2, 32, 48, 1] = permute.default(view_6, [0, 1, 3, 2])
+view_7: [2, 32, 48] = view.default(permute_9, [2, 32, 48])
+return view_7""",
+        )
+
+    def test_einsum(self):
+        self.check(
+            "Einsum",
+            """\
+# matrix bmm, 0 bytes: a batch of one product is a product
+# matrix bmm_1, 0 bytes: a batch of one product is a product
+arg0_1: [16, 4]
+arg1_1: [2, 32, 16]
+arg2_1: [4, 48]
+view_default_10: [64, 16] = view.default(arg1_1, [64, 16])
+mm_default: [64, 4] = mm.default(view_default_10, arg0_1)
+mm_default_1: [64, 48] = mm.default(mm_default, arg2_1)
+view_default_11: [2, 32, 48] = view.default(mm_default_1, [2, 32, 48])
+return view_default_11""",
+        )
+
+    def test_einsum_joint(self):
+        self.check(
+            "Einsum",
+            """\
+# matrix bmm, 0 bytes: a batch of one product is a product
+# matrix bmm_1, 0 bytes: a batch of one product is a product
+# matrix bmm_2, 0 bytes: a batch of one product is a product
+# matrix bmm_3, 0 bytes: a batch of one product is a product
+# matrix bmm_4, 0 bytes: a batch of one product is a product
+# matrix bmm_5, 0 bytes: a batch of one product is a product
+primals_1: [16, 4]
+primals_2: [2, 32, 16]
+primals_3: [4, 48]
+tangents_1: [2, 32, 48]
+view_default_20: [64, 16] = view.default(primals_2, [64, 16])
+mm_default: [64, 4] = mm.default(view_default_20, primals_1)
+mm_default_1: [64, 48] = mm.default(mm_default, primals_3)
+view_default_21: [2, 32, 48] = view.default(mm_default_1, [2, 32, 48])
+permute_default: [4, 64] = permute.default(mm_default, [1, 0])
+view_default_22: [64, 48] = view.default(tangents_1, [64, 48])
+mm_default_2: [4, 48] = mm.default(permute_default, view_default_22)
+permute_default_1: [48, 4] = permute.default(primals_3, [1, 0])
+mm_default_3: [64, 4] = mm.default(view_default_22, permute_default_1)
+permute_default_2: [16, 64] = permute.default(view_default_20, [1, 0])
+mm_default_4: [16, 4] = mm.default(permute_default_2, mm_default_3)
+permute_default_3: [4, 16] = permute.default(primals_1, [1, 0])
+mm_default_5: [64, 16] = mm.default(mm_default_3, permute_default_3)
+view_default_25: [2, 32, 16] = view.default(mm_default_5, [2, 32, 16])
+return view_default_21, mm_default_4, view_default_25, mm_default_2""",
+            train=True,
+        )
+
+    def test_batch_of_one(self):
+        self.check(
+            "BatchOfOne",
+            """\
+# matrix bmm, 0 bytes: a batch of one product is a product
+# matrix bmm_1, 0 bytes: a batch of one product is a product
+arg0_1: [2, 32, 16]
+arg1_1: [16, 4]
+arg2_1: [4, 48]
+view_default: [64, 16] = view.default(arg0_1, [64, 16])
+mm_default: [64, 4] = mm.default(view_default, arg1_1)
+mm_default_1: [64, 48] = mm.default(mm_default, arg2_1)
+view_default_1: [2, 32, 48] = view.default(mm_default_1, [2, 32, 48])
+return view_default_1""",
+        )
+
+    def test_per_head_before(self):
+        self.assertExpectedInline(
+            lines_of(graph_of("PerHead").graph),
+            """\
+arg0_1: [16, 6]
+arg1_1: [2, 32, 16]
+arg2_1: [2, 3, 8]
+unsqueeze: [2, 32, 16, 1] = unsqueeze.default(arg1_1, 3)
+unsqueeze_1: [16, 6, 1] = unsqueeze.default(arg0_1, 2)
+unsqueeze_2: [16, 6, 1, 1] = unsqueeze.default(unsqueeze_1, 3)
+view: [1, 64, 16] = view.default(unsqueeze, [1, 64, 16])
+view_1: [1, 16, 6] = view.default(unsqueeze_2, [1, 16, 6])
+bmm: [1, 64, 6] = bmm.default(view, view_1)
+view_2: [2, 32, 1, 6] = view.default(bmm, [2, 32, 1, 6])
+permute_4: [2, 32, 6, 1] = permute.default(view_2, [0, 1, 3, 2])
+view_3: [2, 32, 6] = view.default(permute_4, [2, 32, 6])
+view_4: [2, 32, 2, 3] = view.default(view_3, [2, 32, 2, 3])
+unsqueeze_3: [2, 32, 2, 3, 1] = unsqueeze.default(view_4, 4)
+permute_5: [2, 2, 32, 1, 3] = permute.default(unsqueeze_3, [0, 2, 1, 4, 3])
+unsqueeze_4: [2, 3, 8, 1] = unsqueeze.default(arg2_1, 3)
+unsqueeze_5: [2, 3, 8, 1, 1] = unsqueeze.default(unsqueeze_4, 4)
+permute_7: [2, 2, 32, 3, 1] = permute.default(permute_5, [1, 0, 2, 4, 3])
+view_5: [2, 64, 3] = view.default(permute_7, [2, 64, 3])
+view_6: [2, 3, 8] = view.default(unsqueeze_5, [2, 3, 8])
+bmm_1: [2, 64, 8] = bmm.default(view_5, view_6)
+view_7: [2, 2, 32, 1, 8] = view.default(bmm_1, [2, 2, 32, 1, 8])
+permute_9: [2, 2, 32, 8, 1] = permute.default(view_7, [1, 0, 2, 4, 3])
+view_8: [2, 2, 32, 8] = view.default(permute_9, [2, 2, 32, 8])
+return view_8""",
+        )
+
+    def test_per_head(self):
+        self.check(
+            "PerHead",
+            """\
+# matrix bmm, 0 bytes: a batch of one product is a product
+arg0_1: [16, 6]
+arg1_1: [2, 32, 16]
+arg2_1: [2, 3, 8]
+view_default_10: [64, 16] = view.default(arg1_1, [64, 16])
+mm_default: [64, 6] = mm.default(view_default_10, arg0_1)
+view_default_11: [64, 2, 3] = view.default(mm_default, [64, 2, 3])
+permute_default: [2, 64, 3] = permute.default(view_default_11, [1, 0, 2])
+bmm_1: [2, 64, 8] = bmm.default(permute_default, arg2_1)
+view_default_9: [2, 2, 32, 8] = view.default(bmm_1, [2, 2, 32, 8])
+permute_default_1: [2, 2, 32, 8] = permute.default(view_default_9, [1, 0, 2, 3])
+return permute_default_1""",
+        )
+
+    def test_feed_forward(self):
+        self.check(
+            "FeedForward",
+            """\
+arg0_1: [4, 16]
+arg1_1: [2, 32, 16]
+arg2_1: [48, 4]
+arg3_1: [48]
+arg4_1: [4, 48]
+arg5_1: [16, 4]
+arg6_1: [16]
+permute: [16, 4] = permute.default(arg0_1, [1, 0])
+view: [64, 16] = view.default(arg1_1, [64, 16])
+mm: [64, 4] = mm.default(view, permute)
+permute_1: [4, 48] = permute.default(arg2_1, [1, 0])
+addmm: [64, 48] = addmm.default(arg3_1, mm, permute_1)
+view_3: [2, 32, 48] = view.default(addmm, [2, 32, 48])
+mul: [2, 32, 48] = mul.Tensor(view_3, 0.5)
+mul_1: [2, 32, 48] = mul.Tensor(view_3, 0.7071067811865476)
+erf: [2, 32, 48] = erf.default(mul_1)
+add: [2, 32, 48] = add.Tensor(erf, 1)
+mul_2: [2, 32, 48] = mul.Tensor(mul, add)
+permute_2: [48, 4] = permute.default(arg4_1, [1, 0])
+view_4: [64, 48] = view.default(mul_2, [64, 48])
+mm_1: [64, 4] = mm.default(view_4, permute_2)
+permute_3: [4, 16] = permute.default(arg5_1, [1, 0])
+addmm_1: [64, 16] = addmm.default(arg6_1, mm_1, permute_3)
+view_7: [2, 32, 16] = view.default(addmm_1, [2, 32, 16])
+return view_7""",
+        )
+
+    def test_swiglu(self):
+        self.check(
+            "SwiGLU",
+            """\
+arg0_1: [4, 16]
+arg1_1: [2, 32, 16]
+arg2_1: [48, 4]
+arg3_1: [4, 16]
+arg4_1: [48, 4]
+arg5_1: [4, 48]
+arg6_1: [16, 4]
+permute: [16, 4] = permute.default(arg0_1, [1, 0])
+view: [64, 16] = view.default(arg1_1, [64, 16])
+mm: [64, 4] = mm.default(view, permute)
+permute_1: [4, 48] = permute.default(arg2_1, [1, 0])
+mm_1: [64, 48] = mm.default(mm, permute_1)
+view_3: [2, 32, 48] = view.default(mm_1, [2, 32, 48])
+neg: [2, 32, 48] = neg.default(view_3)
+exp: [2, 32, 48] = exp.default(neg)
+add: [2, 32, 48] = add.Tensor(exp, 1)
+div: [2, 32, 48] = div.Tensor(view_3, add)
+permute_2: [16, 4] = permute.default(arg3_1, [1, 0])
+mm_2: [64, 4] = mm.default(view, permute_2)
+permute_3: [4, 48] = permute.default(arg4_1, [1, 0])
+mm_3: [64, 48] = mm.default(mm_2, permute_3)
+view_7: [2, 32, 48] = view.default(mm_3, [2, 32, 48])
+mul: [2, 32, 48] = mul.Tensor(div, view_7)
+permute_4: [48, 4] = permute.default(arg5_1, [1, 0])
+view_8: [64, 48] = view.default(mul, [64, 48])
+mm_4: [64, 4] = mm.default(view_8, permute_4)
+permute_5: [4, 16] = permute.default(arg6_1, [1, 0])
+mm_5: [64, 16] = mm.default(mm_4, permute_5)
+view_11: [2, 32, 16] = view.default(mm_5, [2, 32, 16])
+return view_11""",
+        )
+
+    def test_monarch(self):
+        self.check(
+            "Monarch",
+            """\
+arg0_1: [4, 4, 4]
+arg1_1: [2, 32, 16]
+arg2_1: [4, 4, 12]
+view_default: [64, 4, 4] = view.default(arg1_1, [64, 4, 4])
+permute: [4, 64, 4] = permute.default(view_default, [1, 0, 2])
+bmm: [4, 64, 4] = bmm.default(permute, arg0_1)
+permute_default: [64, 4, 4] = permute.default(bmm, [1, 2, 0])
+clone: [64, 4, 4] = clone.default(permute_default)
+permute_3: [4, 64, 4] = permute.default(clone, [1, 0, 2])
+bmm_1: [4, 64, 12] = bmm.default(permute_3, arg2_1)
+permute_4: [64, 12, 4] = permute.default(bmm_1, [1, 2, 0])
+clone_1: [64, 12, 4] = clone.default(permute_4)
+view_3: [2, 32, 48] = view.default(clone_1, [2, 32, 48])
+return view_3""",
+        )
+
+    def test_blast(self):
+        self.check(
+            "BLAST",
+            """\
+arg0_1: [4, 4, 4]
+arg1_1: [2, 32, 16]
+arg2_1: [4, 4, 1, 4]
+arg3_1: [4, 4, 12]
+view: [64, 4, 4] = view.default(arg1_1, [-1, 4, 4])
+permute: [4, 64, 4] = permute.default(view, [1, 0, 2])
+bmm: [4, 64, 4] = bmm.default(permute, arg0_1)
+unsqueeze: [1, 4, 64, 4] = unsqueeze.default(bmm, 0)
+mul: [4, 4, 64, 4] = mul.Tensor(unsqueeze, arg2_1)
+sum_1: [4, 64, 4] = sum.dim_IntList(mul, [1])
+bmm_1: [4, 64, 12] = bmm.default(sum_1, arg3_1)
+permute_1: [64, 4, 12] = permute.default(bmm_1, [1, 0, 2])
+clone: [64, 4, 12] = clone.default(permute_1)
+view_1: [2, 32, 48] = view.default(clone, [2, 32, 48])
+return view_1""",
+        )
+
+    def test_sltrain(self):
+        self.check(
+            "SLTrain",
+            """\
+# scale mul, 3072 bytes: scales arg0_1 in place of mm
+arg0_1: [48, 4]
+arg1_1: [4, 16]
+arg2_1: [38]
+arg3_1: [38]
+arg4_1: [2, 32, 16]
+mul_tensor: [48, 4] = mul.Tensor(arg0_1, 2.0)
+mm_default: [48, 16] = mm.default(mul_tensor, arg1_1)
+full: [48, 16] = full.default([48, 16], 0)
+full_default: [768] = full.default([768], 0.0)
+scatter_add: [768] = scatter_add.default(full_default, 0, arg2_1, arg3_1)
+view_1: [48, 16] = view.default(scatter_add, [48, 16])
+add: [48, 16] = add.Tensor(mm_default, view_1)
+permute: [16, 48] = permute.default(add, [1, 0])
+view_2: [64, 16] = view.default(arg4_1, [64, 16])
+mm_1: [64, 48] = mm.default(view_2, permute)
+view_3: [2, 32, 48] = view.default(mm_1, [2, 32, 48])
+return view_3""",
+        )
