@@ -110,12 +110,6 @@ def remove(node: fx.Node) -> None:
         remove(source)
 
 
-def only_user(node: fx.Node) -> fx.Node | None:
-    """The one node that reads ``node``; None when several do, or the graph returns it."""
-    user = next(iter(node.users)) if len(node.users) == 1 else None
-    return None if user is None or user.op == "output" else user
-
-
 def is_permute(node: fx.Node) -> bool:
     """Whether the node changes the order of dimensions."""
     return node.target in _PERMUTES
@@ -152,9 +146,9 @@ def keeps_order(views: tuple[fx.Node, ...]) -> bool:
     return not any(map(is_permute, views))
 
 
-def read_once(views: tuple[fx.Node, ...]) -> bool:
-    """Whether each view has one reader, and the graph returns none of them."""
-    return all(only_user(view) is not None for view in views)
+def read_once(nodes: tuple[fx.Node, ...]) -> bool:
+    """Whether each of the nodes has one reader (what the graph returns is read by that)."""
+    return all(len(node.users) == 1 for node in nodes)
 
 
 def viewed(before: fx.Node, source: fx.Node, views: tuple[fx.Node, ...]) -> fx.Node:
