@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from memcompile.codegen.accumulate import MM_ADD
 from memcompile.codegen.scratch import scratch_bytes
 from memcompile.codegen.trace import Buffer, Event, GraphTrace
 from memcompile.cost import is_library_call
@@ -150,7 +151,11 @@ def kernel_scratch_bytes(node: Any, graph: Any) -> int:
         tuple(size_hint(graph, step) for step in source.get_stride()) for source in node.inputs if hasattr(source, "get_stride")
     ]
     called = getattr(getattr(node, "op_overload", None), "overloadpacket", None)
-    origins = [origin for origin in node.get_origins() if getattr(origin.target, "overloadpacket", origin) is called]
+    origins = [
+        origin
+        for origin in node.get_origins()
+        if getattr(origin.target, "overloadpacket", origin) is called or origin.target is MM_ADD
+    ]
     return max((scratch_bytes(origin, strides) for origin in origins), default=0)
 
 

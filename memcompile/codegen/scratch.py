@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from memcompile.fxutil import hint
 from memcompile.runtime.workspace import WORKSPACES
 
-_BLAS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
+_BLAS = frozenset({"mm", "addmm", "mm_add", "bmm", "baddbmm"})
 """They take nothing from PyTorch's allocator in single and double precision."""
 _KV_BLOCK = 512
 _FORWARD_BYTES, _BACKWARD_BYTES = 12_336, 12_992
