@@ -225,6 +225,19 @@ class CausalAttention(Attention):
         super().__init__(sizes, bias=False)
 
 
+class EinsumAttention(nn.Module):
+    """Causal attention whose heads einsum makes: the factors are not repeated for each of the batch."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(PerHead(sizes) for _ in range(3))
+        self.b = nn.ParameterList(torch.randn(sizes.heads, 1, sizes.head) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (heads(x) + b for heads, b in zip(self.heads, self.b, strict=True))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
 class Monarch(nn.Module):
     """Two block-diagonal products with a permutation between them (Dao et al., 2022)."""
 
@@ -282,7 +295,7 @@ NETS: dict[str, Callable[[Sizes], nn.Module]] = {
     net.__name__: net
     for net in (
         *(LinearPair, LinearPairBias, Factors, SingularValues, Materialised, MaterialisedLinear, Einsum, BatchOfOne, PerHead),
-        *(FeedForward, SwiGLU, LoRA, LoRATwice, LoRADropout, LoRALearnedScale, Attention, CausalAttention),
+        *(FeedForward, SwiGLU, LoRA, LoRATwice, LoRADropout, LoRALearnedScale, Attention, CausalAttention, EinsumAttention),
         *(Monarch, BLAST, SLTrain),
     )
 }

@@ -885,6 +885,59 @@ view_11: [2, 32, 16] = view.default(mm_5, [2, 32, 16])
 return view_11""",
         )
 
+    def test_attention(self):
+        self.check(
+            "EinsumAttention",
+            """\
+# matrix bmm, 0 bytes: a batch of one product is a product
+# matrix bmm_2, 0 bytes: a batch of one product is a product
+# matrix bmm_4, 0 bytes: a batch of one product is a product
+# attention _scaled_dot_product_flash_attention_for_cpu, 12288 bytes: attends in 3 of 8 dimensions
+arg0_1: [2, 1, 8]
+arg1_1: [2, 32, 16]
+arg2_1: [16, 6]
+arg3_1: [2, 3, 8]
+arg4_1: [2, 1, 8]
+arg5_1: [16, 6]
+arg6_1: [2, 3, 8]
+arg7_1: [2, 1, 8]
+arg8_1: [16, 6]
+arg9_1: [2, 3, 8]
+view_default_30: [64, 16] = view.default(arg1_1, [64, 16])
+mm_default: [64, 6] = mm.default(view_default_30, arg2_1)
+view_default_31: [64, 2, 3] = view.default(mm_default, [64, 2, 3])
+permute_default: [2, 64, 3] = permute.default(view_default_31, [1, 0, 2])
+mm_default_1: [64, 6] = mm.default(view_default_30, arg5_1)
+mm_default_2: [64, 6] = mm.default(view_default_30, arg8_1)
+permute_default_6: [2, 8, 3] = permute.default(arg6_1, [0, 2, 1])
+bmm_default: [2, 3, 3] = bmm.default(arg3_1, permute_default_6)
+bmm_default_1: [2, 64, 3] = bmm.default(permute_default, bmm_default)
+expand_default: [1, 2, 1, 8] = expand.default(arg0_1, [1, 2, 1, 8])
+clone_default: [1, 2, 1, 8] = clone.default(expand_default)
+view_default_36: [2, 1, 8] = view.default(clone_default, [-1, 1, 8])
+bmm_default_2: [2, 1, 3] = bmm.default(view_default_36, permute_default_6)
+add_tensor: [2, 64, 3] = add.Tensor(bmm_default_1, bmm_default_2)
+view_default_37: [2, 2, 32, 3] = view.default(add_tensor, [2, 2, 32, -1])
+permute_default_7: [2, 2, 32, 3] = permute.default(view_default_37, [1, 0, 2, 3])
+view_default_42: [2, 32, 2, 3] = view.default(mm_default_1, [2, 32, 2, 3])
+permute_default_12: [2, 2, 32, 3] = permute.default(view_default_42, [0, 2, 1, 3])
+view_default_43: [2, 32, 2, 3] = view.default(mm_default_2, [2, 32, 2, 3])
+permute_default_13: [2, 2, 32, 3] = permute.default(view_default_43, [0, 2, 1, 3])
+_scaled_dot_product_flash_attention_for_cpu_default = _scaled_dot_product_flash_attention_for_cpu.default(permute_default_7, permute_default_12, permute_default_13, 0.0, True)
+getitem_2: [2, 2, 32, 3] = getitem(_scaled_dot_product_flash_attention_for_cpu_default, 0)
+permute_default_10: [2, 2, 32, 3] = permute.default(getitem_2, [1, 0, 2, 3])
+clone_default_1: [2, 2, 32, 3] = clone.default(permute_default_10)
+view_default_40: [2, 64, 3] = view.default(clone_default_1, [2, -1, 3])
+bmm_default_3: [2, 64, 8] = bmm.default(view_default_40, arg9_1)
+view_default_41: [2, 2, 32, 8] = view.default(bmm_default_3, [2, 2, 32, -1])
+permute_default_11: [2, 2, 32, 8] = permute.default(view_default_41, [1, 0, 2, 3])
+add_tensor_1: [2, 2, 32, 8] = add.Tensor(permute_default_11, arg7_1)
+permute_30: [2, 32, 2, 8] = permute.default(add_tensor_1, [0, 2, 1, 3])
+clone: [2, 32, 2, 8] = clone.default(permute_30)
+view_27: [2, 32, 16] = view.default(clone, [2, 32, 16])
+return view_27""",
+        )
+
     def test_monarch(self):
         self.check(
             "Monarch",

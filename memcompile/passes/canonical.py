@@ -4,6 +4,7 @@
     copies that change nothing       dropped
     bmm of batch 1                   mm
     x @ (U @ V)                      (x @ U) @ V                                   reassociation.py
+    attention over low-rank heads    over their ranks (inference)                  attention_fold.py
     scales                           of the small tensors                          scaling.py
     base + P @ B                     added to base where it lies                   accumulation.py
 
@@ -22,6 +23,7 @@ from torch import fx
 from memcompile.fxutil import base_of, mutated_inputs, outputs_of
 from memcompile.passes.accumulation import accumulate
 from memcompile.passes.arrangement import Arrangement
+from memcompile.passes.attention_fold import fold_attention
 from memcompile.passes.reassociation import reassociate
 from memcompile.passes.rewriting import (
     ATEN,
@@ -49,7 +51,7 @@ def canonicalise(module: fx.GraphModule) -> tuple[Outcome, ...]:
     found: list[Outcome] = []
     for step in (drop_copies, fold_views, unbatch, fold_views):
         found += step(graph)
-    for step in (reassociate, scale_in_rank_space, unscale_gradients, accumulate):
+    for step in (reassociate, fold_attention, scale_in_rank_space, unscale_gradients, accumulate):
         found += step(graph)
     found += fold_views(graph)
     graph.lint()

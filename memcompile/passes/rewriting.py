@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from memcompile.fxutil import source_of
+from memcompile.fxutil import source_of, tensors_of
 
 ATEN = torch.ops.aten
 _RESHAPES = frozenset(
@@ -86,7 +86,8 @@ def insert(before: fx.Node, like: fx.Node, target: Callable[..., Any], *args: An
         node = graph.call_function(target, args, kwargs)
     node.meta = {key: value for key, value in like.meta.items() if key not in _TAKEN_FROM_VALUE}
     values, keywords = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-    modes = {mode for n in node.all_input_nodes if (mode := getattr(n.meta["val"], "fake_mode", None)) is not None}
+    tensors = (tensor for source in node.all_input_nodes for tensor in tensors_of(source))
+    modes = {mode for tensor in tensors if (mode := getattr(tensor, "fake_mode", None)) is not None}
     if len(modes) != 1:
         raise AssertionError(f"{target} on values of {len(modes)} fake modes")
     with modes.pop():
