@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memcompile.passes.attention_fold import _laid_out
 from memcompile.passes.canonical import canonicalise
-from memcompile.passes.rewriting import Rewrite
+from memcompile.passes.rewriting import Rewrite, value_of
 from tests.captured import captured
 from tests.steps import relative_error
-from tests.test_canonical import assert_same_numbers
+from tests.test_canonical import assert_same_numbers, traced
 
 BATCH, HEADS, TOKENS, KEYS, RANK, HEAD = 2, 3, 8, 12, 4, 16
 GENERATOR = torch.Generator().manual_seed(0)
@@ -105,15 +106,26 @@ def test_refusals_say_why(function, train: bool, why: str) -> None:
     assert why in refusal.why
 
 
-def test_rotated_heads_are_left_alone() -> None:
-    """What stands between factors and attention and is no bias (RoPE) is no pattern at all."""
+@pytest.mark.parametrize("between", [torch.mul, torch.add])
+def test_rotated_heads_are_left_alone(between) -> None:
+    """What stands between factors and attention and is no bias (RoPE, positions) is no pattern at all."""
     angles = random(TOKENS, HEAD)
 
     def rotated(q, k, v):
         made = heads((q, k[:, :, :TOKENS], v[:, :, :TOKENS]))
-        return F.scaled_dot_product_attention(*(h * angles for h in made))
+        return F.scaled_dot_product_attention(*(between(h, angles) for h in made))
 
     assert not assert_same_numbers(captured(rotated, *INPUTS, train=False))
+
+
+def test_results_get_the_strides_of_what_they_replace() -> None:
+    module = traced(lambda x: (x + 1, x.transpose(1, 2).contiguous().transpose(1, 2)), random(2, 3, 4, 5))
+    plain, like = module.graph.output_node().args[0]
+    found = _laid_out(plain, like)
+    assert value_of(plain).stride() != value_of(like).stride() == value_of(found).stride()
+    module.graph.output_node().args = ((plain, found),)
+    module.recompile()
+    assert torch.equal(*module(random(2, 3, 4, 5)))
 
 
 def test_the_expected_numbers_are_those_of_the_formula() -> None:
