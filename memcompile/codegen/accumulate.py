@@ -81,14 +81,16 @@ def in_place(lines: Sequence[Any]) -> list[Any]:
 
 
 def accumulator(kernel: Any) -> Any:
-    """The addend that a library kernel may write its sum over: of an ``mm_add``, with the strides of the sum; or None."""
+    """The addend that a library kernel may write its sum over: of an ``mm_add``, with the strides of the sum and no factor of
+    the product; or None."""
     origin = kernel.get_origin_node()
-    if origin is None or origin.target is not MM_ADD or not hasattr(kernel, "inputs"):
+    if origin is None or origin.target is not MM_ADD or getattr(kernel, "python_kernel_name", "") != "extern_kernels.addmm":
         return None
-    acc = kernel.inputs[0]
+    acc, *factors = kernel.inputs
     own, other = kernel.get_layout(), acc.get_layout()
     same = (list(own.size), list(own.stride), own.dtype) == (list(other.size), list(other.stride), other.dtype)
-    return acc if same and other.offset == 0 else None
+    apart = all(factor.get_name() != acc.get_name() for factor in factors)
+    return acc if same and apart and other.offset == 0 else None
 
 
 def _free_line(lines: Sequence[Any], index: int, name: str) -> int | None:

@@ -132,7 +132,12 @@ PLACES = (
     Place("torch._inductor.codegen.cpp", "OuterLoopFusedSchedulerNode", "loops in one loop", members=("get_outer_nodes",)),
     Place("torch._inductor.codegen.wrapper", "can_match_buffer_size", "what may be written in place"),
     Place("torch._inductor.ir", "ExternKernelAlloc", "a library kernel that allocates"),
-    Place("torch._inductor.ir", "ExternKernelOut", "a library kernel that writes a buffer"),
+    Place(
+        "torch._inductor.ir",
+        "ExternKernelOut",
+        "a library kernel that writes a buffer",
+        members=("python_kernel_name", "inputs", "get_origin_node", "get_layout"),
+    ),
     Place(
         "torch._inductor.lowering",
         "register_lowering",

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from memcompile.fxutil import base_of, mutated_inputs, outputs_of
+from memcompile.fxutil import base_of, is_symbol, mutated_inputs, outputs_of, tensors_of
 from memcompile.passes.accumulation import accumulate
 from memcompile.passes.arrangement import Arrangement
 from memcompile.passes.attention_fold import fold_attention
@@ -60,15 +60,12 @@ def canonicalise(module: fx.GraphModule) -> tuple[Outcome, ...]:
 
 
 def _is_dynamic(graph: fx.Graph) -> bool:
-    values = (value for node in graph.nodes for value in torch.utils._pytree.tree_leaves(node.meta.get("val")))
-    return any(
-        isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
-        or (isinstance(value, torch.Tensor) and value._has_symbolic_sizes_strides)
-        for value in values
-    )
+    tensors = (tensor for node in graph.nodes for tensor in tensors_of(node))
+    lengths = (length for tensor in tensors for length in (*tensor.shape, *tensor.stride()))
+    return any(map(is_symbol, graph.nodes)) or any(isinstance(length, torch.SymInt) for length in lengths)
 
 
-def fold_views(graph: fx.Graph) -> Iterator[Outcome]:
+def fold_views(graph: fx.Graph) -> tuple[Outcome, ...]:
     """Each chain of views as the fewest that do the same; equal views of one tensor once."""
     returned = set(outputs_of(graph))
     known: dict[tuple[Any, ...], fx.Node] = {}
@@ -85,7 +82,7 @@ def fold_views(graph: fx.Graph) -> Iterator[Outcome]:
     for node in reversed(graph.nodes):
         if is_rearrangement(node) and not node.users:
             graph.erase_node(node)
-    yield from ()
+    return ()
 
 
 def _folded(node: fx.Node) -> fx.Node | None:
