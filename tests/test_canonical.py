@@ -234,6 +234,20 @@ def test_only_copies_that_change_nothing_are_dropped(function, left):
     assert torch.equal(torch.as_tensor(module(x.clone())[0]), function(x.clone()))
 
 
+def test_results_stay_tensors_of_their_own():
+    """A view of everything that the graph returns is not replaced by what it views, nor two equal views by one."""
+
+    def function(x):
+        y = x @ x.t()
+        return y, y.view(2, 2, 4).view(4, 4), y.view(16), y.view(-1), x.view(12).view(4, 3)
+
+    module = traced(function, torch.randn(4, 3))
+    canonicalise(module)
+    outputs = module.graph.output_node().args[0]
+    assert len(set(outputs)) == 5
+    assert all(node.op == "call_function" for node in outputs)
+
+
 terms = st.tuples(
     st.sampled_from(["plain", "number", "tensor", "alpha"]), st.booleans(), st.sampled_from([(), (2, -1, WIDE), (ROWS, 2, -1)])
 )

@@ -66,17 +66,22 @@ def _is_dynamic(graph: fx.Graph) -> bool:
 
 
 def fold_views(graph: fx.Graph) -> tuple[Outcome, ...]:
-    """Each chain of views as the fewest that do the same; equal views of one tensor once."""
+    """Each chain of views as the fewest that do the same; equal views of one tensor once.
+
+    What the graph returns stays apart from its inputs and from each other.
+    """
     returned = set(outputs_of(graph))
     known: dict[tuple[Any, ...], fx.Node] = {}
     for node in list(graph.nodes):
         if node.target is ATEN.expand.default and node not in returned and value_of(node).shape == value_of(node.args[0]).shape:
             replace(node, node.args[0])
         elif is_rearrangement(node) and value_of(node).numel():
-            new = _folded(node)
-            if new is None or (new.op == "placeholder" and node in returned):
-                new = node
-            same = known.setdefault((new.target, str(new.args)), new) if is_rearrangement(new) else new
+            new = _folded(node) or node
+            if node in returned:
+                same = node if new in returned or new.op == "placeholder" else new
+                returned.add(same)
+            else:
+                same = known.setdefault((new.target, str(new.args)), new) if is_rearrangement(new) else new
             if same is not node:
                 node.replace_all_uses_with(same)
     for node in reversed(graph.nodes):
