@@ -8,7 +8,7 @@ the functions below load what they need at their first call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 # The package `memcompile.report` is imported before the function of the same name is defined: from then on the import system
@@ -16,42 +16,54 @@ from typing import TYPE_CHECKING, Any, Literal
 import memcompile.report  # noqa: F401
 from memcompile.errors import (
     BudgetInfeasibleError,
+    CalibrationError,
     InvalidOptionError,
     KernelRefusedError,
     MemcompileError,
     MissingTritonError,
     NoReportError,
+    NoSuchLayerError,
     PassError,
+    RankChoiceError,
     UnknownOptionError,
     UnknownTargetError,
     UnsupportedDeviceError,
     UnsupportedTorchError,
 )
+from memcompile.low_rank.report import CompressionReport
 from memcompile.options import Budget, Options
 from memcompile.report.data import Report
 
 if TYPE_CHECKING:
-    from torch import fx
+    from torch import fx, nn
 
     from memcompile.codegen.triton.compile import CompiledKernel
+    from memcompile.low_rank.layers import Choice
+    from memcompile.low_rank.linear import LowRankLinear
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
     "BudgetInfeasibleError",
+    "CalibrationError",
+    "CompressionReport",
     "InvalidOptionError",
     "KernelRefusedError",
+    "LowRankLinear",
     "MemcompileError",
     "MissingTritonError",
     "NoReportError",
+    "NoSuchLayerError",
     "Options",
     "PassError",
+    "RankChoiceError",
     "Report",
     "UnknownOptionError",
     "UnknownTargetError",
     "UnsupportedDeviceError",
     "UnsupportedTorchError",
+    "compress",
     "kernels",
     "last_report",
     "plan",
@@ -97,6 +109,30 @@ def kernels(
     from memcompile.codegen.triton.compile import kernels as compiled
 
     return compiled(body, rows, target, name=name, method=method)
+def compress(
+    model: nn.Module,
+    *,
+    rank: int | Mapping[str, int] | None = None,
+    ratio: float | Mapping[str, float] | None = None,
+    layers: Choice = None,
+    calibration: Iterable[Any] | None = None,
+) -> CompressionReport:
+    """Replace the linear layers of ``model`` by low-rank ones, in place: x @ W becomes x @ U @ V.
+
+    ``rank`` of every layer, or ``ratio``: the share of each weight's parameters that remain. Either may be a mapping from glob
+    patterns of module names, of which the first that matches a layer counts; a layer that none matches stays as it is.
+    ``layers``: glob patterns, or a function of name and module; None means every `torch.nn.Linear` and transformers'
+    ``Conv1D``. ``calibration``: batches (a tensor, a tuple or a dict each) to run the model on. The factors are then those with
+    the smallest error of each layer's output on them (`memcompile.low_rank.factor`), instead of the smallest error of its
+    weight; it takes ``8 * in_features**2`` bytes for each distinct input of a layer.
+
+    Layers that are tied, subclassed, hooked or would not get smaller are left alone; the report has the reason. Make optimizers
+    after this. Raises `RankChoiceError`, `InvalidOptionError`, `NoSuchLayerError` or `CalibrationError`, and then has
+    changed nothing.
+    """
+    from memcompile.low_rank.compress import compress as replace_layers
+
+    return replace_layers(model, rank=rank, ratio=ratio, layers=layers, calibration=calibration)
 
 
 def release() -> int:
@@ -104,3 +140,12 @@ def release() -> int:
     from memcompile.runtime.arena import BLOCKS
 
     return BLOCKS.release()
+
+
+def __getattr__(name: str) -> Any:
+    """`LowRankLinear` is a torch module: it is loaded when it is asked for."""
+    if name == "LowRankLinear":
+        from memcompile.low_rank.linear import LowRankLinear
+
+        return LowRankLinear
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line: ``memcompile plan | run | show | diff | allocate | doctor``, each with ``--json``.
+"""The command line: ``memcompile plan | run | show | diff | allocate | compress | doctor``, each with ``--json``.
 
 Exit status: 0 done; 1 refused or unhealthy (a budget that cannot be met, a failed check); 2 wrong usage.
 """
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from memcompile import __version__
 from memcompile.errors import MemcompileError, UsageError
+from memcompile.low_rank import command as compress
 from memcompile.options import OPTION_NAMES, Options
 from memcompile.report.data import Report
 from memcompile.report.terminal import TEXT_WIDTH
@@ -84,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     allocate.add_argument("--time-limit", type=_positive_int, default=60, metavar="SECONDS", help="(default 60)")
     allocate.add_argument("--svg", type=Path, metavar="FILE", help="draw the arrangement")
     allocate.add_argument("--save", type=Path, metavar="FILE", help="write the CSV with the offsets")
+    low_rank = add("compress", compress.run, "What memcompile.compress would do: low-rank layers, energy kept, errors.")
+    low_rank.add_argument("target", help=TARGET_HELP)
+    compress.add_arguments(low_rank)
     doctor = add("doctor", _doctor, "Check this machine: Python, torch, its seams, compiler, device, caches.")
     doctor.add_argument("--refresh", action="store_true", help="measure the device again")
     return parser

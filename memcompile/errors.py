@@ -182,6 +182,36 @@ class DryRunError(MemcompileError):
         )
 
 
+class RankChoiceError(MemcompileError):
+    """`memcompile.compress` without a rank and a ratio, or with both."""
+
+    def __init__(self, both: bool) -> None:
+        self.both = both
+        super().__init__(
+            f"memcompile.compress takes either a rank or a ratio, {'not both' if both else 'and has neither'}: write ratio=0.4 "
+            "(the share of each weight's parameters that remain) or rank=64."
+        )
+
+
+class NoSuchLayerError(MemcompileError):
+    """A pattern of `memcompile.compress` that matches no linear layer. ``known``: patterns that match one."""
+
+    def __init__(self, option: str, pattern: str, known: Sequence[str]) -> None:
+        self.option = option
+        self.pattern = pattern
+        self.known = tuple(known)
+        close = difflib.get_close_matches(pattern, self.known, n=4, cutoff=0.4) or self.known[:8]
+        fix = f"Did you mean one of: {', '.join(close)}?" if close else "There is none to choose from."
+        super().__init__(f"{option}: {pattern!r} matches no linear layer. {fix}")
+
+
+class CalibrationError(MemcompileError):
+    """Calibration batches of `memcompile.compress` that cannot be used."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"calibration: {reason}.")
+
+
 class UsageError(MemcompileError):
     """A command line that makes no sense: a script that is not there, a function that returns something else."""
 

@@ -22,9 +22,14 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 def render_text(report: Report, width: int = TEXT_WIDTH) -> str:
     """``report`` as plain text, at most ``width`` columns, without trailing blanks."""
+    return plain_text(render(report), width)
+
+
+def plain_text(renderable: RenderableType, width: int = TEXT_WIDTH) -> str:
+    """What a console without colours shows, at most ``width`` columns, without trailing blanks."""
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as capture:
-        console.print(render(report))
+        console.print(renderable)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
 
 
