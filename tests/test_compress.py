@@ -139,6 +139,11 @@ def test_rank_of_a_ratio(amount: int | str, shape: tuple[int, int], rank: int) -
     assert rank_of(Fraction(amount) if isinstance(amount, str) else amount, *shape) == rank
 
 
+def test_a_ratio_is_the_decimal_number_that_was_written() -> None:
+    model = nn.Sequential(nn.Linear(20, 20))
+    assert dict(memcompile.compress(model, ratio=0.3).ranks) == {"0": 3}
+
+
 def test_patterns_and_predicates() -> None:
     def names(**settings: object) -> dict[str, int]:
         model, _ = tiny("gpt2")
@@ -254,6 +259,17 @@ def test_a_model_that_is_compiled_already(fresh_dynamo: None) -> None:
     assert list(report.ranks) == ["0", "2"]
     assert torch.equal(compiled(x), model(x))
     assert not torch.equal(compiled(x), dense)
+
+
+def test_a_part_that_is_compiled_already_is_calibrated(fresh_dynamo: None) -> None:
+    """Code that was compiled before calibration knows nothing of the hooks."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
+    model[0].compile(backend="eager")
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        model.eval()(x)
+    (layer,) = memcompile.compress(model, rank=2, calibration=[x]).layers
+    assert layer.output_error is not None
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,6 +131,10 @@ def test_left_alone_with_a_weight_that_a_hook_makes() -> None:
     assert "forward_pre_hooks" in reason_of(nn.Sequential(weight_norm(nn.Linear(6, 6))))
 
 
+def test_left_alone_when_as_large_as_before() -> None:
+    assert reason_of(nn.Sequential(nn.Linear(4, 4)), ratio=1.0) == "rank 2 would take 16 parameters, the weight has 16"
+
+
 def test_the_model_itself_is_left_alone() -> None:
     (layer,) = memcompile.compress(nn.Linear(6, 6), ratio=0.5).layers
     assert "LowRankLinear.from_linear makes one of it" in layer.reason
