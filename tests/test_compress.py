@@ -4,7 +4,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -261,15 +261,32 @@ def test_a_model_that_is_compiled_already(fresh_dynamo: None) -> None:
     assert not torch.equal(compiled(x), dense)
 
 
-def test_a_part_that_is_compiled_already_is_calibrated(fresh_dynamo: None) -> None:
-    """Code that was compiled before calibration knows nothing of the hooks."""
-    model = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
-    model[0].compile(backend="eager")
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).relu())
+
+
+def test_calibration_compiles_nothing(fresh_dynamo: None) -> None:
+    """The observing hooks stay out of the graphs of parts that are compiled already."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, example_inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    model = nn.Sequential(Block()).eval()
+    model[0].compile(backend=backend)
     x = torch.randn(3, 8)
     with torch.no_grad():
-        model.eval()(x)
-    (layer,) = memcompile.compress(model, rank=2, calibration=[x]).layers
-    assert layer.output_error is not None
+        model(x)
+    assert len(graphs) == 1
+    report = memcompile.compress(model, rank=2, calibration=[x])
+    assert all(layer.output_error is not None for layer in report.layers)
+    assert len(graphs) == 1
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

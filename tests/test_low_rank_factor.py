@@ -87,6 +87,15 @@ def test_nothing_of_the_same_rank_has_a_smaller_output_error(shape: tuple[int, i
     assert factors.weight_error >= plain.weight_error
 
 
+def test_a_gram_matrix_that_rounding_made_indefinite() -> None:
+    weight, x = weight_of(24, 16), samples(9, 16)
+    gram = (x.T @ x).float().double()  # as a sum in float32 leaves it
+    assert torch.linalg.cholesky_ex(gram + 1e-8 * gram.diagonal().mean() * torch.eye(16)).info > 0
+    factors = decompose(weight, gram).truncated(4)
+    found = (x @ (weight - product(factors)).T).norm().item()
+    assert found == pytest.approx(torch.linalg.svdvals(x @ weight.T)[4:].norm().item(), rel=1e-4)
+
+
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 20), st.integers(0, 1000), st.data())
 def test_optimal_for_any_shape(out_features: int, in_features: int, rows: int, seed: int, data: st.DataObject) -> None:
     rank = data.draw(st.integers(1, min(out_features, in_features)))
@@ -105,6 +114,13 @@ def test_a_weight_of_low_rank_and_a_weight_of_zeros() -> None:
     zeros = decompose(torch.zeros(6, 5), torch.eye(5)).truncated(2)
     assert torch.equal(zeros.second @ zeros.first, torch.zeros(6, 5))
     assert (zeros.energy_kept, zeros.weight_error, zeros.output_error) == (1.0, 0.0, 0.0)
+
+
+def test_inputs_of_zeros_say_nothing() -> None:
+    weight = weight_of(8, 8)
+    blind, plain = decompose(weight, torch.zeros(8, 8)).truncated(3), decompose(weight).truncated(3)
+    assert torch.equal(product(blind), product(plain))
+    assert blind.output_error is None
 
 
 def test_one_learning_rate_suits_both_factors() -> None:

@@ -65,18 +65,25 @@ def decompose(weight: Tensor, gram: Tensor | None = None) -> Decomposition:
     with the smallest Frobenius norm of ``(weight - truncated) @ X.T``: the whitening of SVD-LLM (arXiv:2403.07378, section 3).
     With ``weight @ S = U @ diag(values) @ V.T`` the paper's ``U_r diag(values_r) V_r.T S^-1`` equals ``U_r U_r.T @ weight``,
     so that S need not be inverted, and inputs that do not span all directions need no special case. Of what they leave open
-    (`RIDGE`), the weight itself decides. ``weight`` and ``gram`` have to be finite.
+    (`RIDGE`), the weight itself decides, and of everything when all inputs are zero. ``weight`` and ``gram`` have to be finite.
     """
     exact = weight.double()
-    if gram is None:
+    if gram is None or not bool(gram.any()):
         left, values, _ = torch.linalg.svd(exact, full_matrices=False)
         return Decomposition(weight, None, left, values)
     gram = gram.to(exact)
-    variances, directions = torch.linalg.eigh(gram)
-    least = RIDGE * gram.diagonal().mean()
-    root = directions * variances.clamp(min=0).add(least).sqrt()
-    left, values, _ = torch.linalg.svd(exact @ root, full_matrices=False)
+    left, values, _ = torch.linalg.svd(exact @ _root(gram), full_matrices=False)
     return Decomposition(weight, gram, left, values)
+
+
+def _root(gram: Tensor) -> Tensor:
+    """S with ``S @ S.T = gram`` (and the ridge): Cholesky's; from the eigenvectors where rounding made ``gram`` indefinite."""
+    least = RIDGE * gram.diagonal().mean()
+    root, failed = torch.linalg.cholesky_ex(gram + least * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    if not failed:
+        return root
+    variances, directions = torch.linalg.eigh(gram)
+    return directions * variances.clamp(min=0).add(least).sqrt()
 
 
 def _output_norm(weight: Tensor, gram: Tensor) -> Tensor:
