@@ -46,15 +46,16 @@ class Decomposition:
         first = (first / balance[:, None]).to(self.weight.dtype).contiguous()
         second = (second * balance).to(self.weight.dtype).contiguous()
         missing = weight - second.double() @ first.double()
+        output_error = None
+        if self.gram is not None:
+            output_error = _share(_output_norm(missing, self.gram), _output_norm(weight, self.gram), nothing=0.0)
         energy = self.values.square()
         return Factors(
             first,
             second,
             _share(energy[:rank].sum(), energy.sum(), nothing=1.0),
             _share(missing.norm(), weight.norm(), nothing=0.0),
-            None
-            if self.gram is None
-            else _share(_output_norm(missing, self.gram), _output_norm(weight, self.gram), nothing=0.0),
+            output_error,
         )
 
 
@@ -79,11 +80,12 @@ def decompose(weight: Tensor, gram: Tensor | None = None) -> Decomposition:
 def _root(gram: Tensor) -> Tensor:
     """S with ``S @ S.T = gram`` (and the ridge): Cholesky's; from the eigenvectors where rounding made ``gram`` indefinite."""
     least = RIDGE * gram.diagonal().mean()
+    root: Tensor
     root, failed = torch.linalg.cholesky_ex(gram + least * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-    if not failed:
-        return root
-    variances, directions = torch.linalg.eigh(gram)
-    return directions * variances.clamp(min=0).add(least).sqrt()
+    if failed:
+        variances, directions = torch.linalg.eigh(gram)
+        root = directions * variances.clamp(min=0).add(least).sqrt()
+    return root
 
 
 def _output_norm(weight: Tensor, gram: Tensor) -> Tensor:
