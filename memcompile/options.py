@@ -22,7 +22,7 @@ Fallback = Literal["inductor"]
 Lower = Literal["auto"] | bool
 ArenaScope = Literal["step", "graph", "off"]
 
-PASS_NAMES: tuple[str, ...] = ("rematerialize", "schedule")
+PASS_NAMES: tuple[str, ...] = ("low_rank", "rematerialize", "schedule")
 """Passes that can be switched by name, in the order they run. All are on unless switched off."""
 
 BUDGET_FORMS = f"{BYTES_FORMS}; '60%' of the peak without a plan; 'auto' for what the device has free; or None for no budget"

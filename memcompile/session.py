@@ -20,6 +20,7 @@ from memcompile.codegen.inductor import compile_graph, real_code
 from memcompile.codegen.partition import default_partition
 from memcompile.codegen.repro import repro_script
 from memcompile.codegen.scheduled import Scheduling
+from memcompile.codegen.streamed import compile_block, register
 from memcompile.codegen.surface import surface
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.cost import CostModel
@@ -30,6 +31,7 @@ from memcompile.fxutil import outputs_of
 from memcompile.logs import get_logger
 from memcompile.options import Options
 from memcompile.passes.allocate import ArenaPlan
+from memcompile.passes.low_rank import LowRank, stream_inference
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
 from memcompile.placing import Placing
 from memcompile.report.data import ArenaReport, GraphReport
@@ -82,6 +84,7 @@ class Session:
         self.sources: dict[str, str] = {}
         other = "it runs between the forward and the backward of another graph" if ledger.chain() else ""
         self.placing = Placing(device, options.arena, other)
+        self.low_rank = LowRank()
         self.arena_report: ArenaReport | None = None
         self.repro = repro_script(gm, self.inputs, options)
 
@@ -161,6 +164,9 @@ class Session:
         return self.graphs.forward, self.graphs.backward
 
     def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
+        if self.options.enabled("low_rank"):
+            register()
+            self.low_rank = stream_inference(gm, compile_block)
         self.graphs = self._fit(StepGraphs(gm, None, len(outputs_of(gm.graph))))
         return self.graphs.forward
 
@@ -253,6 +259,7 @@ class CompiledGraph:
         self.tangents_held = session.graphs is None or session.graphs.tangents_held
         accumulates = gradient_bytes(session.tensors) > 0
         self.arenas = [session.placing.arena]  # lowered code finds them by name
+        self.programs = [streamed.program for streamed in session.low_rank.streamed]  # and these by key
         self.variants: dict[tuple[bool, bool], Callable[..., Any]] = {(accumulates, self.tangents_held): function}
         self.planned = session.outcome is not None and session.outcome.budget_bytes is not None
         self.parameters = [weakref.ref(t) for t in session.tensors if t.is_leaf and t.requires_grad] if self.planned else []

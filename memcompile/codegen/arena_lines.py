@@ -30,8 +30,13 @@ def arena_refusal(graph: Any) -> str:
     return ""
 
 
-def use_slots(wrapper: Any, graph: Any, key: str, half: str, device: torch.device) -> tuple[Slot, ...]:
-    """Rewrite a wrapper's planned lines; returns the slots in the order in which the code numbers them."""
+def use_slots(
+    wrapper: Any, graph: Any, key: str, half: str, device: torch.device, provider: str = "memcompile.runtime.arena"
+) -> tuple[Slot, ...]:
+    """Rewrite a wrapper's planned lines; returns the slots in the order in which the code numbers them.
+
+    ``provider``: the module whose ``enter`` the code calls.
+    """
     slots: list[Slot] = []
     lines: list[Any] = []
     for line in wrapper.lines:
@@ -45,7 +50,7 @@ def use_slots(wrapper: Any, graph: Any, key: str, half: str, device: torch.devic
     received = "".join(f"{name}, " for name in _received(graph)) if half == "backward" else ""
     enter = f"memcompile_lease, memcompile_slots = memcompile_enter({key!r}, {half!r}, ({received}))"
     wrapper.lines = [enter, *lines]
-    wrapper.header.writeline("from memcompile.runtime.arena import enter as memcompile_enter")
+    wrapper.header.writeline(f"from {provider} import enter as memcompile_enter")
     return tuple(slots)
 
 

@@ -10,11 +10,14 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+
 from memcompile.codegen.accumulate import MM_ADD
 from memcompile.codegen.scratch import scratch_bytes
 from memcompile.codegen.trace import Buffer, Event, GraphTrace
 from memcompile.cost import is_library_call
 from memcompile.fxutil import source_of
+from memcompile.streaming.program import PROGRAMS
 
 CUDA_BLOCK_BYTES = 512
 
@@ -150,6 +153,8 @@ def kernel_scratch_bytes(node: Any, graph: Any) -> int:
     strides = [
         tuple(size_hint(graph, step) for step in source.get_stride()) for source in node.inputs if hasattr(source, "get_stride")
     ]
+    if getattr(node, "op_overload", None) is torch.ops.memcompile.stream_rows_.default:
+        return PROGRAMS[node.constant_args[0]].scratch_bytes
     called = getattr(getattr(node, "op_overload", None), "overloadpacket", None)
     origins = [
         origin

@@ -1,0 +1,164 @@
+"""Regions of an inference graph: from one neck, where little is alive, to the next.
+
+Along the nodes that are row-local for some rows, the bytes alive rise and fall: in a transformer they fall to the width of the
+residual stream between attention and feed-forward network and rise to the hidden in between. A region from neck to neck keeps
+all of the hill inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from memcompile.cost import is_extern
+from memcompile.fxutil import base_of, is_view, tensors_of
+from memcompile.streaming.region import Region, enclose, spread
+from memcompile.streaming.rules import NotRowLocalError, Rows, shape_of
+
+TOLERANCE = 1.05
+"""A neck may be that much wider than the narrowest one, when it is nearer."""
+LEAST_SHARE = 0.25
+"""A hill that is no higher above its necks than this share of it stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A region, and the bytes that it saves: the top of the hill above both necks."""
+
+    region: Region
+    saved_bytes: int
+
+
+def regions_between_necks(graph: fx.Graph, seeds: Collection[fx.Node], least_bytes: int) -> list[Found]:
+    """Disjoint regions around ``seeds``, each the finest there is, that save ``least_bytes`` or more."""
+    found: list[Found] = []
+    taken: set[fx.Node] = set()
+    for finest in (True, False):
+        for seed in seeds:
+            if seed in taken:
+                continue
+            for rows, total in possible_rows(graph, seed, finest):
+                hill = _hill(graph, seed, rows, total, taken)
+                if hill is not None and hill.saved_bytes >= least_bytes:
+                    found.append(hill)
+                    taken.update(hill.region.nodes)
+                    break
+    return found
+
+
+def possible_rows(graph: fx.Graph, seed: fx.Node, finest: bool) -> Iterator[tuple[Rows, int]]:
+    """What the rows of a product may be: each row of its left operand; or the items of a batch that attention is over."""
+    shape = shape_of(seed)
+    axis = len(shape) - 2
+    if finest:
+        yield Rows(axis, axis), shape[axis]
+        return
+    batches = {shape_of(node)[0] for node in graph.nodes if "attention" in str(node.target) and tensors_of(node)}
+    for batch in sorted(batches, reverse=True):
+        if 1 < batch < shape[axis] and shape[axis] % batch == 0:
+            yield Rows(axis, axis, shape[axis] // batch), batch
+
+
+def _hill(graph: fx.Graph, seed: fx.Node, rows: Rows, total: int, taken: Collection[fx.Node]) -> Found | None:
+    known, inside = spread(seed, rows, total)
+    inside -= set(taken)
+    if seed not in inside:
+        return None
+    run = _run(graph, seed, inside)
+    profile = _Profile(run)
+    begin, end = profile.necks(run.index(seed))
+    nodes = _with_views(graph, run[begin:end], inside)
+    try:
+        region = enclose(nodes, {n: known[n] for n in nodes}, total)
+    except NotRowLocalError:
+        return None
+    top = profile.top(begin, end)
+    saved = top - max(profile.alive(begin), profile.alive(end))
+    return Found(region, saved) if saved >= LEAST_SHARE * top else None
+
+
+def _with_views(graph: fx.Graph, nodes: Collection[fx.Node], inside: Collection[fx.Node]) -> list[fx.Node]:
+    """The nodes with the views that they read, without the views that only others read: storages cross, not views of them."""
+    chosen = set(nodes)
+    while unread := {n for n in chosen if is_view(n) and not chosen & set(n.users)}:
+        chosen -= unread
+    while read := {s for n in chosen for s in n.all_input_nodes if s not in chosen and s in inside and is_view(s)}:
+        chosen |= read
+    return [node for node in graph.nodes if node in chosen]
+
+
+def _run(graph: fx.Graph, seed: fx.Node, inside: Collection[fx.Node]) -> list[fx.Node]:
+    """The row-local nodes around the seed up to the first node on each side that depends on such nodes without being one."""
+    order = list(graph.nodes)
+    reached: set[fx.Node] = set()
+    for node in order:
+        if any(source in inside or source in reached for source in node.all_input_nodes):
+            reached.add(node)
+    place = order.index(seed)
+    first = next((i for i in range(place, -1, -1) if order[i] in reached and order[i] not in inside), -1)
+    last = next((i for i in range(place, len(order)) if order[i] in reached and order[i] not in inside), len(order))
+    return [node for node in order[first + 1 : last] if node in inside]
+
+
+class _Profile:
+    """Bytes alive along a run of nodes; position i is before the i-th of them."""
+
+    def __init__(self, run: list[fx.Node]) -> None:
+        self.run = run
+        place = {node: i for i, node in enumerate(run)}
+        lives: dict[fx.Node, tuple[int, int]] = {}
+        for node in {*run, *(source for n in run for source in n.all_input_nodes)}:
+            base = base_of(node)
+            birth = place.get(base, -1)
+            outside = base.op == "placeholder" or any(user not in place for user in node.users)
+            death = len(run) if outside else max((place[user] for user in node.users), default=birth)
+            begin, end = lives.get(base, (birth, death))
+            lives[base] = (min(begin, birth), max(end, death))
+        self.before, self.during = [0] * (len(run) + 1), [0] * (len(run) + 1)
+        for base, (birth, death) in lives.items():
+            size = sum(t.numel() * t.itemsize for t in tensors_of(base))
+            for position in range(birth + 1, death + 1):
+                self.before[position] += size
+            if _is_stored(base, place):
+                for position in range(max(birth, 0), min(death + 1, len(run))):
+                    self.during[position] += size
+
+    def alive(self, position: int) -> int:
+        """Between two nodes."""
+        return self.before[position]
+
+    def top(self, begin: int, end: int) -> int:
+        """The most that is alive while the nodes from ``begin`` up to ``end`` run."""
+        return max(self.during[begin:end], default=0)
+
+    def necks(self, seed: int) -> tuple[int, int]:
+        """Where a region around a node begins and ends: at the nearest narrow places on both sides.
+
+        It takes in what follows as long as that frees more than it leaves alive.
+        """
+        narrow = TOLERANCE * min(self.before[: seed + 1])
+        begin = max(i for i in range(seed + 1) if self.before[i] <= narrow)
+        narrow = TOLERANCE * min(self.before[seed + 1 :])
+        end = min(i for i in range(seed + 1, len(self.before)) if self.before[i] <= narrow)
+        while end + 1 < len(self.before) and self.during[end] > self.before[end + 1]:
+            end += 1
+        library = next((i for i in range(end, len(self.run)) if is_extern(self.run[i])), len(self.run))
+        end = max(i for i in range(end, library + 1) if self.before[i] <= max(narrow, self.before[end]))
+        return begin, end
+
+
+def _is_stored(node: fx.Node, run: Collection[fx.Node]) -> bool:
+    """Whether a value gets a buffer: library kernels write and read buffers, loops in between are fused."""
+    if node not in run or is_extern(node):
+        return True
+    stack, seen = [node], {node}
+    while stack:
+        for user in stack.pop().users:
+            if user not in run or is_extern(user):
+                return True
+            if is_view(user) and user not in seen:
+                seen.add(user)
+                stack.append(user)
+    return False

@@ -1,0 +1,214 @@
+"""A region as one node of a graph: ``memcompile::stream_rows``, and the program that it runs.
+
+    memcompile::stream_rows(key, operands) -> results             in graphs
+    memcompile::stream_rows_(key, operands, results, workspace)   in lowered code, which allocates for it
+
+A program runs the body of its region on one block of rows after the other. Everything inside of a block lies in ``workspace``
+(``workspace_bytes``), so that the peak is known before anything runs; kernels that allocate by themselves take ``scratch_bytes``
+more while they run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils.flop_counter import register_flop_formula
+
+from memcompile.cost import flops_of
+from memcompile.errors import MemcompileError
+from memcompile.streaming.region import Region, body, contiguous_strides, merged
+from memcompile.streaming.rules import NotRowLocalError, Rows, Shape
+
+Run = Callable[[list[Tensor]], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An operand or a result as the program takes it: the axes of its rows are one. ``axis`` None: it is taken whole (an
+    operand), or a sum over all blocks (a result). ``each``: indices along the axis that a row takes."""
+
+    shape: Shape
+    stride: Shape
+    dtype: torch.dtype
+    axis: int | None
+    each: int
+
+    def block(self, tensor: Tensor, begin: int, count: int) -> Tensor:
+        """The part of rows ``begin`` up to ``begin + count``."""
+        return tensor if self.axis is None else tensor.narrow(self.axis, begin * self.each, count * self.each)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Compiled code for blocks of one size: ``prepare(workspace)`` gives the function that runs it in a workspace.
+
+    ``workspace_bytes``: what it needs there; ``scratch_bytes``: what its kernels allocate beside.
+    """
+
+    prepare: Callable[[Tensor], Run]
+    workspace_bytes: int
+    scratch_bytes: int
+
+
+Compile = Callable[[fx.GraphModule], Block]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """``total`` rows in blocks of ``block``. ``bodies``: the graph of a block, and of the last one where it is shorter.
+
+    ``in_place``: per result the operand that it is written over, or None.
+    """
+
+    key: str
+    total: int
+    block: int
+    operands: tuple[Port, ...]
+    results: tuple[Port, ...]
+    in_place: tuple[int | None, ...]
+    device: torch.device
+    bodies: dict[int, fx.GraphModule]
+    blocks: dict[int, Block] = field(default_factory=dict)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes that every block runs in."""
+        return max(block.workspace_bytes for block in self.blocks.values())
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes that kernels inside allocate by themselves."""
+        return max(block.scratch_bytes for block in self.blocks.values())
+
+    @property
+    def flops(self) -> int:
+        """Of all blocks."""
+        full, rest = divmod(self.total, self.block)
+        sizes = [(self.block, full), (rest, 1)] if rest else [(self.block, full)]
+        return sum(times * sum(map(flops_of, self.bodies[size].graph.nodes)) for size, times in sizes)
+
+    def compile(self, compiler: Compile) -> None:
+        """Lower the bodies, once."""
+        for count, graph in self.bodies.items():
+            if count not in self.blocks:
+                self.blocks[count] = compiler(graph)
+
+    def run(self, operands: Sequence[Tensor], results: Sequence[Tensor], workspace: Tensor) -> None:
+        """Write ``results``, block by block."""
+        ports = (*self.operands, *self.results)
+        tensors = (*operands, *results)
+        for port, result in zip(self.results, results, strict=True):
+            if port.axis is None:
+                result.zero_()
+        runs = {count: block.prepare(workspace) for count, block in self.blocks.items()}
+        for begin in range(0, self.total, self.block):
+            count = min(self.block, self.total - begin)
+            runs[count]([port.block(tensor, begin, count) for port, tensor in zip(ports, tensors, strict=True)])
+
+
+class Programs:
+    """The programs of the process, by key. Use the one instance, ``PROGRAMS``; graphs that use a program keep it alive."""
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakValueDictionary[str, Program] = weakref.WeakValueDictionary()
+
+    def __getitem__(self, key: str) -> Program:
+        try:
+            return self._known[key]
+        except KeyError:
+            raise LostProgramError(key) from None
+
+    def add(self, program: Program) -> Program:
+        """The program of that key: an equal one that is there already, or this one."""
+        return self._known.setdefault(program.key, program)
+
+
+class LostProgramError(MemcompileError):
+    """A graph names a program that this process has not made."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the streaming program {key} is not known in this process: compile the model here")
+
+
+PROGRAMS = Programs()
+
+
+def program_of(region: Region, block: int, in_place: tuple[int | None, ...], device: torch.device) -> Program:
+    """The program that runs a region in blocks of ``block`` rows. Raises NotRowLocalError."""
+    rest = region.total % block
+    bodies = {count: body(region, count) for count in (block, *([rest] if rest else []))}
+    operands = tuple(_port(node.meta["val"], rows, region.total) for node, rows in region.operands)
+    results = tuple(_port(node.meta["val"], region.rows.get(node), region.total, dense=True) for node in region.results)
+    text = repr((region.total, block, operands, results, in_place, str(device), bodies[block].code, _shapes(bodies[block])))
+    key = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return PROGRAMS.add(Program(key, region.total, block, operands, results, in_place, device, bodies))
+
+
+def _shapes(graph: fx.GraphModule) -> list[Any]:
+    return [(v.shape, v.stride(), v.dtype) for n in graph.graph.nodes if isinstance(v := n.meta.get("val"), Tensor)]
+
+
+def _port(value: Tensor, rows: Rows | None, total: int, *, dense: bool = False) -> Port:
+    shape, stride = tuple(value.shape), tuple(value.stride())
+    if dense and not value.is_contiguous():
+        raise NotRowLocalError("a result is not dense")
+    if rows is not None:
+        for axis in range(rows.first, rows.last):
+            if stride[axis] != stride[axis + 1] * shape[axis + 1]:
+                raise NotRowLocalError("the rows of an operand do not lie one after the other")
+        shape, stride = merged(shape, rows, total), (*stride[: rows.first], *stride[rows.last :])
+    if dense:
+        stride = contiguous_strides(shape)
+    return Port(shape, stride, value.dtype, None if rows is None else rows.first, 1 if rows is None else rows.each)
+
+
+_LIBRARY = torch.library.Library("memcompile", "FRAGMENT")
+_LIBRARY.define("stream_rows(str key, Tensor[] operands) -> Tensor[]")
+_LIBRARY.define("stream_rows_(str key, Tensor[] operands, Tensor(a!)[] results, Tensor(b!) workspace) -> ()")
+
+
+def _stream_rows_(key: str, operands: list[Tensor], results: list[Tensor], workspace: Tensor) -> None:
+    """``operands`` without those that results are written over."""
+    program = PROGRAMS[key]
+    left = iter(operands)
+    over = {operand: result for result, operand in zip(results, program.in_place, strict=True) if operand is not None}
+    program.run([over[i] if i in over else next(left) for i in range(len(program.operands))], results, workspace)
+
+
+def _stream_rows(key: str, operands: list[Tensor]) -> list[Tensor]:
+    program = PROGRAMS[key]
+    results = [torch.empty(port.shape, dtype=port.dtype, device=program.device) for port in program.results]
+    workspace = torch.empty(program.workspace_bytes, dtype=torch.uint8, device=program.device)
+    program.run(operands, results, workspace)
+    return results
+
+
+def _shapes_of_results(key: str, operands: list[Tensor]) -> list[Tensor]:
+    return [operands[0].new_empty(port.shape, dtype=port.dtype) for port in PROGRAMS[key].results]
+
+
+_LIBRARY.impl("stream_rows", _stream_rows, "CompositeExplicitAutograd")
+_LIBRARY.impl("stream_rows_", _stream_rows_, "CompositeExplicitAutograd")
+torch.library.register_fake("memcompile::stream_rows", _shapes_of_results, lib=_LIBRARY)
+torch.library.register_fake("memcompile::stream_rows_", lambda key, operands, results, workspace: None, lib=_LIBRARY)
+
+
+@register_flop_formula(torch.ops.memcompile.stream_rows)
+def _flops(key: str, *_args: object, **_kwargs: object) -> int:
+    return PROGRAMS[key].flops
+
+
+def padded_workspace(program: Program) -> int:
+    """Bytes of the workspace, other than those of any result: a trace tells buffers of a node apart by their size."""
+    size = program.workspace_bytes
+    sizes = {math.prod(port.shape) * port.dtype.itemsize for port in program.results}
+    while size in sizes:
+        size += 64
+    return size

@@ -1,0 +1,186 @@
+"""A set of nodes that runs block by block: what it reads, what it returns, and the graph of one block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from memcompile.fxutil import tensors_of
+from memcompile.streaming.rules import (
+    Demands,
+    NotRowLocalError,
+    Rows,
+    Shape,
+    block_shape,
+    carried,
+    contracted,
+    demanded,
+    resized,
+    shape_of,
+)
+
+RowsOf = Mapping[fx.Node, Rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """``nodes``, in order, run on blocks of ``total`` rows. ``rows``: of those that have some; the others are sums over rows.
+
+    ``operands``: what is read from outside, and its rows (None: taken whole). ``results``: what is used outside.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    total: int
+    rows: RowsOf
+    operands: tuple[tuple[fx.Node, Rows | None], ...]
+    results: tuple[fx.Node, ...]
+
+
+def spread(anchor: fx.Node, rows: Rows, total: int) -> tuple[dict[fx.Node, Rows], set[fx.Node]]:
+    """All that has the same rows as ``anchor`` and is connected to it: where its rows lie, and which nodes are row-local."""
+    known, inside = {anchor: rows}, set()
+    stack = [anchor]
+    while stack:
+        node = stack.pop()
+        found: dict[fx.Node, Rows] = {}
+        try:
+            demands = demanded(node, known[node])
+            if all(known.get(operand, wanted) == wanted for operand, wanted in demands.items()):
+                inside.add(node)
+                found = {operand: wanted for operand, wanted in demands.items() if wanted is not None}
+        except NotRowLocalError:
+            pass
+        for user in node.users:
+            if user not in known and user not in found and user.op == "call_function":
+                try:
+                    found[user] = carried(user, node, known[node], total)
+                except NotRowLocalError:
+                    continue
+        new = {other: place for other, place in found.items() if other not in known}
+        known.update(new)
+        stack += new
+    return known, inside
+
+
+def enclose(nodes: Iterable[fx.Node], rows: RowsOf, total: int, dropped: Collection[fx.Node] = ()) -> Region:
+    """The region of these nodes, in their order. ``dropped``: users outside that do not count.
+
+    Raises NotRowLocalError when a tuple that a node yields is used outside.
+    """
+    ordered = tuple(nodes)
+    inside = set(ordered)
+    operands: dict[fx.Node, Rows | None] = {}
+    for node in ordered:
+        for operand, wanted in demands_of(node, rows, inside).items():
+            if operand in inside:
+                continue
+            if operands.setdefault(operand, wanted) != wanted:
+                raise NotRowLocalError(f"{operand.name} is read in two ways")
+    results = tuple(n for n in ordered if any(user not in inside and user not in dropped for user in n.users))
+    for node in results:
+        if not isinstance(node.meta["val"], torch.Tensor):
+            raise NotRowLocalError(f"{node.name} yields a tuple that is used elsewhere")
+    return Region(ordered, total, {n: r for n, r in rows.items() if n in inside}, tuple(operands.items()), results)
+
+
+def demands_of(node: fx.Node, rows: RowsOf, inside: Collection[fx.Node]) -> Demands:
+    """Rows of what a node of a region reads."""
+    if node in rows:
+        return demanded(node, rows[node])
+    source = next(s for s in node.all_input_nodes if s in inside and s in rows)
+    return contracted(node, source, rows[source])
+
+
+def merged(shape: Shape, rows: Rows, count: int) -> Shape:
+    """Shape of a block of ``count`` rows with the axes of the rows as one."""
+    return (*shape[: rows.first], count * rows.each, *shape[rows.last + 1 :])
+
+
+def body(region: Region, count: int) -> fx.GraphModule:
+    """The graph of one block of ``count`` rows, with the shapes of that block.
+
+    Inputs: the operands (axes of rows merged to one), then one tensor per result, which the graph writes: a block of rows, or
+    a sum that it adds to. Returns nothing.
+    """
+    graph = fx.Graph()
+    mode = FakeTensorMode()
+    copies: dict[fx.Node, fx.Node] = {}
+    block = _Block(graph, mode)
+    for operand, rows in region.operands:
+        value = _tensor(operand)
+        if rows is None:
+            copies[operand] = block.placeholder(operand.name, tuple(value.shape), tuple(value.stride()), value)
+            continue
+        stride = (*value.stride()[: rows.first], *value.stride()[rows.last :])
+        part = block.placeholder(operand.name, merged(tuple(value.shape), rows, count), stride, value)
+        shape = block_shape(value.shape, rows, count)
+        copies[operand] = part if rows.first == rows.last else block.call(torch.ops.aten.view.default, (part, list(shape)))
+    outputs = []
+    for result in region.results:
+        value, rows = _tensor(result), region.rows.get(result)
+        shape = tuple(value.shape) if rows is None else merged(tuple(value.shape), rows, count)
+        outputs.append(block.placeholder(f"{result.name}_out", shape, contiguous_strides(shape), value))
+    for node in region.nodes:
+        rows = region.rows.get(node)
+        args, kwargs = (node.args, node.kwargs) if rows is None else resized(node, rows, count)
+        arguments, keywords = fx.map_arg((args, dict(kwargs)), lambda n: copies[n])
+        copies[node] = block.call(node.target, arguments, keywords, node)
+        if rows is not None and tensors_of(node):
+            expected = block_shape(shape_of(node), rows, count)
+            if tuple(tensors_of(copies[node])[0].shape) != expected:
+                raise NotRowLocalError(f"{node.name} does not follow its rows")
+    for result, output in zip(region.results, outputs, strict=True):
+        value, rows = copies[result], region.rows.get(result)
+        if rows is None:
+            value = block.call(torch.ops.aten.add.Tensor, (output, value))
+        elif rows.first < rows.last:
+            value = block.call(torch.ops.aten.reshape.default, (value, list(output.meta["val"].shape)))
+        block.call(torch.ops.aten.copy_.default, (output, value))
+    graph.output(())
+    return fx.GraphModule(torch.nn.Module(), graph)
+
+
+class _Block:
+    """Builds a graph and the shapes of its nodes."""
+
+    def __init__(self, graph: fx.Graph, mode: FakeTensorMode) -> None:
+        self.graph, self.mode = graph, mode
+
+    def placeholder(self, name: str, shape: Shape, stride: Shape, like: torch.Tensor) -> fx.Node:
+        node = self.graph.placeholder(name)
+        with self.mode:
+            node.meta["val"] = torch.empty_strided(shape, stride, dtype=like.dtype, device=like.device)
+        return node
+
+    def call(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, like: fx.Node | None = None
+    ) -> Any:
+        node = self.graph.call_function(target, args, kwargs or {})
+        values, keywords = fx.map_arg((args, kwargs or {}), lambda n: n.meta["val"])
+        with self.mode:
+            try:
+                node.meta["val"] = values[0][values[1]] if target is getitem else target(*values, **keywords)
+            except RuntimeError as error:
+                raise NotRowLocalError(f"{node.name} does not run on a block: {error}") from None
+        if like is not None and "stack_trace" in like.meta:
+            node.meta["stack_trace"] = like.meta["stack_trace"]
+        return node
+
+
+def contiguous_strides(shape: Shape) -> Shape:
+    """Strides of a dense tensor in row-major order."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _tensor(node: fx.Node) -> torch.Tensor:
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor) or not all(isinstance(n, int) for n in (*value.shape, *value.stride())):
+        raise NotRowLocalError(f"{node.name} has no fixed shape")
+    return value

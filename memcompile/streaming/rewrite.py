@@ -1,0 +1,100 @@
+"""Regions -> nodes: a region's nodes make way for one ``memcompile::stream_rows``."""
+
+from __future__ import annotations
+
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from memcompile.fxutil import base_of, outputs_of
+from memcompile.streaming.program import Program
+from memcompile.streaming.region import Region, merged
+from memcompile.streaming.rules import NotRowLocalError, Rows, shape_of
+
+
+def replace(region: Region, program: Program) -> fx.Node:
+    """Put the program in the place of the region's nodes; returns its node. All users of results come after them."""
+    graph, inside = region.nodes[-1].graph, set(region.nodes)
+    source = {k: v for k, v in region.nodes[-1].meta.items() if k == "stack_trace"}
+    with graph.inserting_before(region.nodes[-1].next):
+        operands = [_flat(graph, node, rows, region.total) for node, rows in region.operands]
+        streamed = graph.call_function(torch.ops.memcompile.stream_rows.default, (program.key, operands))
+        with region.results[0].meta["val"].fake_mode:
+            values = [torch.empty(port.shape, dtype=port.dtype, device=program.device) for port in program.results]
+        streamed.meta = {**source, "val": values}
+        for index, result in enumerate(region.results):
+            part = graph.call_function(getitem, (streamed, index))
+            part.meta = {**source, "val": values[index]}
+            shape = shape_of(result)
+            if tuple(values[index].shape) != shape:
+                part = _view(graph, part, shape)
+            result.replace_all_uses_with(part, delete_user_cb=lambda user: user not in inside)
+    for node in reversed(region.nodes):
+        graph.erase_node(node)
+    return streamed
+
+
+def overwritable(region: Region) -> tuple[int | None, ...]:
+    """Per result the operand that it may be written over: one of the same rows, shape and type that nobody reads any more.
+
+    For graphs without a backward.
+    """
+    inside = set(region.nodes)
+    held = {base_of(out) for out in outputs_of(region.nodes[-1].graph) if isinstance(out, fx.Node)}
+    bases = [base_of(operand) for operand, _ in region.operands]
+    order = {node: i for i, node in enumerate(region.nodes[-1].graph.nodes)}
+    last = order[region.nodes[-1]]
+    free = {}
+    for index, (operand, rows) in enumerate(region.operands):
+        base = bases[index]
+        dead = all(user in inside or order[user] <= last for user in _readers(base))
+        if rows is not None and base.op == "call_function" and base not in held and bases.count(base) == 1 and dead:
+            free[index] = _signature(operand, rows, region.total)
+    chosen: list[int | None] = []
+    for result in region.results:
+        rows = region.rows.get(result)
+        wanted = None if rows is None else _signature(result, rows, region.total)
+        match = next((index for index, signature in free.items() if signature == wanted), None)
+        if match is not None:
+            del free[match]
+        chosen.append(match)
+    return tuple(chosen)
+
+
+def _readers(base: fx.Node) -> set[fx.Node]:
+    """All that reads a storage, through views as well."""
+    readers: set[fx.Node] = set()
+    stack = [base]
+    while stack:
+        for user in stack.pop().users:
+            readers.add(user)
+            if base_of(user) is base:
+                stack.append(user)
+    return readers
+
+
+def _signature(node: fx.Node, rows: Rows, total: int) -> tuple[Any, ...] | None:
+    value: Tensor = node.meta["val"]
+    if not value.is_contiguous() or value.storage_offset():
+        return None
+    return merged(tuple(value.shape), rows, total), value.dtype, rows.first, rows.each
+
+
+def _flat(graph: fx.Graph, node: fx.Node, rows: Rows | None, total: int) -> fx.Node:
+    """The operand with the axes of its rows as one."""
+    if rows is None or rows.first == rows.last:
+        return node
+    return _view(graph, node, merged(shape_of(node), rows, total))
+
+
+def _view(graph: fx.Graph, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
+    view = graph.call_function(torch.ops.aten.view.default, (node, list(shape)))
+    value = node.meta["val"]
+    with value.fake_mode:
+        try:
+            view.meta = {**{k: v for k, v in node.meta.items() if k == "stack_trace"}, "val": value.view(shape)}
+        except RuntimeError:
+            raise NotRowLocalError(f"the rows of {node.name} do not lie one after the other") from None
+    return view
