@@ -31,7 +31,7 @@ from memcompile.fxutil import outputs_of
 from memcompile.logs import get_logger
 from memcompile.options import Options
 from memcompile.passes.allocate import ArenaPlan
-from memcompile.passes.low_rank import LowRank, stream_inference
+from memcompile.passes.low_rank import LowRank, stream_inference, stream_training
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
 from memcompile.placing import Placing
 from memcompile.report.data import ArenaReport, GraphReport
@@ -157,6 +157,9 @@ class Session:
     def _partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        if self.options.enabled("low_rank"):
+            register()
+            self.low_rank = stream_training(gm, compile_block)
         graphs = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
         held = not graphs.returns_loss() if self.tangents_held is None else self.tangents_held
         self.graphs = self._fit(dataclasses.replace(graphs, tangents_held=held))

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from memcompile.fxutil import source_of
+from memcompile.streaming.hidden import regions_of_hidden
 from memcompile.streaming.necks import Found, regions_between_necks
 from memcompile.streaming.program import Block, Program, program_of
 from memcompile.streaming.region import Region
@@ -56,37 +57,73 @@ class LowRank:
 
 def factored(graph: fx.Graph) -> list[fx.Node]:
     """Second products of factored weights, in order."""
-    return [node for node in graph.nodes if _is_factored(node)]
+    return [node for node in graph.nodes if first_factor(node) is not None]
 
 
-def stream_inference(
-    gm: fx.GraphModule, compiler: Callable[[fx.GraphModule], Block], block_bytes: int = BLOCK_BYTES
-) -> LowRank:
+Compiler = Callable[[fx.GraphModule], Block]
+
+
+def stream_inference(gm: fx.GraphModule, compiler: Compiler, block_bytes: int = BLOCK_BYTES) -> LowRank:
     """Stream the low-rank chains of an inference graph, in place. ``compiler``: lowers the body of a program."""
     started = time.perf_counter()
     seeds = factored(gm.graph)
-    if not seeds:
-        return LowRank()
     streamed, refused = [], []
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     hills = regions_between_necks(gm.graph, seeds, LEAST_BLOCKS * block_bytes)
     for found in sorted(hills, key=lambda hill: order[hill.region.nodes[-1]], reverse=True):  # operands are of earlier ones
-        first = found.region.nodes[0]
+        source = source_of(next(node for node in found.region.nodes if node in seeds))
         try:
-            program = program_of(
-                found.region, block_rows(found, block_bytes), overwritable(found.region), _device(found.region)
-            )
+            program = _program(found, block_bytes, compiler, overwritable(found.region))
+            streamed.append(Streamed(replace(found.region, program).name, source, program, found.saved_bytes))
         except NotRowLocalError as error:
-            refused.append((first.name, source_of(first), str(error)))
+            refused.append((found.region.nodes[0].name, source, str(error)))
+    return _done(gm, streamed[::-1], refused, started)
+
+
+def stream_training(gm: fx.GraphModule, compiler: Compiler, block_bytes: int = BLOCK_BYTES) -> LowRank:
+    """Stream the hidden of low-rank chains in a joint graph, in place: what is saved for the backward is in rank space."""
+    started = time.perf_counter()
+    streamed, refused = [], []
+    taken: set[fx.Node] = set()
+    pairs = [(seed, factor) for seed in factored(gm.graph) if (factor := first_factor(seed)) is not None]
+    for seed, factor in pairs:
+        if taken & {seed, factor}:
             continue
-        program.compile(compiler)
-        seed = next(node for node in found.region.nodes if node in seeds)
+        try:
+            hidden = regions_of_hidden(gm.graph, seed, factor)
+        except NotRowLocalError as error:
+            refused.append((seed.name, source_of(seed), str(error)))
+            continue
+        if not hidden.regions or max(found.saved_bytes for found in hidden.regions) < LEAST_BLOCKS * block_bytes:
+            hidden.undo()
+            continue
+        try:
+            programs = [_program(found, block_bytes, compiler) for found in hidden.regions]
+        except NotRowLocalError as error:
+            hidden.undo()
+            refused.append((seed.name, source_of(seed), str(error)))
+            continue
         source = source_of(seed)
-        node = replace(found.region, program)
-        streamed.append(Streamed(node.name, source, program, found.saved_bytes))
-    gm.graph.lint()
-    gm.recompile()
-    return LowRank(tuple(streamed[::-1]), tuple(refused), time.perf_counter() - started)
+        taken |= {node for found in hidden.regions for node in found.region.nodes}
+        for found, program in zip(hidden.regions, programs, strict=True):
+            streamed.append(Streamed(replace(found.region, program).name, source, program, found.saved_bytes))
+    return _done(gm, streamed, refused, started)
+
+
+def _program(found: Found, block_bytes: int, compiler: Compiler, in_place: tuple[int | None, ...] = ()) -> Program:
+    """The compiled program of a region."""
+    region = found.region
+    device: torch.device = region.results[0].meta["val"].device
+    program = program_of(region, block_rows(found, block_bytes), in_place or (None,) * len(region.results), device)
+    program.compile(compiler)
+    return program
+
+
+def _done(gm: fx.GraphModule, streamed: list[Streamed], refused: list[tuple[str, str, str]], started: float) -> LowRank:
+    if streamed:
+        gm.graph.lint()
+        gm.recompile()
+    return LowRank(tuple(streamed), tuple(refused), time.perf_counter() - started)
 
 
 def block_rows(found: Found, block_bytes: int) -> int:
@@ -97,19 +134,15 @@ def block_rows(found: Found, block_bytes: int) -> int:
     return min(total, -(-rows // 16) * 16) if rows > 16 else rows
 
 
-def _is_factored(node: fx.Node) -> bool:
+def first_factor(node: fx.Node) -> fx.Node | None:
+    """The product that a product's left operand comes from by linear operators alone; None: the node is no second factor."""
     if _name(node) not in _PRODUCTS:
-        return False
+        return None
     left = [operand for operand in node.args if isinstance(operand, fx.Node)][-2]
     while _name(left) in _LINEAR and left.all_input_nodes:
         left = left.all_input_nodes[0]
-    return _name(left) in _PRODUCTS
+    return left if _name(left) in _PRODUCTS else None
 
 
 def _name(node: fx.Node) -> str:
     return node.target._schema.name.split("::")[-1] if isinstance(node.target, torch._ops.OpOverload) else ""
-
-
-def _device(region: Region) -> torch.device:
-    device: torch.device = region.results[0].meta["val"].device
-    return device

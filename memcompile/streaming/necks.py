@@ -7,13 +7,14 @@ all of the hill inside.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
 from memcompile.cost import is_extern
-from memcompile.fxutil import base_of, is_view, tensors_of
+from memcompile.fxutil import is_view, tensors_of
+from memcompile.streaming.profile import Profile
 from memcompile.streaming.region import Region, enclose, spread
 from memcompile.streaming.rules import NotRowLocalError, Rows, shape_of
 
@@ -67,16 +68,15 @@ def _hill(graph: fx.Graph, seed: fx.Node, rows: Rows, total: int, taken: Collect
     if seed not in inside:
         return None
     run = _run(graph, seed, inside)
-    profile = _Profile(run)
-    begin, end = profile.necks(run.index(seed))
+    profile = Profile(run, known)
+    begin, end = _necks(run, profile.before, profile.during, run.index(seed))
     nodes = _with_views(graph, run[begin:end], inside)
     try:
         region = enclose(nodes, {n: known[n] for n in nodes}, total)
     except NotRowLocalError:
         return None
-    top = profile.top(begin, end)
-    saved = top - max(profile.alive(begin), profile.alive(end))
-    return Found(region, saved) if saved >= LEAST_SHARE * top else None
+    saved = profile.hill(begin, end)
+    return Found(region, saved) if saved >= LEAST_SHARE * max(profile.during[begin:end]) else None
 
 
 def _with_views(graph: fx.Graph, nodes: Collection[fx.Node], inside: Collection[fx.Node]) -> list[fx.Node]:
@@ -102,63 +102,17 @@ def _run(graph: fx.Graph, seed: fx.Node, inside: Collection[fx.Node]) -> list[fx
     return [node for node in order[first + 1 : last] if node in inside]
 
 
-class _Profile:
-    """Bytes alive along a run of nodes; position i is before the i-th of them."""
+def _necks(run: Sequence[fx.Node], before: Sequence[int], during: Sequence[int], seed: int) -> tuple[int, int]:
+    """Where a region around a node begins and ends: at the nearest narrow places on both sides.
 
-    def __init__(self, run: list[fx.Node]) -> None:
-        self.run = run
-        place = {node: i for i, node in enumerate(run)}
-        lives: dict[fx.Node, tuple[int, int]] = {}
-        for node in {*run, *(source for n in run for source in n.all_input_nodes)}:
-            base = base_of(node)
-            birth = place.get(base, -1)
-            outside = base.op == "placeholder" or any(user not in place for user in node.users)
-            death = len(run) if outside else max((place[user] for user in node.users), default=birth)
-            begin, end = lives.get(base, (birth, death))
-            lives[base] = (min(begin, birth), max(end, death))
-        self.before, self.during = [0] * (len(run) + 1), [0] * (len(run) + 1)
-        for base, (birth, death) in lives.items():
-            size = sum(t.numel() * t.itemsize for t in tensors_of(base))
-            for position in range(birth + 1, death + 1):
-                self.before[position] += size
-            if _is_stored(base, place):
-                for position in range(max(birth, 0), min(death + 1, len(run))):
-                    self.during[position] += size
-
-    def alive(self, position: int) -> int:
-        """Between two nodes."""
-        return self.before[position]
-
-    def top(self, begin: int, end: int) -> int:
-        """The most that is alive while the nodes from ``begin`` up to ``end`` run."""
-        return max(self.during[begin:end], default=0)
-
-    def necks(self, seed: int) -> tuple[int, int]:
-        """Where a region around a node begins and ends: at the nearest narrow places on both sides.
-
-        It takes in what follows as long as that frees more than it leaves alive.
-        """
-        narrow = TOLERANCE * min(self.before[: seed + 1])
-        begin = max(i for i in range(seed + 1) if self.before[i] <= narrow)
-        narrow = TOLERANCE * min(self.before[seed + 1 :])
-        end = min(i for i in range(seed + 1, len(self.before)) if self.before[i] <= narrow)
-        while end + 1 < len(self.before) and self.during[end] > self.before[end + 1]:
-            end += 1
-        library = next((i for i in range(end, len(self.run)) if is_extern(self.run[i])), len(self.run))
-        end = max(i for i in range(end, library + 1) if self.before[i] <= max(narrow, self.before[end]))
-        return begin, end
-
-
-def _is_stored(node: fx.Node, run: Collection[fx.Node]) -> bool:
-    """Whether a value gets a buffer: library kernels write and read buffers, loops in between are fused."""
-    if node not in run or is_extern(node):
-        return True
-    stack, seen = [node], {node}
-    while stack:
-        for user in stack.pop().users:
-            if user not in run or is_extern(user):
-                return True
-            if is_view(user) and user not in seen:
-                seen.add(user)
-                stack.append(user)
-    return False
+    It takes in what follows as long as that frees more than it leaves alive.
+    """
+    narrow = TOLERANCE * min(before[: seed + 1])
+    begin = max(i for i in range(seed + 1) if before[i] <= narrow)
+    narrow = TOLERANCE * min(before[seed + 1 :])
+    end = min(i for i in range(seed + 1, len(before)) if before[i] <= narrow)
+    while end + 1 < len(before) and during[end] > before[end + 1]:
+        end += 1
+    library = next((i for i in range(end, len(run)) if is_extern(run[i])), len(run))
+    end = max(i for i in range(end, library + 1) if before[i] <= max(narrow, before[end]))
+    return begin, end

@@ -15,8 +15,12 @@ from memcompile.streaming.rules import NotRowLocalError, Rows, shape_of
 
 
 def replace(region: Region, program: Program) -> fx.Node:
-    """Put the program in the place of the region's nodes; returns its node. All users of results come after them."""
+    """Put the program in the place of the region's nodes; returns its node.
+
+    Raises NotRowLocalError, and changes nothing, when the region reads what depends on its own results.
+    """
     graph, inside = region.nodes[-1].graph, set(region.nodes)
+    late = _between(region)
     source = {k: v for k, v in region.nodes[-1].meta.items() if k == "stack_trace"}
     with graph.inserting_before(region.nodes[-1].next):
         operands = [_flat(graph, node, rows, region.total) for node, rows in region.operands]
@@ -24,6 +28,7 @@ def replace(region: Region, program: Program) -> fx.Node:
         with region.results[0].meta["val"].fake_mode:
             values = [torch.empty(port.shape, dtype=port.dtype, device=program.device) for port in program.results]
         streamed.meta = {**source, "val": values}
+        part = streamed
         for index, result in enumerate(region.results):
             part = graph.call_function(getitem, (streamed, index))
             part.meta = {**source, "val": values[index]}
@@ -31,9 +36,28 @@ def replace(region: Region, program: Program) -> fx.Node:
             if tuple(values[index].shape) != shape:
                 part = _view(graph, part, shape)
             result.replace_all_uses_with(part, delete_user_cb=lambda user: user not in inside)
+    for node in late:
+        part.append(node)
+        part = node
     for node in reversed(region.nodes):
         graph.erase_node(node)
     return streamed
+
+
+def _between(region: Region) -> list[fx.Node]:
+    """What stands among the region's nodes and depends on them: it has to wait."""
+    inside, late = set(region.nodes), []
+    waits: set[fx.Node] = set()
+    node = region.nodes[0]
+    while node is not region.nodes[-1]:
+        if node not in inside and any(source in inside or source in waits for source in node.all_input_nodes):
+            waits.add(node)
+            late.append(node)
+        node = node.next
+    for operand, _ in region.operands:
+        if operand in waits:
+            raise NotRowLocalError(f"{operand.name}, which it reads, depends on what it makes")
+    return late
 
 
 def overwritable(region: Region) -> tuple[int | None, ...]:
