@@ -22,6 +22,8 @@ from memcompile.report.data import (
     Report,
     TimelinePoint,
 )
+from memcompile.streaming.source import source_text
+from memcompile.units import format_bytes
 
 if TYPE_CHECKING:
     from memcompile.session import Session
@@ -47,7 +49,8 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "backward_timeline": _timeline(peak, "backward", outside),
     }
     if outcome is None:
-        return GraphReport(unplanned_peak_bytes=session.keeps.peak().peak_bytes + outside, **common)  # type: ignore[arg-type]
+        unplanned = session.keeps.peak().peak_bytes + outside
+        return GraphReport(unplanned_peak_bytes=unplanned, decisions=_tiles(session), **common)  # type: ignore[arg-type]
     return GraphReport(
         budget_bytes=None if outcome.budget_bytes is None else outcome.budget_bytes + outside,
         unplanned_peak_bytes=outcome.base.peak.peak_bytes + outside,
@@ -55,7 +58,7 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         graphs=_graph_texts(outcome),
         base_timeline=_timeline(outcome.base.peak, None, outside),
         notes=_notes(session, outcome),
-        **_planned(outcome, outside),  # type: ignore[arg-type]
+        **_planned(outcome, outside, _tiles(session)),  # type: ignore[arg-type]
         **common,  # type: ignore[arg-type]
     )
 
@@ -85,9 +88,9 @@ def next_lever(outcome: Outcome) -> str:
     return "a smaller batch with gradient accumulation, or lower precision (autocast)"
 
 
-def _planned(outcome: Outcome, outside: int) -> dict[str, object]:
+def _planned(outcome: Outcome, outside: int, tiles: tuple[DecisionRow, ...]) -> dict[str, object]:
     if outcome.chosen is None or outcome.facts is None:
-        return {"status": "optimal" if outcome.fits else "none", "solver": "nothing to do"}
+        return {"status": "optimal" if outcome.fits else "none", "solver": "nothing to do", "decisions": tiles}
     solution, problem = outcome.chosen.solution, outcome.facts.problem
     rows = recomputations(outcome.facts, solution.schedule)
     base_seconds = problem.total_seconds
@@ -110,7 +113,7 @@ def _planned(outcome: Outcome, outside: int) -> dict[str, object]:
         "status": solution.status,
         "solver": solution.method,
         "passes": (done,),
-        "decisions": (*_decisions(rows), *_refusals(outcome)),
+        "decisions": (*tiles, *_decisions(rows), *_refusals(outcome)),
         "plan": {
             "schedule": [problem.ops[op].name for op in solution.schedule.sequence],
             "backward_starts_at": solution.schedule.split,
@@ -142,6 +145,18 @@ def _decisions(rows: tuple[Recomputation, ...]) -> list[DecisionRow]:
         )
         for row in rows
     ]
+
+
+def _tiles(session: Session) -> tuple[DecisionRow, ...]:
+    """What runs block by block, and what could not."""
+    rows = []
+    for streamed in session.low_rank.streamed:
+        program = streamed.program
+        blocks = -(-program.total // program.block)
+        why = f"{blocks} blocks of {program.block} rows, {format_bytes(program.workspace_bytes)} for one"
+        rows.append(DecisionRow("tile", streamed.node, streamed.source, streamed.saved_bytes, None, why))
+    rows += [DecisionRow("refused", name, source, None, None, why) for name, source, why in session.low_rank.refused]
+    return tuple(rows)
 
 
 def _refusals(outcome: Outcome) -> list[DecisionRow]:
@@ -197,7 +212,12 @@ def _orders(session: Session) -> tuple[OrderReport, ...]:
 
 
 def _kernels(session: Session) -> tuple[KernelInfo, ...]:
-    return tuple(
+    programs = {streamed.program.key: streamed for streamed in reversed(session.low_rank.streamed)}
+    rows = tuple(
+        KernelInfo(f"rows_{key}", (streamed.source,), source_text(streamed.program, streamed.source))
+        for key, streamed in programs.items()
+    )
+    return rows + tuple(
         KernelInfo(f"{kind}_{kernel.name}", kernel.source_lines, kernel.code, kernel.language)
         for kind, source in session.sources.items()
         for kernel in kernels_of(source)

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from memcompile.codegen.inductor import compile_graph, real_code
 from memcompile.codegen.partition import default_partition
 from memcompile.codegen.repro import repro_script
 from memcompile.codegen.scheduled import Scheduling
-from memcompile.codegen.streamed import compile_block, register
+from memcompile.codegen.streamed import compile_block, streaming_refusal
 from memcompile.codegen.surface import surface
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.cost import CostModel
@@ -84,7 +84,7 @@ class Session:
         self.sources: dict[str, str] = {}
         other = "it runs between the forward and the backward of another graph" if ledger.chain() else ""
         self.placing = Placing(device, options.arena, other)
-        self.low_rank = LowRank()
+        self.low_rank, self.dry = LowRank(), lowering is not None
         self.arena_report: ArenaReport | None = None
         self.repro = repro_script(gm, self.inputs, options)
 
@@ -157,9 +157,7 @@ class Session:
     def _partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        if self.options.enabled("low_rank"):
-            register()
-            self.low_rank = stream_training(gm, compile_block)
+        self._stream(gm, stream_training)
         graphs = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
         held = not graphs.returns_loss() if self.tangents_held is None else self.tangents_held
         self.graphs = self._fit(dataclasses.replace(graphs, tangents_held=held))
@@ -167,18 +165,38 @@ class Session:
         return self.graphs.forward, self.graphs.backward
 
     def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
-        if self.options.enabled("low_rank"):
-            register()
-            self.low_rank = stream_inference(gm, compile_block)
+        self._stream(gm, stream_inference)
         self.graphs = self._fit(StepGraphs(gm, None, len(outputs_of(gm.graph))))
         return self.graphs.forward
+
+    def _stream(self, gm: fx.GraphModule, stream: Callable[..., LowRank]) -> None:
+        """Rows of low-rank chains block by block, before anything is planned."""
+        if not self.options.enabled("low_rank"):
+            return
+        with self._named("low_rank"):
+            if refusal := streaming_refusal():
+                self.low_rank = LowRank(refused=(("graph", "", refusal),))
+            else:
+                self.low_rank = stream(gm, functools.partial(compile_block, run=not self.dry), dry=self.dry)
+
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """A bug of ours in a pass: named, with its cause, unless the user chose the fallback."""
+        try:
+            yield
+        except MemcompileError:
+            raise
+        except Exception as error:
+            if self.options.fallback != "inductor":
+                raise surface(PassError(name, f"{type(error).__name__}: {error}")) from error
+            log.warning("%s failed, Inductor compiles the graph as it is: %s", name, error)
 
     def _fit(self, graphs: StepGraphs) -> StepGraphs:
         """Plan within the budget; the unplanned graphs where there is nothing to plan."""
         budget = self.options.memory_budget
         if budget.to_option() is None or not self.options.enabled("rematerialize"):
             return graphs
-        try:
+        with self._named("rematerialize"):
             base = self.lowering(graphs, None)
             total = budget.resolve(
                 unplanned_peak_bytes=base.peak.peak_bytes + self.outside_bytes,
@@ -187,13 +205,8 @@ class Session:
             )
             assert total is not None
             self.outcome = self._fit_within(base, max(1, total - self.outside_bytes))
-        except MemcompileError:
-            raise
-        except Exception as error:  # a bug of ours: named, with its cause, unless the user chose the fallback
-            if self.options.fallback == "inductor":
-                log.warning("rematerialize failed, Inductor compiles the graph as it is: %s", error)
-                return graphs
-            raise surface(PassError("rematerialize", f"{type(error).__name__}: {error}")) from error
+        if self.outcome is None:
+            return graphs
         if not self.outcome.fits and self.options.on_infeasible == "raise":
             raise surface(self._infeasible(self.outcome, total))
         return self.outcome.final.graphs

@@ -56,7 +56,7 @@ def compile_block(graph: fx.GraphModule, *, run: bool = True) -> Block:
         return rewrite
 
     context = TracingContext(inputs[0].fake_mode)
-    function = None
+    function: Any = None
     with (
         tracing(context),
         recording(lambda _trace, _kind: True, lambda _accepted: None, (0.0,), place),
@@ -71,7 +71,8 @@ def compile_block(graph: fx.GraphModule, *, run: bool = True) -> Block:
             boxed_forward_device_index=BoxedDeviceIndex(None),
         )
     offsets, height, scratch = _offsets(traces[0], slots[0])
-    return Block(functools.partial(_prepare, function, slots[0], offsets), height, scratch)
+    prepare = functools.partial(_prepare, function, slots[0], offsets) if run else None
+    return Block(prepare, height, scratch)
 
 
 def _offsets(trace: GraphTrace, slots: Sequence[Slot]) -> tuple[list[int], int, int]:
@@ -114,13 +115,23 @@ def enter(_key: str, _half: str, _received: Sequence[object] = ()) -> tuple[None
     return None, _ENTERED.makers
 
 
+def streaming_refusal() -> str:
+    """Why no graph can be streamed with the settings in hand; empty when they can be. Teaches Inductor the operator first."""
+    from torch._inductor import config
+
+    if config.cpp_wrapper:
+        return "the lowered code is a C++ wrapper"
+    _register()
+    return ""
+
+
 @functools.cache
-def register() -> None:
+def _register() -> None:
     """Teach Inductor ``memcompile::stream_rows``: it allocates the results and the workspace."""
     from torch._inductor import ir
     from torch._inductor.lowering import empty_strided, register_lowering
 
-    @register_lowering(torch.ops.memcompile.stream_rows.default, type_promotion_kind=None)  # type: ignore[untyped-decorator]
+    @register_lowering(torch.ops.memcompile.stream_rows.default, type_promotion_kind=None)
     def lower(key: str, operands: Sequence[Any]) -> list[Any]:
         program = PROGRAMS[key]
         for operand in operands:

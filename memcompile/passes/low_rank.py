@@ -1,7 +1,7 @@
 """Low-rank chains run block by block: the full-size hidden between two factors is never whole.
 
 A product of a product, ``(x @ U) @ V`` with only linear operators in between, is where a graph uses a factored weight: narrow
-in the rank, wide on both sides. From each of them a region grows to where little is alive on both sides (``streaming/necks.py``):
+in the rank, wide on both sides. From each of them a region grows, to where little is alive before and after it:
 ``expand -> pointwise -> contract``, a gated pair, attention over low-rank queries, keys and values, a Monarch or BLAST product.
 The region becomes one node that runs it on a block of rows at a time.
 """
@@ -20,7 +20,6 @@ from memcompile.fxutil import source_of
 from memcompile.streaming.hidden import regions_of_hidden
 from memcompile.streaming.necks import Found, regions_between_necks
 from memcompile.streaming.program import Block, Program, program_of
-from memcompile.streaming.region import Region
 from memcompile.streaming.rewrite import overwritable, replace
 from memcompile.streaming.rules import NotRowLocalError
 
@@ -63,29 +62,33 @@ def factored(graph: fx.Graph) -> list[fx.Node]:
 Compiler = Callable[[fx.GraphModule], Block]
 
 
-def stream_inference(gm: fx.GraphModule, compiler: Compiler, block_bytes: int = BLOCK_BYTES) -> LowRank:
-    """Stream the low-rank chains of an inference graph, in place. ``compiler``: lowers the body of a program."""
+def stream_inference(gm: fx.GraphModule, compiler: Compiler, *, dry: bool = False) -> LowRank:
+    """Stream the low-rank chains of an inference graph, in place.
+
+    ``compiler``: lowers the body of a program. ``dry``: the programs need not run.
+    """
     started = time.perf_counter()
-    seeds = factored(gm.graph)
-    streamed, refused = [], []
+    seeds, refused = _static(factored(gm.graph))
+    streamed = []
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
-    hills = regions_between_necks(gm.graph, seeds, LEAST_BLOCKS * block_bytes)
+    hills = regions_between_necks(gm.graph, seeds, LEAST_BLOCKS * BLOCK_BYTES)
     for found in sorted(hills, key=lambda hill: order[hill.region.nodes[-1]], reverse=True):  # operands are of earlier ones
         source = source_of(next(node for node in found.region.nodes if node in seeds))
         try:
-            program = _program(found, block_bytes, compiler, overwritable(found.region))
+            program = _program(found, compiler, dry, overwritable(found.region))
             streamed.append(Streamed(replace(found.region, program).name, source, program, found.saved_bytes))
         except NotRowLocalError as error:
             refused.append((found.region.nodes[0].name, source, str(error)))
     return _done(gm, streamed[::-1], refused, started)
 
 
-def stream_training(gm: fx.GraphModule, compiler: Compiler, block_bytes: int = BLOCK_BYTES) -> LowRank:
+def stream_training(gm: fx.GraphModule, compiler: Compiler, *, dry: bool = False) -> LowRank:
     """Stream the hidden of low-rank chains in a joint graph, in place: what is saved for the backward is in rank space."""
     started = time.perf_counter()
-    streamed, refused = [], []
+    seeds, refused = _static(factored(gm.graph))
+    streamed = []
     taken: set[fx.Node] = set()
-    pairs = [(seed, factor) for seed in factored(gm.graph) if (factor := first_factor(seed)) is not None]
+    pairs = [(seed, factor) for seed in seeds if (factor := first_factor(seed)) is not None]
     for seed, factor in pairs:
         if taken & {seed, factor}:
             continue
@@ -94,11 +97,11 @@ def stream_training(gm: fx.GraphModule, compiler: Compiler, block_bytes: int = B
         except NotRowLocalError as error:
             refused.append((seed.name, source_of(seed), str(error)))
             continue
-        if not hidden.regions or max(found.saved_bytes for found in hidden.regions) < LEAST_BLOCKS * block_bytes:
+        if not hidden.regions or max(found.saved_bytes for found in hidden.regions) < LEAST_BLOCKS * BLOCK_BYTES:
             hidden.undo()
             continue
         try:
-            programs = [_program(found, block_bytes, compiler) for found in hidden.regions]
+            programs = [_program(found, compiler, dry) for found in hidden.regions]
         except NotRowLocalError as error:
             hidden.undo()
             refused.append((seed.name, source_of(seed), str(error)))
@@ -110,12 +113,12 @@ def stream_training(gm: fx.GraphModule, compiler: Compiler, block_bytes: int = B
     return _done(gm, streamed, refused, started)
 
 
-def _program(found: Found, block_bytes: int, compiler: Compiler, in_place: tuple[int | None, ...] = ()) -> Program:
+def _program(found: Found, compiler: Compiler, dry: bool, in_place: tuple[int | None, ...] = ()) -> Program:
     """The compiled program of a region."""
     region = found.region
     device: torch.device = region.results[0].meta["val"].device
-    program = program_of(region, block_rows(found, block_bytes), in_place or (None,) * len(region.results), device)
-    program.compile(compiler)
+    program = program_of(region, block_rows(found), in_place or (None,) * len(region.results), device)
+    program.compile(compiler, dry=dry)
     return program
 
 
@@ -126,10 +129,17 @@ def _done(gm: fx.GraphModule, streamed: list[Streamed], refused: list[tuple[str,
     return LowRank(tuple(streamed), tuple(refused), time.perf_counter() - started)
 
 
-def block_rows(found: Found, block_bytes: int) -> int:
+def _static(seeds: list[fx.Node]) -> tuple[list[fx.Node], list[tuple[str, str, str]]]:
+    """Seeds of fixed shape; the others are refused."""
+    static = {seed: all(isinstance(n, int) for n in seed.meta["val"].shape) for seed in seeds}
+    refused = [(seed.name, source_of(seed), "dynamic shapes") for seed in seeds if not static[seed]]
+    return [seed for seed in seeds if static[seed]], refused
+
+
+def block_rows(found: Found) -> int:
     """Rows of a block: as many blocks of equal size as the bytes ask for, a multiple of 16 rows where there are many."""
     total = found.region.total
-    blocks = max(1, math.ceil(found.saved_bytes / block_bytes))
+    blocks = max(1, math.ceil(found.saved_bytes / BLOCK_BYTES))
     rows = math.ceil(total / blocks)
     return min(total, -(-rows // 16) * 16) if rows > 16 else rows
 

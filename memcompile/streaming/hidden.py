@@ -1,8 +1,8 @@
 """Regions of a joint graph: the hidden of the forward is never whole, and the backward makes it again, block by block.
 
-The hidden is all that has the width of a factored product, from there to the products that contract it. The forward's part is one
-region. What the backward reads of it is copied into the backward's region: that one reads the rank-space operands (which are
-saved) and the gradients in rank space, and returns gradients in rank space and sums over the rows, the gradients of weights.
+The hidden is all that has the width of a factored product, from there to the products that contract it. The forward's part is
+one region. What the backward reads of it is copied into the backward's region: that one reads the rank-space operands, which
+are saved, and the gradients in rank space; it returns gradients in rank space and sums over the rows, the gradients of weights.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     memcompile::stream_rows_(key, operands, results, workspace)   in lowered code, which allocates for it
 
 A program runs the body of its region on one block of rows after the other. Everything inside of a block lies in ``workspace``
-(``workspace_bytes``), so that the peak is known before anything runs; kernels that allocate by themselves take ``scratch_bytes``
-more while they run.
+(``workspace_bytes``), so that the peak is known before anything runs; kernels that allocate by themselves take
+``scratch_bytes`` more while they run.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ class Port:
 class Block:
     """Compiled code for blocks of one size: ``prepare(workspace)`` gives the function that runs it in a workspace.
 
-    ``workspace_bytes``: what it needs there; ``scratch_bytes``: what its kernels allocate beside.
+    ``workspace_bytes``: what it needs there; ``scratch_bytes``: what its kernels allocate beside. ``prepare`` is None in a dry
+    run.
     """
 
-    prepare: Callable[[Tensor], Run]
+    prepare: Callable[[Tensor], Run] | None
     workspace_bytes: int
     scratch_bytes: int
 
@@ -94,10 +95,10 @@ class Program:
         sizes = [(self.block, full), (rest, 1)] if rest else [(self.block, full)]
         return sum(times * sum(map(flops_of, self.bodies[size].graph.nodes)) for size, times in sizes)
 
-    def compile(self, compiler: Compile) -> None:
-        """Lower the bodies, once."""
+    def compile(self, compiler: Compile, *, dry: bool = False) -> None:
+        """Lower the bodies, once. ``dry``: the blocks need not run."""
         for count, graph in self.bodies.items():
-            if count not in self.blocks:
+            if count not in self.blocks or not (dry or self.blocks[count].prepare):
                 self.blocks[count] = compiler(graph)
 
     def run(self, operands: Sequence[Tensor], results: Sequence[Tensor], workspace: Tensor) -> None:
@@ -107,7 +108,7 @@ class Program:
         for port, result in zip(self.results, results, strict=True):
             if port.axis is None:
                 result.zero_()
-        runs = {count: block.prepare(workspace) for count, block in self.blocks.items()}
+        runs = {count: block.prepare(workspace) for count, block in self.blocks.items() if block.prepare}
         for begin in range(0, self.total, self.block):
             count = min(self.block, self.total - begin)
             runs[count]([port.block(tensor, begin, count) for port, tensor in zip(ports, tensors, strict=True)])
@@ -169,11 +170,6 @@ def _port(value: Tensor, rows: Rows | None, total: int, *, dense: bool = False) 
     return Port(shape, stride, value.dtype, None if rows is None else rows.first, 1 if rows is None else rows.each)
 
 
-_LIBRARY = torch.library.Library("memcompile", "FRAGMENT")
-_LIBRARY.define("stream_rows(str key, Tensor[] operands) -> Tensor[]")
-_LIBRARY.define("stream_rows_(str key, Tensor[] operands, Tensor(a!)[] results, Tensor(b!) workspace) -> ()")
-
-
 def _stream_rows_(key: str, operands: list[Tensor], results: list[Tensor], workspace: Tensor) -> None:
     """``operands`` without those that results are written over."""
     program = PROGRAMS[key]
@@ -194,10 +190,17 @@ def _shapes_of_results(key: str, operands: list[Tensor]) -> list[Tensor]:
     return [operands[0].new_empty(port.shape, dtype=port.dtype) for port in PROGRAMS[key].results]
 
 
+def _nothing(*_args: object) -> None:
+    pass
+
+
+_LIBRARY: Any = torch.library.Library("memcompile", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("stream_rows(str key, Tensor[] operands) -> Tensor[]")
+_LIBRARY.define("stream_rows_(str key, Tensor[] operands, Tensor(a!)[] results, Tensor(b!) workspace) -> ()")
 _LIBRARY.impl("stream_rows", _stream_rows, "CompositeExplicitAutograd")
 _LIBRARY.impl("stream_rows_", _stream_rows_, "CompositeExplicitAutograd")
 torch.library.register_fake("memcompile::stream_rows", _shapes_of_results, lib=_LIBRARY)
-torch.library.register_fake("memcompile::stream_rows_", lambda key, operands, results, workspace: None, lib=_LIBRARY)
+torch.library.register_fake("memcompile::stream_rows_", _nothing, lib=_LIBRARY)
 
 
 @register_flop_formula(torch.ops.memcompile.stream_rows)

@@ -137,12 +137,12 @@ def body(region: Region, count: int) -> fx.GraphModule:
             if tuple(tensors_of(copies[node])[0].shape) != expected:
                 raise NotRowLocalError(f"{node.name} does not follow its rows")
     for result, output in zip(region.results, outputs, strict=True):
-        value, rows = copies[result], region.rows.get(result)
+        made, rows = copies[result], region.rows.get(result)
         if rows is None:
-            value = block.call(torch.ops.aten.add.Tensor, (output, value))
+            made = block.call(torch.ops.aten.add.Tensor, (output, made))
         elif rows.first < rows.last:
-            value = block.call(torch.ops.aten.reshape.default, (value, list(output.meta["val"].shape)))
-        block.call(torch.ops.aten.copy_.default, (output, value))
+            made = block.call(torch.ops.aten.reshape.default, (made, list(output.meta["val"].shape)))
+        block.call(torch.ops.aten.copy_.default, (output, made))
     graph.output(())
     return fx.GraphModule(torch.nn.Module(), graph)
 

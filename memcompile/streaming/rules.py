@@ -1,9 +1,9 @@
 """How the rows of a tensor pass through an ATen operator.
 
 An operator is *row-local* when each row of its result depends on the same row of its operands alone (and on operands that it
-takes whole, such as weights): it can run on a block of rows. ``Rows`` says where the rows of a tensor lie; ``demanded`` goes from
-a result to the operands, ``carried`` from an operand to the result, ``contracted`` finds operators that sum over the rows, and
-``resized`` gives an operator's arguments for a block. All sizes are plain integers.
+takes whole, such as weights): it can run on a block of rows. ``Rows`` says where the rows of a tensor lie. ``demanded`` goes
+from a result to the operands, ``carried`` from an operand to the result, ``contracted`` finds operators that sum over the
+rows, and ``resized`` gives an operator's arguments for a block. All sizes are plain integers.
 """
 
 from __future__ import annotations
@@ -223,10 +223,10 @@ def _permute(node: fx.Node, out: Rows) -> Demands:
 def _order(node: fx.Node, rank: int) -> list[int]:
     match _name(node):
         case "permute":
-            return [axis % rank for axis in node.args[1]]  # type: ignore[union-attr, operator]
+            return [axis % rank for axis in _ints(node.args[1])]
         case "transpose":
             order = list(range(rank))
-            a, b = (axis % rank for axis in node.args[1:3])  # type: ignore[operator]
+            a, b = (axis % rank for axis in _ints(node.args[1:3]))
             order[a], order[b] = order[b], order[a]
             return order
         case _:
@@ -238,7 +238,7 @@ def _along(position: int) -> Callable[[fx.Node, Rows], Demands]:
 
     def demand(node: fx.Node, out: Rows) -> Demands:
         argument = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
-        axis = argument % len(shape_of(node))  # type: ignore[operator]
+        (axis,) = (axis % len(shape_of(node)) for axis in _ints([argument]))
         if out.first <= axis <= out.last:
             raise NotRowLocalError(f"{_name(node)} works along the rows")
         return dict.fromkeys(_operands(node), out)
@@ -248,10 +248,14 @@ def _along(position: int) -> Callable[[fx.Node, Rows], Demands]:
 
 def _select(node: fx.Node, out: Rows) -> Demands:
     (source,) = _operands(node)
-    axis = node.args[1] % len(shape_of(source))  # type: ignore[operator]
+    (axis,) = (axis % len(shape_of(source)) for axis in _ints(node.args[1:2]))
     if out.first < axis <= out.last:
         raise NotRowLocalError("an axis is selected between those of the rows")
     return {source: out.shifted(1) if axis <= out.first else out}
+
+
+def _ints(values: Any) -> list[int]:
+    return [int(value) for value in values]
 
 
 def _axes(dims: Any, rank: int) -> set[int]:
