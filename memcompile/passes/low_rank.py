@@ -150,8 +150,17 @@ def first_factor(node: fx.Node) -> fx.Node | None:
         return None
     left = [operand for operand in node.args if isinstance(operand, fx.Node)][-2]
     while _name(left) in _LINEAR and left.all_input_nodes:
-        left = left.all_input_nodes[0]
+        left, *others = left.all_input_nodes
+        if not all(map(_is_given, others)):
+            return None
     return left if _name(left) in _PRODUCTS else None
+
+
+def _is_given(node: fx.Node) -> bool:
+    """Whether a tensor is an input of the graph or a view of one."""
+    while _name(node) in _LINEAR and len(node.all_input_nodes) == 1:
+        (node,) = node.all_input_nodes
+    return node.op in ("placeholder", "get_attr")
 
 
 def _name(node: fx.Node) -> str:

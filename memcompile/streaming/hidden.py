@@ -7,13 +7,14 @@ are saved, and the gradients in rank space; it returns gradients in rank space a
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch import fx
 
-from memcompile.fxutil import tensors_of
+from memcompile.fxutil import node_bytes, tensors_of
 from memcompile.streaming.necks import Found
 from memcompile.streaming.profile import Profile
 from memcompile.streaming.region import RowsOf, enclose, spread
@@ -81,6 +82,12 @@ def _grow(seed: fx.Node, rows: RowsOf, inside: Collection[fx.Node]) -> _Grown:
     least = AS_WIDE * math.prod(shape_of(seed))
     found = _Grown()
     stack = [seed]
+
+    @functools.cache
+    def makeable(node: fx.Node) -> bool:
+        """Whether it can be made from narrow tensors, block by block; a mask of dropout cannot."""
+        return node in inside and all(makeable(source) for source in node.all_input_nodes if _is_wide(source, least))
+
     while stack:
         node = stack.pop()
         if node in found.wide:
@@ -88,7 +95,8 @@ def _grow(seed: fx.Node, rows: RowsOf, inside: Collection[fx.Node]) -> _Grown:
         if node not in inside:
             raise NotRowLocalError(f"{node.name} is as wide as the hidden, and its rows depend on each other")
         found.wide.add(node)
-        stack += [source for source in node.all_input_nodes if source in inside and _is_wide(source, least)]
+        wide = [source for source in node.all_input_nodes if _is_wide(source, least)]
+        stack += [source for source in wide if makeable(source) or _grows(source, inside, least)]
         for user in node.users:
             if user.op == "output":
                 raise NotRowLocalError(f"{node.name}, the hidden, is returned")
@@ -100,6 +108,20 @@ def _grow(seed: fx.Node, rows: RowsOf, inside: Collection[fx.Node]) -> _Grown:
                 contracted(user, node, rows[node])
                 found.ends.add(user)
     return found
+
+
+def _grows(node: fx.Node, inside: Collection[fx.Node], least: float) -> bool:
+    """Whether something smaller crosses into the region when the node, made from a wide tensor, is made inside: the booleans of
+    a mask, not their product with a scale."""
+    size = node_bytes(node)
+    while node in inside:
+        wide = [source for source in node.all_input_nodes if _is_wide(source, least)]
+        if len(wide) != 1:
+            return False
+        (node,) = wide
+        if node_bytes(node) < size:
+            return True
+    return False
 
 
 def _is_wide(node: fx.Node, least: float) -> bool:

@@ -144,6 +144,7 @@ def body(region: Region, count: int) -> fx.GraphModule:
             made = block.call(torch.ops.aten.reshape.default, (made, list(output.meta["val"].shape)))
         block.call(torch.ops.aten.copy_.default, (output, made))
     graph.output(())
+    graph.eliminate_dead_code()
     return fx.GraphModule(torch.nn.Module(), graph)
 
 

@@ -1,0 +1,68 @@
+"""Streaming without Inductor: graphs as the passes see them, bodies that run eagerly."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from memcompile.codegen.dry import fake_code
+from memcompile.codegen.inductor import compile_graph
+from memcompile.codegen.partition import default_partition
+from memcompile.passes import low_rank
+from memcompile.streaming.program import Block
+
+
+def eagerly(graph: fx.GraphModule) -> Block:
+    """A body that runs as it is written."""
+    return Block(lambda workspace: lambda tensors: graph(*tensors), 0, 0)
+
+
+@contextlib.contextmanager
+def blocks_of(size_bytes: int) -> Iterator[None]:
+    """Small graphs have small blocks."""
+    with mock.patch.object(low_rank, "BLOCK_BYTES", size_bytes):
+        yield
+
+
+def traced(function: Callable[..., object], *inputs: torch.Tensor) -> fx.GraphModule:
+    """The graph of a function with the decompositions of Inductor, on fake tensors."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        fakes = [mode.from_tensor(tensor) for tensor in inputs]
+    with torch.no_grad():
+        graph = make_fx(lambda *tensors: _tuple(function(*tensors)), decomposition_table=select_decomp_table())(*fakes)
+    graph.graph.eliminate_dead_code()
+    return graph
+
+
+def _tuple(outputs: object) -> tuple[object, ...]:
+    return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+
+
+def joint_of(model: nn.Module, *inputs: torch.Tensor) -> fx.GraphModule:
+    """The joint graph of ``model(*inputs)`` as the passes see it: inputs are parameters, batch and tangents."""
+    found: list[fx.GraphModule] = []
+
+    def partition(gm, joint_inputs, *, num_fwd_outputs, **kwargs):
+        import copy
+
+        found.append(copy.deepcopy(gm))
+        halves = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
+        return halves.forward, halves.backward
+
+    def backend(gm, example_inputs):
+        compile_graph(gm, example_inputs, partition, fake_code(lambda graph: graph), {})
+        return gm.forward
+
+    torch._dynamo.reset()
+    torch.compile(model, backend=backend)(*inputs)
+    (graph,) = found
+    return graph
