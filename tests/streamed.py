@@ -20,7 +20,7 @@ from memcompile.streaming.program import Block
 
 def eagerly(graph: fx.GraphModule) -> Block:
     """A body that runs as it is written."""
-    return Block(lambda workspace: lambda tensors: graph(*tensors), 0, 0)
+    return Block(lambda _workspace: lambda tensors: graph(*tensors), 0, 0)
 
 
 @contextlib.contextmanager

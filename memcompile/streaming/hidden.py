@@ -83,10 +83,17 @@ def _grow(seed: fx.Node, rows: RowsOf, inside: Collection[fx.Node]) -> _Grown:
     found = _Grown()
     stack = [seed]
 
+    def wide_sources(node: fx.Node) -> list[fx.Node]:
+        return [source for source in node.all_input_nodes if _is_wide(source, least)]
+
+    def made_inside(node: fx.Node) -> bool:
+        """Whether less crosses into the region than the tensor itself: nothing wide, or the booleans of a mask."""
+        return node in inside and sum(map(crossing, wide_sources(node))) < node_bytes(node)
+
     @functools.cache
-    def makeable(node: fx.Node) -> bool:
-        """Whether it can be made from narrow tensors, block by block; a mask of dropout cannot."""
-        return node in inside and all(makeable(source) for source in node.all_input_nodes if _is_wide(source, least))
+    def crossing(node: fx.Node) -> int:
+        """Fewest bytes of wide tensors from outside that give the tensor inside."""
+        return sum(map(crossing, wide_sources(node))) if made_inside(node) else node_bytes(node)
 
     while stack:
         node = stack.pop()
@@ -95,8 +102,7 @@ def _grow(seed: fx.Node, rows: RowsOf, inside: Collection[fx.Node]) -> _Grown:
         if node not in inside:
             raise NotRowLocalError(f"{node.name} is as wide as the hidden, and its rows depend on each other")
         found.wide.add(node)
-        wide = [source for source in node.all_input_nodes if _is_wide(source, least)]
-        stack += [source for source in wide if makeable(source) or _grows(source, inside, least)]
+        stack += [source for source in wide_sources(node) if made_inside(source)]
         for user in node.users:
             if user.op == "output":
                 raise NotRowLocalError(f"{node.name}, the hidden, is returned")
@@ -108,20 +114,6 @@ def _grow(seed: fx.Node, rows: RowsOf, inside: Collection[fx.Node]) -> _Grown:
                 contracted(user, node, rows[node])
                 found.ends.add(user)
     return found
-
-
-def _grows(node: fx.Node, inside: Collection[fx.Node], least: float) -> bool:
-    """Whether something smaller crosses into the region when the node, made from a wide tensor, is made inside: the booleans of
-    a mask, not their product with a scale."""
-    size = node_bytes(node)
-    while node in inside:
-        wide = [source for source in node.all_input_nodes if _is_wide(source, least)]
-        if len(wide) != 1:
-            return False
-        (node,) = wide
-        if node_bytes(node) < size:
-            return True
-    return False
 
 
 def _is_wide(node: fx.Node, least: float) -> bool:
