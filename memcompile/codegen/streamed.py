@@ -117,9 +117,7 @@ def enter(_key: str, _half: str, _received: Sequence[object] = ()) -> tuple[None
 
 def streaming_refusal() -> str:
     """Why no graph can be streamed with the settings in hand; empty when they can be. Teaches Inductor the operator first."""
-    from torch._inductor import config
-
-    if config.cpp_wrapper:
+    if torch._inductor.config.cpp_wrapper:
         return "the lowered code is a C++ wrapper"
     _register()
     return ""
@@ -128,7 +126,7 @@ def streaming_refusal() -> str:
 @functools.cache
 def _register() -> None:
     """Teach Inductor ``memcompile::stream_rows``: it allocates the results and the workspace."""
-    from torch._inductor import ir
+    from torch._inductor.ir import ExternKernel, FallbackKernel
     from torch._inductor.lowering import empty_strided, register_lowering
 
     @register_lowering(torch.ops.memcompile.stream_rows.default, type_promotion_kind=None)
@@ -137,7 +135,7 @@ def _register() -> None:
         for operand in operands:
             operand.realize()
         taken = [
-            ir.ExternKernel.require_exact_strides(operand, port.stride)
+            ExternKernel.require_exact_strides(operand, port.stride)
             for operand, port in zip(operands, program.operands, strict=True)
         ]
         results = [
@@ -146,5 +144,5 @@ def _register() -> None:
         ]
         workspace = empty_strided([padded_workspace(program)], [1], dtype=torch.uint8, device=program.device)
         read = [operand for index, operand in enumerate(taken) if index not in program.in_place]
-        ir.FallbackKernel.create(torch.ops.memcompile.stream_rows_.default, key, read, results, workspace)
+        FallbackKernel.create(torch.ops.memcompile.stream_rows_.default, key, read, results, workspace)
         return results

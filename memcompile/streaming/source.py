@@ -14,12 +14,10 @@ from memcompile.streaming.program import Port, Program
 
 _HEAD = '''"""{source}: {total} rows in blocks of {block}, in a workspace of {workspace} bytes."""
 
-# fmt: off
-from math import inf  # noqa: F401
-
-import torch
-from torch import Tensor, device  # noqa: F401
+{imports}import torch
+from torch import Tensor
 '''
+WIDTH = 100
 
 
 def source_text(program: Program, source: str) -> str:
@@ -27,21 +25,34 @@ def source_text(program: Program, source: str) -> str:
     graph = program.bodies[program.block].graph
     names = [node.name for node in graph.find_nodes(op="placeholder")]
     ports = (*program.operands, *program.results)
-    given = ", ".join(f"{name}: Tensor" for name in names)
-    head = _HEAD.format(
-        source=source or "memcompile", total=program.total, block=program.block, workspace=program.workspace_bytes
-    )
-    lines = [head, "", f"def block({given}) -> None:  # noqa: E501"]
-    lines += [f"    {_line(node)}  # noqa: E501" for node in graph.nodes if node.op == "call_function"]
-    lines += ["", "", f"def run({given}) -> None:  # noqa: E501"]
+    given = [f"{name}: Tensor" for name in names]
+    lines = ["", "", *_call("def block", given, " -> None:")]
+    lines += [f"    {line}" for node in graph.nodes if node.op == "call_function" for line in _lines(node)]
+    lines += ["", "", *_call("def run", given, " -> None:")]
     lines += [f"    {name}.zero_()" for name, port in zip(names, ports, strict=True) if _is_sum(program, port)]
     lines += [
         f"    for begin in range(0, {program.total}, {program.block}):",
         f"        count = min({program.block}, {program.total} - begin)",
-        f"        block({', '.join(map(_part, names, ports))})  # noqa: E501",
+        *(f"        {line}" for line in _call("block", [*map(_part, names, ports)])),
         "",
     ]
-    return "\n".join(lines)
+    text = "\n".join(lines)
+    head = _HEAD.format(
+        source=source or "memcompile",
+        total=program.total,
+        block=program.block,
+        workspace=program.workspace_bytes,
+        imports="from math import inf\n\n" if " inf" in text or "-inf" in text else "",
+    )
+    return head + text
+
+
+def _call(function: str, arguments: list[str], end: str = "") -> list[str]:
+    """On one line, or one argument a line."""
+    line = f"{function}({', '.join(arguments)}){end}"
+    if len(line) <= WIDTH:
+        return [line]
+    return [f"{function}(", *(f"    {argument}," for argument in arguments), f"){end}"]
 
 
 def _is_sum(program: Program, port: Port) -> bool:
@@ -55,14 +66,14 @@ def _part(name: str, port: Port) -> str:
     return f"{name}.narrow({port.axis}, begin{times}, count{times})"
 
 
-def _line(node: fx.Node) -> str:
+def _lines(node: fx.Node) -> list[str]:
     if node.target is getitem:
-        return f"{node.name} = {node.args[0]}[{node.args[1]}]"
-    arguments = [*map(repr, node.args), *(f"{name}={value!r}" for name, value in node.kwargs.items())]
-    call = f"{_path(node)}({', '.join(arguments)})"
-    return call if node.name.startswith("copy_") else f"{node.name} = {call}"
-
-
-def _path(node: fx.Node) -> str:
+        return [f"{node.name} = {node.args[0]}[{node.args[1]}]"]
     assert isinstance(node.target, torch._ops.OpOverload)
-    return f"torch.ops.{node.target}"
+    arguments = [*map(_text, node.args), *(f"{name}={_text(value)}" for name, value in node.kwargs.items())]
+    name = "" if node.target._schema.is_mutable else f"{node.name} = "
+    return _call(f"{name}torch.ops.{node.target}", arguments)
+
+
+def _text(argument: object) -> str:
+    return f"torch.{argument!r}" if isinstance(argument, torch.device) else repr(argument)
