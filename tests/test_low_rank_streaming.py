@@ -186,7 +186,7 @@ def test_a_bug_in_the_pass_has_its_name(monkeypatch):
     monkeypatch.setattr("memcompile.passes.low_rank.regions_between_necks", broken)
     model, x = network("ffn").eval(), torch.randn(ROWS)
     with torch.no_grad():
-        with pytest.raises(PassError, match="low_rank.*broken on purpose"):
+        with pytest.raises(PassError, match=r"low_rank.*broken on purpose"):
             compiled(model)(x)
         torch._dynamo.reset()
         torch.testing.assert_close(compiled(model, fallback="inductor")(x), model(x), rtol=1e-5, atol=1e-5)

@@ -126,7 +126,7 @@ def streaming_refusal() -> str:
 @functools.cache
 def _register() -> None:
     """Teach Inductor ``memcompile::stream_rows``: it allocates the results and the workspace."""
-    from torch._inductor.ir import ExternKernel, FallbackKernel
+    from torch._inductor.ir import FallbackKernel
     from torch._inductor.lowering import empty_strided, register_lowering
 
     @register_lowering(torch.ops.memcompile.stream_rows.default, type_promotion_kind=None)
@@ -135,7 +135,7 @@ def _register() -> None:
         for operand in operands:
             operand.realize()
         taken = [
-            ExternKernel.require_exact_strides(operand, port.stride)
+            FallbackKernel.require_exact_strides(operand, port.stride)
             for operand, port in zip(operands, program.operands, strict=True)
         ]
         results = [
