@@ -109,6 +109,8 @@ def kernels(
     from memcompile.codegen.triton.compile import kernels as compiled
 
     return compiled(body, rows, target, name=name, method=method)
+
+
 def compress(
     model: nn.Module,
     *,

@@ -149,11 +149,16 @@ def _decisions(rows: tuple[Recomputation, ...]) -> list[DecisionRow]:
 
 def _tiles(session: Session) -> tuple[DecisionRow, ...]:
     """What runs block by block, and what could not."""
-    rows = []
+    rows = [
+        DecisionRow("rewrite", done.node, done.source, done.saves_bytes, None, done.what)
+        for done in session.low_rank.rewrites
+        if done.saves_bytes
+    ]
     for streamed in session.low_rank.streamed:
         program = streamed.program
         blocks = -(-program.total // program.block)
         why = f"{blocks} blocks of {program.block} rows, {format_bytes(program.workspace_bytes)} for one"
+        why = why if program.fused is None else "one Triton kernel"
         rows.append(DecisionRow("tile", streamed.node, streamed.source, streamed.saved_bytes, None, why))
     rows += [DecisionRow("refused", name, source, None, None, why) for name, source, why in session.low_rank.refused]
     return tuple(rows)

@@ -21,6 +21,7 @@ OnInfeasible = Literal["raise", "best_effort"]
 Fallback = Literal["inductor"]
 Lower = Literal["auto"] | bool
 ArenaScope = Literal["step", "graph", "off"]
+LowRankKernel = Literal["auto", "rows", "triton"]
 
 PASS_NAMES: tuple[str, ...] = ("low_rank", "rematerialize", "schedule")
 """Passes that can be switched by name, in the order they run. All are on unless switched off."""
@@ -100,7 +101,8 @@ class Options:
     ``solver_time_limit_s``: seconds that one solver may spend on one graph. ``lower``: whether a dry run lowers its graphs to
     know their exact peak, or predicts it ("auto": lowers those that are not very large). ``arena``: one block of memory for
     forward and backward together ("step"), for each of them ("graph": saved tensors are allocated as usual), or none ("off").
-    ``inductor``: Inductor config patches.
+    ``low_rank_kernel``: library products on blocks of rows ("rows"), one Triton kernel for each low-rank chain ("triton"), or
+    what suits the device and the rank ("auto"). ``inductor``: Inductor config patches.
     """
 
     memory_budget: Budget = field(default_factory=Budget)
@@ -111,6 +113,7 @@ class Options:
     solver_time_limit_s: float = 10.0
     lower: Lower = "auto"
     arena: ArenaScope = "step"
+    low_rank_kernel: LowRankKernel = "auto"
     inductor: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
@@ -138,6 +141,7 @@ class Options:
             "solver_time_limit_s": self.solver_time_limit_s,
             "lower": self.lower,
             "arena": self.arena,
+            "low_rank_kernel": self.low_rank_kernel,
             "inductor": dict(self.inductor),
             **self.passes,
         }
@@ -234,6 +238,7 @@ _PARSERS: Mapping[str, Callable[[object], object]] = {
     "solver_time_limit_s": _parse_time_limit,
     "lower": _parse_lower,
     "arena": _choice("arena", ("step", "graph", "off")),
+    "low_rank_kernel": _choice("low_rank_kernel", ("auto", "rows", "triton")),
     "inductor": _parse_inductor,
 }
 OPTION_NAMES: tuple[str, ...] = (*_PARSERS, *PASS_NAMES)

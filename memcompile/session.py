@@ -16,6 +16,7 @@ from torch import fx
 
 from memcompile import explain
 from memcompile.codegen.dynamo import capture_info, debug_folder
+from memcompile.codegen.fused import fuse
 from memcompile.codegen.inductor import compile_graph, real_code
 from memcompile.codegen.partition import default_partition
 from memcompile.codegen.repro import repro_script
@@ -31,7 +32,7 @@ from memcompile.fxutil import outputs_of
 from memcompile.logs import get_logger
 from memcompile.options import Options
 from memcompile.passes.allocate import ArenaPlan
-from memcompile.passes.low_rank import LowRank, stream_inference, stream_training
+from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
 from memcompile.placing import Placing
 from memcompile.report.data import ArenaReport, GraphReport
@@ -157,7 +158,7 @@ class Session:
     def _partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        self._stream(gm, stream_training)
+        self._stream(gm, rewrite_training)
         graphs = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
         held = not graphs.returns_loss() if self.tangents_held is None else self.tangents_held
         self.graphs = self._fit(dataclasses.replace(graphs, tangents_held=held))
@@ -165,19 +166,21 @@ class Session:
         return self.graphs.forward, self.graphs.backward
 
     def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
-        self._stream(gm, stream_inference)
+        self._stream(gm, rewrite_inference)
         self.graphs = self._fit(StepGraphs(gm, None, len(outputs_of(gm.graph))))
         return self.graphs.forward
 
-    def _stream(self, gm: fx.GraphModule, stream: Callable[..., LowRank]) -> None:
+    def _stream(self, gm: fx.GraphModule, rewrite: Callable[[fx.GraphModule, Tools], LowRank]) -> None:
         """Rows of low-rank chains block by block, before anything is planned."""
         if not self.options.enabled("low_rank"):
             return
         with self._named("low_rank"):
             if refusal := streaming_refusal():
                 self.low_rank = LowRank(refused=(("graph", "", refusal),))
-            else:
-                self.low_rank = stream(gm, functools.partial(compile_block, run=not self.dry), dry=self.dry)
+                return
+            run = not self.dry
+            compiler, fuser = functools.partial(compile_block, run=run), functools.partial(fuse, run=run)
+            self.low_rank = rewrite(gm, Tools(compiler, fuser, self.options.low_rank_kernel, self.dry))
 
     @contextlib.contextmanager
     def _named(self, name: str) -> Iterator[None]:

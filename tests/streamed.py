@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from memcompile.codegen.dry import fake_code
+from memcompile.codegen.fused import fuse
 from memcompile.codegen.inductor import compile_graph
 from memcompile.codegen.partition import default_partition
 from memcompile.passes import low_rank
@@ -23,10 +24,13 @@ def eagerly(graph: fx.GraphModule) -> Block:
     return Block(lambda _workspace: lambda tensors: graph(*tensors), 0, 0)
 
 
+TOOLS = low_rank.Tools(eagerly, fuse)
+
+
 @contextlib.contextmanager
 def blocks_of(size_bytes: int) -> Iterator[None]:
     """Small graphs have small blocks."""
-    with mock.patch.object(low_rank, "BLOCK_BYTES", size_bytes):
+    with mock.patch.dict(low_rank.BLOCK_BYTES, cpu=size_bytes):
         yield
 
 

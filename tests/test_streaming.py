@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn import functional as F
 
-from memcompile.passes.low_rank import stream_inference, stream_training
+from memcompile.passes.low_rank import rewrite_inference, rewrite_training
 from memcompile.streaming.program import LostProgramError, Program
 from memcompile.streaming.rules import NotRowLocalError, Rows, carried, contracted, demanded, through_view
-from tests.streamed import blocks_of, eagerly, joint_of, traced
+from tests.streamed import TOOLS, blocks_of, joint_of, traced
 
 
 def pair(source: int, rank: int, target: int) -> nn.Sequential:
@@ -140,7 +140,7 @@ def test_a_feed_forward_network_runs_block_by_block(gated, length):
     model, x = FeedForward(gated=gated).double(), torch.randn(4, length, 8, dtype=torch.double)
     graph = traced(model, x)
     with blocks_of(4 * 1024):
-        done = stream_inference(graph, eagerly)
+        done = rewrite_inference(graph, TOOLS)
     (streamed,) = done.streamed
     assert streamed.program.total == 4 * length
     assert streamed.program.block < streamed.program.total
@@ -154,7 +154,7 @@ def test_attention_runs_item_by_item_and_the_rest_row_by_row():
     x = torch.randn(6, 16, 8, dtype=torch.double)
     graph = traced(model, x)
     with blocks_of(2 * 1024):
-        done = stream_inference(graph, eagerly)
+        done = rewrite_inference(graph, TOOLS)
     assert sorted(streamed.program.total for streamed in done.streamed) == [6, 6, 96, 96]
     assert_same(graph, [model(x)], [x])
 
@@ -163,7 +163,7 @@ def test_a_result_is_written_over_an_operand_that_dies():
     model = nn.Sequential(Attention(), FeedForward(), Attention(), FeedForward()).double()
     graph = traced(model, torch.randn(6, 16, 8, dtype=torch.double))
     with blocks_of(2 * 1024):
-        streamed = stream_inference(graph, eagerly).streamed
+        streamed = rewrite_inference(graph, TOOLS).streamed
     rows = [one.program for one in streamed if one.program.total == 96]
     assert [program.in_place != (None,) for program in rows] == [False, True], "the first operand is the user's"
 
@@ -172,9 +172,9 @@ def test_a_dense_network_and_a_small_one_are_left_alone():
     dense = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8)).double()
     graph = traced(dense, torch.randn(64, 8, dtype=torch.double))
     with blocks_of(1024):
-        assert not stream_inference(graph, eagerly).streamed
+        assert not rewrite_inference(graph, TOOLS).streamed
     graph = traced(FeedForward(), torch.randn(4, 16, 8))
-    assert not stream_inference(graph, eagerly).streamed
+    assert not rewrite_inference(graph, TOOLS).streamed
 
 
 def test_what_mixes_rows_ends_a_region():
@@ -190,7 +190,7 @@ def test_what_mixes_rows_ends_a_region():
     model, x = Mixed().double(), torch.randn(64, 8, dtype=torch.double)
     graph = traced(model, x)
     with blocks_of(1024):
-        done = stream_inference(graph, eagerly)
+        done = rewrite_inference(graph, TOOLS)
     assert node_of(graph, "mean").all_input_nodes[0].meta["val"].shape == (64, 48), "the mean reads all of the hidden"
     assert done is not None
     assert_same(graph, [model(x)], [x])
@@ -209,7 +209,7 @@ def test_a_hidden_that_is_returned_stays_whole():
     model, x = Returned().double(), torch.randn(64, 8, dtype=torch.double)
     graph = traced(model, x)
     with blocks_of(1024):
-        done = stream_inference(graph, eagerly)
+        done = rewrite_inference(graph, TOOLS)
     assert done is not None
     assert_same(graph, model(x), [x])
 
@@ -258,7 +258,7 @@ def test_random_networks_give_the_same(kinds, batch, length, block_bytes):
     model, x = Random(kinds).double(), torch.randn(batch, length, 8, dtype=torch.double)
     graph = traced(model, x)
     with blocks_of(block_bytes):
-        done = stream_inference(graph, eagerly)
+        done = rewrite_inference(graph, TOOLS)
     assert done is not None
     assert_same(graph, [model(x)], [x])
 
@@ -284,7 +284,7 @@ def streamed_joint(model: nn.Module, x: torch.Tensor, block_bytes: int) -> tuple
     call = lambda: graph(inputs[:count], inputs[count:])  # noqa: E731
     expected = call()
     with blocks_of(block_bytes):
-        done = stream_training(graph, eagerly)
+        done = rewrite_training(graph, TOOLS)
     for one, other in zip(call(), expected, strict=True):
         if isinstance(other, torch.Tensor):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
@@ -309,7 +309,7 @@ def test_a_mask_of_dropout_crosses_as_it_is_saved():
 
     graph = joint_of(Loss(Dropped()).double(), torch.randn(64, 8, dtype=torch.double))
     with blocks_of(8 * 1024):
-        done = stream_training(graph, eagerly)
+        done = rewrite_training(graph, TOOLS)
     assert len(done.streamed) == 2
     for streamed in done.streamed:
         wide = [port.dtype for port in streamed.program.operands if port.shape == (64, 48)]

@@ -1,34 +1,42 @@
 """Low-rank chains run block by block: the full-size hidden between two factors is never whole.
 
 A product of a product, ``(x @ U) @ V`` with only linear operators in between, is where a graph uses a factored weight: narrow
-in the rank, wide on both sides. From each of them a region grows, to where little is alive before and after it:
-``expand -> pointwise -> contract``, a gated pair, attention over low-rank queries, keys and values, a Monarch or BLAST product.
-The region becomes one node that runs it on a block of rows at a time.
+in the rank, wide on both sides. Graphs that have one are first written in one spelling (``canonical.py``). Then a region grows
+from each product, to where little is alive before and after it: ``expand -> pointwise -> contract``, a gated pair, attention
+over low-rank queries, keys and values, a Monarch or BLAST product. It becomes one node, which runs it on a block of rows at a
+time, or as one Triton kernel.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
+from memcompile.codegen.fused import FUSED_RANK, fused_refusal
+from memcompile.errors import KernelRefusedError
 from memcompile.fxutil import source_of
-from memcompile.streaming.hidden import regions_of_hidden
+from memcompile.options import LowRankKernel
+from memcompile.passes.canonical import canonicalise
+from memcompile.passes.rewriting import Refused, Rewrite
+from memcompile.streaming.hidden import Hidden, chain_around, regions_of_hidden
 from memcompile.streaming.necks import Found, regions_between_necks
+from memcompile.streaming.profile import Profile
 from memcompile.streaming.program import Block, Program, program_of
+from memcompile.streaming.region import Region
 from memcompile.streaming.rewrite import overwritable, replace
-from memcompile.streaming.rules import NotRowLocalError
+from memcompile.streaming.rules import NotRowLocalError, shape_of
 
-BLOCK_BYTES = 4 << 20
-"""What the inside of one block should take: it stays in the caches of a core, and a product of so many rows is efficient."""
+BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20}
+"""What the inside of one block should take: it stays in the caches, and a product of so many rows is efficient."""
 LEAST_BLOCKS = 2
 """A region whose inside would fit into fewer blocks is left alone."""
 
-_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
+_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mm_add"})
 _LINEAR = frozenset(
     {"view", "_unsafe_view", "reshape", "permute", "transpose", "t", "clone", "mul", "expand", "unsqueeze", "squeeze", "sum"}
     | {"convert_element_type", "_to_copy"}
@@ -49,97 +57,147 @@ class Streamed:
 class LowRank:
     """What the pass did to a graph. ``refused``: (node, source, reason)."""
 
+    rewrites: tuple[Rewrite, ...] = ()
     streamed: tuple[Streamed, ...] = ()
     refused: tuple[tuple[str, str, str], ...] = ()
     seconds: float = 0.0
 
 
-def factored(graph: fx.Graph) -> list[fx.Node]:
-    """Second products of factored weights, in order."""
-    return [node for node in graph.nodes if first_factor(node) is not None]
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What lowers programs. ``compiler``: bodies of blocks. ``fuse``: a region to one kernel, as ``kernel`` wants it. ``dry``:
+    the programs need not run."""
+
+    compiler: Callable[[fx.GraphModule], Block]
+    fuse: Callable[[Region], Program]
+    kernel: LowRankKernel = "auto"
+    dry: bool = False
 
 
-Compiler = Callable[[fx.GraphModule], Block]
+def factored(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Second products of factored weights, in order, with the first ones."""
+    return {node: first for node in graph.nodes if (first := first_factor(node)) is not None}
 
 
-def stream_inference(gm: fx.GraphModule, compiler: Compiler, *, dry: bool = False) -> LowRank:
-    """Stream the low-rank chains of an inference graph, in place.
+def rewrite_inference(gm: fx.GraphModule, tools: Tools) -> LowRank:
+    """Rewrite and stream the low-rank chains of an inference graph, in place."""
+    return _rewrite(gm, tools, _stream_inference)
 
-    ``compiler``: lowers the body of a program. ``dry``: the programs need not run.
-    """
+
+def rewrite_training(gm: fx.GraphModule, tools: Tools) -> LowRank:
+    """Rewrite and stream the low-rank chains of a joint graph, in place: what is saved for the backward is in rank space."""
+    return _rewrite(gm, tools, _stream_training)
+
+
+Refusals = list[tuple[str, str, str]]
+
+
+def _rewrite(gm: fx.GraphModule, tools: Tools, stream: Callable[[fx.Graph, Tools, Refusals], list[Streamed]]) -> LowRank:
     started = time.perf_counter()
-    seeds, refused = _static(factored(gm.graph))
-    streamed = []
-    order = {node: i for i, node in enumerate(gm.graph.nodes)}
-    hills = regions_between_necks(gm.graph, seeds, LEAST_BLOCKS * BLOCK_BYTES)
+    if not any(first_factor(node) or _is_merged(node) for node in gm.graph.nodes):
+        return LowRank()
+    outcomes = canonicalise(gm)
+    refused = [(outcome.node, outcome.source, outcome.why) for outcome in outcomes if isinstance(outcome, Refused)]
+    streamed = stream(gm.graph, tools, refused)
+    gm.graph.lint()
+    gm.recompile()
+    rewrites = tuple(outcome for outcome in outcomes if isinstance(outcome, Rewrite))
+    return LowRank(rewrites, tuple(streamed), tuple(refused), time.perf_counter() - started)
+
+
+def _stream_inference(graph: fx.Graph, tools: Tools, refused: Refusals) -> list[Streamed]:
+    pairs = _static(factored(graph), refused)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    fused, streamed = _fused(graph, pairs, tools, refused), list[Streamed]()
+    hills = regions_between_necks(graph, list(pairs), LEAST_BLOCKS * _block_bytes(pairs))
     for found in sorted(hills, key=lambda hill: order[hill.region.nodes[-1]], reverse=True):  # operands are of earlier ones
-        source = source_of(next(node for node in found.region.nodes if node in seeds))
+        source = source_of(next(node for node in found.region.nodes if node in pairs))
         try:
-            program = _program(found, compiler, dry, overwritable(found.region))
+            program = _program(found, tools, overwritable(found.region))
             streamed.append(Streamed(replace(found.region, program).name, source, program, found.saved_bytes))
         except NotRowLocalError as error:
             refused.append((found.region.nodes[0].name, source, str(error)))
-    return _done(gm, streamed[::-1], refused, started)
+    return [*fused, *reversed(streamed)]
 
 
-def stream_training(gm: fx.GraphModule, compiler: Compiler, *, dry: bool = False) -> LowRank:
-    """Stream the hidden of low-rank chains in a joint graph, in place: what is saved for the backward is in rank space."""
-    started = time.perf_counter()
-    seeds, refused = _static(factored(gm.graph))
-    streamed = []
+def _fused(graph: fx.Graph, pairs: dict[fx.Node, fx.Node], tools: Tools, refused: Refusals) -> list[Streamed]:
+    """One kernel for each chain that gets one; its factors leave ``pairs``."""
+    done: list[Streamed] = []
+    for seed, factor in list(pairs.items()):
+        device: torch.device = seed.meta["val"].device
+        wanted = tools.kernel == "triton" or (tools.kernel == "auto" and device.type == "cuda")
+        if seed not in pairs or not wanted:
+            continue
+        try:
+            if refusal := fused_refusal(device):
+                raise NotRowLocalError(refusal)
+            region = chain_around(graph, seed, factor)
+            if region is None:
+                continue
+            ranks = [shape_of(pairs[node])[-1] for node in region.nodes if node in pairs]
+            if tools.kernel == "auto" and max(ranks) > FUSED_RANK:
+                continue
+            program = tools.fuse(region)
+        except (NotRowLocalError, KernelRefusedError) as error:
+            if tools.kernel == "triton":
+                refused.append((seed.name, source_of(seed), str(error)))
+            continue
+        source, saved = source_of(seed), Profile(region.nodes, region.rows).hill(0, len(region.nodes))
+        for node in region.nodes:
+            pairs.pop(node, None)
+        done.append(Streamed(replace(region, program).name, source, program, saved))
+    return done
+
+
+def _stream_training(graph: fx.Graph, tools: Tools, refused: Refusals) -> list[Streamed]:
+    streamed: list[Streamed] = []
+    pairs = _static(factored(graph), refused)
     taken: set[fx.Node] = set()
-    pairs = [(seed, factor) for seed in seeds if (factor := first_factor(seed)) is not None]
-    for seed, factor in pairs:
+    for seed, factor in pairs.items():
         if taken & {seed, factor}:
             continue
+        source, hidden = source_of(seed), Hidden()
         try:
-            hidden = regions_of_hidden(gm.graph, seed, factor)
-        except NotRowLocalError as error:
-            refused.append((seed.name, source_of(seed), str(error)))
-            continue
-        if not hidden.regions or max(found.saved_bytes for found in hidden.regions) < LEAST_BLOCKS * BLOCK_BYTES:
-            hidden.undo()
-            continue
-        try:
-            programs = [_program(found, compiler, dry) for found in hidden.regions]
+            hidden = regions_of_hidden(graph, seed, factor)
+            if max((found.saved_bytes for found in hidden.regions), default=0) < LEAST_BLOCKS * _block_bytes(pairs):
+                hidden.undo()
+                continue
+            programs = [_program(found, tools) for found in hidden.regions]
         except NotRowLocalError as error:
             hidden.undo()
-            refused.append((seed.name, source_of(seed), str(error)))
+            refused.append((seed.name, source, str(error)))
             continue
-        source = source_of(seed)
         taken |= {node for found in hidden.regions for node in found.region.nodes}
         for found, program in zip(hidden.regions, programs, strict=True):
             streamed.append(Streamed(replace(found.region, program).name, source, program, found.saved_bytes))
-    return _done(gm, streamed, refused, started)
+    return streamed
 
 
-def _program(found: Found, compiler: Compiler, dry: bool, in_place: tuple[int | None, ...] = ()) -> Program:
+def _program(found: Found, tools: Tools, in_place: tuple[int | None, ...] = ()) -> Program:
     """The compiled program of a region."""
     region = found.region
     device: torch.device = region.results[0].meta["val"].device
     program = program_of(region, block_rows(found), in_place or (None,) * len(region.results), device)
-    program.compile(compiler, dry=dry)
+    program.compile(tools.compiler, dry=tools.dry)
     return program
 
 
-def _done(gm: fx.GraphModule, streamed: list[Streamed], refused: list[tuple[str, str, str]], started: float) -> LowRank:
-    if streamed:
-        gm.graph.lint()
-        gm.recompile()
-    return LowRank(tuple(streamed), tuple(refused), time.perf_counter() - started)
+def _block_bytes(nodes: Iterable[fx.Node]) -> int:
+    """Bytes of a block on the device of the first node."""
+    return next((BLOCK_BYTES[node.meta["val"].device.type] for node in nodes), 0)
 
 
-def _static(seeds: list[fx.Node]) -> tuple[list[fx.Node], list[tuple[str, str, str]]]:
-    """Seeds of fixed shape; the others are refused."""
-    static = {seed: all(isinstance(n, int) for n in seed.meta["val"].shape) for seed in seeds}
-    refused = [(seed.name, source_of(seed), "dynamic shapes") for seed in seeds if not static[seed]]
-    return [seed for seed in seeds if static[seed]], refused
+def _static(pairs: dict[fx.Node, fx.Node], refused: Refusals) -> dict[fx.Node, fx.Node]:
+    """Pairs of fixed shape; the others are refused."""
+    static = {seed: all(isinstance(n, int) for n in seed.meta["val"].shape) for seed in pairs}
+    refused += [(seed.name, source_of(seed), "dynamic shapes") for seed in pairs if not static[seed]]
+    return {seed: factor for seed, factor in pairs.items() if static[seed]}
 
 
 def block_rows(found: Found) -> int:
     """Rows of a block: as many blocks of equal size as the bytes ask for, a multiple of 16 rows where there are many."""
     total = found.region.total
-    blocks = max(1, math.ceil(found.saved_bytes / BLOCK_BYTES))
+    blocks = max(1, math.ceil(found.saved_bytes / _block_bytes(found.region.results)))
     rows = math.ceil(total / blocks)
     return min(total, -(-rows // 16) * 16) if rows > 16 else rows
 
@@ -148,12 +206,24 @@ def first_factor(node: fx.Node) -> fx.Node | None:
     """The product that a product's left operand comes from by linear operators alone; None: the node is no second factor."""
     if _name(node) not in _PRODUCTS:
         return None
-    left = [operand for operand in node.args if isinstance(operand, fx.Node)][-2]
+    left, right = [operand for operand in node.args if isinstance(operand, fx.Node)][-2:]
+    if not _is_given(right):
+        return None
     while _name(left) in _LINEAR and left.all_input_nodes:
         left, *others = left.all_input_nodes
         if not all(map(_is_given, others)):
             return None
     return left if _name(left) in _PRODUCTS else None
+
+
+def _is_merged(node: fx.Node) -> bool:
+    """Whether a product's right operand is a product of inputs: ``x @ (U @ V)``."""
+    if _name(node) not in _PRODUCTS:
+        return False
+    right = [operand for operand in node.args if isinstance(operand, fx.Node)][-1]
+    while _name(right) in _LINEAR and len(right.all_input_nodes) == 1:
+        (right,) = right.all_input_nodes
+    return _name(right) in _PRODUCTS and all(map(_is_given, right.all_input_nodes))
 
 
 def _is_given(node: fx.Node) -> bool:

@@ -46,7 +46,8 @@ class PassReport:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRow:
-    """The fate of one storage. ``kind``: "recompute", "move", "tile", "pack", "keep", or "refused" with the reason in ``why``.
+    """The fate of one storage. ``kind``: "recompute", "move", "tile", "pack", "keep", "rewrite", or "refused" with the reason
+    in ``why``.
 
     ``size_bytes`` and ``seconds``: what it saves and what it costs; None where there is nothing to say.
     """

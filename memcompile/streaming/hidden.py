@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from memcompile.fxutil import node_bytes, tensors_of
+from memcompile.cost import is_extern
+from memcompile.fxutil import is_view, node_bytes, tensors_of
 from memcompile.streaming.necks import Found
 from memcompile.streaming.profile import Profile
-from memcompile.streaming.region import RowsOf, enclose, spread
+from memcompile.streaming.region import Region, RowsOf, enclose, spread
 from memcompile.streaming.rules import NotRowLocalError, Rows, contracted, shape_of
 
 WIDER = 1.5
@@ -76,6 +77,33 @@ def regions_of_hidden(graph: fx.Graph, seed: fx.Node, factor: fx.Node) -> Hidden
         hidden.undo()
         raise
     return hidden
+
+
+def chain_around(graph: fx.Graph, seed: fx.Node, factor: fx.Node) -> Region | None:
+    """The hidden with the products before and after it that nobody else reads: all that one fused kernel can do.
+
+    For graphs without a backward. None where there is no hidden. Raises NotRowLocalError where it cannot be streamed.
+    """
+    hidden = regions_of_hidden(graph, seed, factor)
+    if not hidden.regions:
+        return None
+    region = hidden.regions[0].region
+    axis = len(shape_of(seed)) - 2
+    rows, inside = spread(seed, Rows(axis, axis), region.total)
+    nodes = set(region.nodes)
+    while more := {n for n in inside - nodes if _joins(n, nodes)}:
+        nodes |= more
+    run = [node for node in graph.nodes if node in nodes]
+    return enclose(run, {n: rows[n] for n in run}, region.total)
+
+
+def _joins(node: fx.Node, nodes: Collection[fx.Node]) -> bool:
+    """Whether a node is read by a chain alone; or the only one to read a node of it, as a product or by itself."""
+    if all(user in nodes for user in node.users):
+        return is_view(node) or is_extern(node)
+    if is_view(node) or is_extern(node) or len(node.users) == 1:
+        return any(source in nodes and len(source.users) == 1 for source in node.all_input_nodes)
+    return False
 
 
 def _grow(seed: fx.Node, rows: RowsOf, inside: Collection[fx.Node]) -> _Grown:

@@ -58,6 +58,14 @@ class Block:
     scratch_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """One kernel for all rows: ``launch(*operands, out=results)``, and its module as text."""
+
+    launch: Callable[..., object]
+    source: str
+
+
 Compile = Callable[[fx.GraphModule], Block]
 
 
@@ -65,7 +73,7 @@ Compile = Callable[[fx.GraphModule], Block]
 class Program:
     """``total`` rows in blocks of ``block``. ``bodies``: the graph of a block, and of the last one where it is shorter.
 
-    ``in_place``: per result the operand that it is written over, or None.
+    ``in_place``: per result the operand that it is written over, or None. ``fused``: a kernel that runs instead of the blocks.
     """
 
     key: str
@@ -77,16 +85,17 @@ class Program:
     device: torch.device
     bodies: dict[int, fx.GraphModule]
     blocks: dict[int, Block] = field(default_factory=dict)
+    fused: Fused | None = None
 
     @property
     def workspace_bytes(self) -> int:
         """Bytes that every block runs in."""
-        return max(block.workspace_bytes for block in self.blocks.values())
+        return max((block.workspace_bytes for block in self.blocks.values()), default=0)
 
     @property
     def scratch_bytes(self) -> int:
         """Bytes that kernels inside allocate by themselves."""
-        return max(block.scratch_bytes for block in self.blocks.values())
+        return max((block.scratch_bytes for block in self.blocks.values()), default=0)
 
     @property
     def flops(self) -> int:
@@ -103,6 +112,9 @@ class Program:
 
     def run(self, operands: Sequence[Tensor], results: Sequence[Tensor], workspace: Tensor) -> None:
         """Write ``results``, block by block."""
+        if self.fused is not None:
+            self.fused.launch(*operands, out=tuple(results))
+            return
         ports = (*self.operands, *self.results)
         tensors = (*operands, *results)
         for port, result in zip(self.results, results, strict=True):
@@ -139,6 +151,17 @@ class LostProgramError(MemcompileError):
 
 
 PROGRAMS = Programs()
+
+
+def fused_program(region: Region, graph: fx.GraphModule, fused: Fused, device: torch.device) -> Program:
+    """The program that runs a region by one kernel. ``graph``: its ``flat_body``. Raises NotRowLocalError."""
+    operands = tuple(_port(node.meta["val"], rows, region.total) for node, rows in region.operands)
+    results = tuple(_port(node.meta["val"], region.rows[node], region.total, dense=True) for node in region.results)
+    key = hashlib.sha256(repr((region.total, operands, results, str(device), fused.source)).encode()).hexdigest()[:12]
+    none = (None,) * len(results)
+    return PROGRAMS.add(
+        Program(key, region.total, region.total, operands, results, none, device, {region.total: graph}, fused=fused)
+    )
 
 
 def program_of(region: Region, block: int, in_place: tuple[int | None, ...], device: torch.device) -> Program:
@@ -210,7 +233,7 @@ def _flops(key: str, *_args: object, **_kwargs: object) -> int:
 
 def padded_workspace(program: Program) -> int:
     """Bytes of the workspace, other than those of any result: a trace tells buffers of a node apart by their size."""
-    size = program.workspace_bytes
+    size = max(64, program.workspace_bytes)
     sizes = {math.prod(port.shape) * port.dtype.itemsize for port in program.results}
     while size in sizes:
         size += 64

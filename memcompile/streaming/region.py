@@ -12,7 +12,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memcompile.fxutil import tensors_of
+from memcompile.fxutil import is_view, tensors_of
 from memcompile.streaming.rules import (
     Demands,
     NotRowLocalError,
@@ -101,6 +101,43 @@ def demands_of(node: fx.Node, rows: RowsOf, inside: Collection[fx.Node]) -> Dema
 def merged(shape: Shape, rows: Rows, count: int) -> Shape:
     """Shape of a block of ``count`` rows with the axes of the rows as one."""
     return (*shape[: rows.first], count * rows.each, *shape[rows.last + 1 :])
+
+
+def flat_body(region: Region) -> fx.GraphModule:
+    """The graph of all rows with the axes of rows as one, for a kernel that takes ``[rows, columns]``; returns the results.
+
+    Raises NotRowLocalError for what is no product or pointwise operator on such tensors.
+    """
+    graph = fx.Graph()
+    block = _Block(graph, FakeTensorMode())
+    copies: dict[fx.Node, fx.Node] = {}
+    for operand, rows in region.operands:
+        value = _tensor(operand)
+        shape, stride = tuple(value.shape), tuple(value.stride())
+        if rows is not None:
+            shape, stride = _flat_shape(operand, rows, region.total), (*stride[: rows.first], *stride[rows.last :])
+        copies[operand] = block.placeholder(operand.name, shape, stride, value)
+    for node in region.nodes:
+        if node not in region.rows:
+            raise NotRowLocalError(f"{node.name} is a sum over rows")
+        wanted = _flat_shape(node, region.rows[node], region.total)
+        if is_view(node) and tuple(_tensor(copies[node.all_input_nodes[0]]).shape) == wanted:
+            copies[node] = copies[node.all_input_nodes[0]]
+            continue
+        arguments, keywords = fx.map_arg((node.args, dict(node.kwargs)), lambda n: copies[n])
+        copies[node] = block.call(node.target, arguments, keywords, node)
+        if tuple(_tensor(copies[node]).shape) != wanted:
+            raise NotRowLocalError(f"{node.name} is no matrix of rows and columns")
+    graph.output(tuple(copies[result] for result in region.results))
+    graph.eliminate_dead_code()
+    return fx.GraphModule(torch.nn.Module(), graph)
+
+
+def _flat_shape(node: fx.Node, rows: Rows, total: int) -> Shape:
+    shape = merged(shape_of(node), rows, total)
+    if rows.first or rows.each != 1 or len(shape) != 2:
+        raise NotRowLocalError(f"{node.name} is no matrix of rows and columns")
+    return shape
 
 
 def body(region: Region, count: int) -> fx.GraphModule:

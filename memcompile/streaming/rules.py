@@ -276,7 +276,7 @@ def _reduction(node: fx.Node, out: Rows) -> Demands:
 
 
 def _product(node: fx.Node, out: Rows) -> Demands:
-    """mm, addmm, bmm and baddbmm: rows of the left operand; or, where both have a batch, rows of the batch."""
+    """mm, addmm, mm_add, bmm and baddbmm: rows of the left operand; or, where both have a batch, rows of the batch."""
     *added, left, right = _operands_in_order(node)
     batched = len(shape_of(node)) == 3
     if out.first != out.last or out.first > int(batched) or left is right:
@@ -347,7 +347,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("split", "split_with_sizes"), _Rule(_along(2))),
     "select": _Rule(_select),
     **dict.fromkeys(("sum", "mean", "amax", "amin", "var_mean", "var", "prod", "any", "all"), _Rule(_reduction)),
-    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), _Rule(_product)),
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "mm_add"), _Rule(_product)),
     **dict.fromkeys(_ATTENTION, _Rule(_attention)),
     "embedding": _Rule(_embedding),
 }

@@ -1,6 +1,7 @@
 """A program as a Python module to be read: what runs on a block of rows, and the loop over the blocks.
 
-The module runs with PyTorch alone and computes the same; the program itself runs the block as compiled by Inductor.
+The module runs with PyTorch alone and computes the same; the program itself runs the block as compiled by Inductor. A fused
+kernel is a module of its own already.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ WIDTH = 100
 
 def source_text(program: Program, source: str) -> str:
     """The module. ``source``: the user's line that the program comes from."""
+    if program.fused is not None:
+        return program.fused.source
     graph = program.bodies[program.block].graph
     names = [node.name for node in graph.find_nodes(op="placeholder")]
     ports = (*program.operands, *program.results)
