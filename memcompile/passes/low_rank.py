@@ -129,11 +129,11 @@ def _fused(graph: fx.Graph, pairs: dict[fx.Node, fx.Node], tools: Tools, refused
         if seed not in pairs or not wanted:
             continue
         try:
-            if refusal := fused_refusal(device):
-                raise NotRowLocalError(refusal)
             region = chain_around(graph, seed, factor)
             if region is None:
                 continue
+            if refusal := fused_refusal(device):
+                raise NotRowLocalError(refusal)
             ranks = [shape_of(pairs[node])[-1] for node in region.nodes if node in pairs]
             if tools.kernel == "auto" and max(ranks) > FUSED_RANK:
                 continue

@@ -19,7 +19,7 @@ from memcompile.fxutil import is_view, node_bytes, tensors_of
 from memcompile.streaming.necks import Found
 from memcompile.streaming.profile import Profile
 from memcompile.streaming.region import Region, RowsOf, enclose, spread
-from memcompile.streaming.rules import NotRowLocalError, Rows, contracted, shape_of
+from memcompile.streaming.rules import NotRowLocalError, contracted, normal, shape_of
 
 WIDER = 1.5
 """A product is a hidden when it is that much wider than what its first factor reads."""
@@ -61,7 +61,7 @@ def regions_of_hidden(graph: fx.Graph, seed: fx.Node, factor: fx.Node) -> Hidden
     if math.prod(shape) < WIDER * read:
         return Hidden()
     total = shape[axis]
-    rows, inside = spread(seed, Rows(axis, axis), total)
+    rows, inside = spread(seed, normal(shape, axis, axis, 1), total)
     found = _grow(seed, rows, inside)
     backward = _after_tangents(graph)
     forward_nodes = {node for node in (*found.wide, *found.ends) if node not in backward}
@@ -89,7 +89,7 @@ def chain_around(graph: fx.Graph, seed: fx.Node, factor: fx.Node) -> Region | No
         return None
     region = hidden.regions[0].region
     axis = len(shape_of(seed)) - 2
-    rows, inside = spread(seed, Rows(axis, axis), region.total)
+    rows, inside = spread(seed, normal(shape_of(seed), axis, axis, 1), region.total)
     nodes = set(region.nodes)
     while more := {n for n in inside - nodes if _joins(n, nodes)}:
         nodes |= more

@@ -16,7 +16,7 @@ from memcompile.cost import is_extern
 from memcompile.fxutil import is_view, tensors_of
 from memcompile.streaming.profile import Profile
 from memcompile.streaming.region import Region, enclose, spread
-from memcompile.streaming.rules import NotRowLocalError, Rows, shape_of
+from memcompile.streaming.rules import NotRowLocalError, Rows, normal, shape_of
 
 TOLERANCE = 1.05
 """A neck may be that much wider than the narrowest one, when it is nearer."""
@@ -54,12 +54,12 @@ def possible_rows(graph: fx.Graph, seed: fx.Node, finest: bool) -> Iterator[tupl
     shape = shape_of(seed)
     axis = len(shape) - 2
     if finest:
-        yield Rows(axis, axis), shape[axis]
+        yield normal(shape, axis, axis, 1), shape[axis]
         return
     batches = {shape_of(node)[0] for node in graph.nodes if "attention" in str(node.target) and tensors_of(node)}
     for batch in sorted(batches, reverse=True):
         if 1 < batch < shape[axis] and shape[axis] % batch == 0:
-            yield Rows(axis, axis, shape[axis] // batch), batch
+            yield normal(shape, axis, axis, shape[axis] // batch), batch
 
 
 def _hill(graph: fx.Graph, seed: fx.Node, rows: Rows, total: int, taken: Collection[fx.Node]) -> Found | None:

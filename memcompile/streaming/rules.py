@@ -54,9 +54,9 @@ def shape_of(node: fx.Node) -> Shape:
 
 
 def normal(shape: Sequence[int], first: int, last: int, each: int) -> Rows:
-    """Without leading axes of length 1, so that equal rows are equal values."""
-    while first < last and shape[first] == 1:
-        first += 1
+    """With all axes of length 1 before the rows, so that equal rows are equal values."""
+    while first > 0 and shape[first - 1] == 1:
+        first -= 1
     return Rows(first, last, each)
 
 
@@ -177,7 +177,7 @@ def _aligned(operand: fx.Node, out: Rows, out_shape: Shape) -> Rows | None:
     axes = range(out.first, out.last + 1)
     lengths = [shape[axis - missing] if axis >= missing else 1 for axis in axes]
     if all(length == out_shape[axis] for length, axis in zip(lengths, axes, strict=True)):
-        return out.shifted(-missing)
+        return normal(shape, max(0, out.first - missing), out.last - missing, out.each)
     if all(length == 1 for length in lengths):
         return None
     raise NotRowLocalError(f"{operand.name} is the same for some of the rows only")
@@ -251,7 +251,8 @@ def _select(node: fx.Node, out: Rows) -> Demands:
     (axis,) = (axis % len(shape_of(source)) for axis in _ints(node.args[1:2]))
     if out.first < axis <= out.last:
         raise NotRowLocalError("an axis is selected between those of the rows")
-    return {source: out.shifted(1) if axis <= out.first else out}
+    moved = out.shifted(1) if axis <= out.first else out
+    return {source: normal(shape_of(source), moved.first, moved.last, moved.each)}
 
 
 def _ints(values: Any) -> list[int]:
@@ -279,10 +280,12 @@ def _product(node: fx.Node, out: Rows) -> Demands:
     """mm, addmm, mm_add, bmm and baddbmm: rows of the left operand; or, where both have a batch, rows of the batch."""
     *added, left, right = _operands_in_order(node)
     batched = len(shape_of(node)) == 3
+    if batched and shape_of(node)[0] == 1:
+        out = Rows(out.last, out.last, out.each)
     if out.first != out.last or out.first > int(batched) or left is right:
         raise NotRowLocalError(f"{_name(node)} mixes rows")
     by_batch = batched and out.first == 0
-    demands: Demands = {left: out, right: out if by_batch else None}
+    demands: Demands = {left: normal(shape_of(left), out.first, out.last, out.each), right: out if by_batch else None}
     for operand in added:
         wanted = _aligned(operand, out, shape_of(node))
         if demands.get(operand, wanted) != wanted:
