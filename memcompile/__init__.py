@@ -8,8 +8,8 @@ the functions below load what they need at their first call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 # The package `memcompile.report` is imported before the function of the same name is defined: from then on the import system
 # leaves the attribute alone, so that both `memcompile.report(model)` and `from memcompile.report import Report` work.
@@ -35,9 +35,9 @@ from memcompile.options import Budget, Options
 from memcompile.report.data import Report
 
 if TYPE_CHECKING:
-    from torch import fx, nn
+    from torch import nn
 
-    from memcompile.codegen.triton.compile import CompiledKernel
+    from memcompile.gpu_kernels import KernelSet
     from memcompile.low_rank.layers import Choice
     from memcompile.low_rank.linear import LowRankLinear
 
@@ -98,17 +98,16 @@ def plan(
     return dry_run(model, *args, options=options, **kwargs)
 
 
-def kernels(
-    body: fx.GraphModule, rows: Sequence[bool], target: str, *, name: str = "kernel", method: Literal["rows", "decode"] = "rows"
-) -> list[CompiledKernel]:
-    """Generate the fused kernel of a piece of a graph and compile it for a GPU that need not be there: "cuda:80", "cuda:90".
+def kernels(model: Callable[..., Any], /, *args: Any, target: str = "cuda:90", **kwargs: Any) -> KernelSet:
+    """The Triton kernels of the low-rank chains of ``model(*args, **kwargs)``, compiled for a GPU that need not be there.
 
-    ``rows``: for each placeholder whether it is sliced by rows. Raises `KernelRefusedError`, which names the node, for what no
-    kernel can do, `UnknownTargetError` and `MissingTritonError`.
+    ``target``: "cuda:80" or "cuda:90". Inference, on fake tensors: nothing is allocated or run. The result has each kernel's
+    source, ttir, ptx, registers, shared memory and spills, and the chains that no kernel can do, with the reason. Raises
+    `UnknownTargetError` and `MissingTritonError`.
     """
-    from memcompile.codegen.triton.compile import kernels as compiled
+    from memcompile.gpu_kernels import kernels as compiled
 
-    return compiled(body, rows, target, name=name, method=method)
+    return compiled(model, *args, target=target, **kwargs)
 
 
 def compress(

@@ -1,4 +1,4 @@
-"""The command line: ``memcompile plan | run | show | diff | allocate | compress | doctor``, each with ``--json``.
+"""The command line: ``memcompile plan | run | show | diff | allocate | compress | kernels | doctor``, each with ``--json``.
 
 Exit status: 0 done; 1 refused or unhealthy (a budget that cannot be met, a failed check); 2 wrong usage.
 """
@@ -88,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     low_rank = add("compress", compress.run, "What memcompile.compress would do: low-rank layers, energy kept, errors.")
     low_rank.add_argument("target", help=TARGET_HELP)
     compress.add_arguments(low_rank)
+    fused = add("kernels", _kernels, "Triton kernels of a model's low-rank chains, compiled for a GPU that need not be there.")
+    fused.add_argument("model", help=TARGET_HELP)
+    fused.add_argument("--target", default="cuda:90", metavar="cuda:CAPABILITY", help="(default cuda:90)")
+    fused.add_argument("--save", type=Path, metavar="FOLDER", help="write source, ttir and ptx of each kernel there")
     doctor = add("doctor", _doctor, "Check this machine: Python, torch, its seams, compiler, device, caches.")
     doctor.add_argument("--refresh", action="store_true", help="measure the device again")
     return parser
@@ -167,6 +171,12 @@ def _allocate(arguments: argparse.Namespace, console: Console) -> int:
         if refused:
             console.print(refused, style="red")
     return int(refused is not None)
+
+
+def _kernels(arguments: argparse.Namespace, console: Console) -> int:
+    from memcompile.gpu_kernels import run
+
+    return run(arguments, console)
 
 
 def _doctor(arguments: argparse.Namespace, console: Console) -> int:

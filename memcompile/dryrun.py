@@ -84,10 +84,13 @@ def plan(
     return _report(ledger, type(model).__name__, parsed)
 
 
-def captured(model: Callable[..., Any], batch: Mapping[str, Any], *, training: bool = True) -> list[StepGraphs]:
-    """The graphs of ``model(**batch)`` as they would be lowered without a plan, in the order they run."""
+def captured(
+    model: Callable[..., Any], batch: Mapping[str, Any], *, args: Sequence[Any] = (), training: bool = True
+) -> list[StepGraphs]:
+    """The graphs of ``model(*args, **batch)`` as they would be lowered without a plan, in the order they run."""
     found: list[StepGraphs] = []
-    fakes = _Fakes(_device(model, batch))
+    fakes = _Fakes(_device(model, (args, batch)))
+    fake_args, fake_batch = _pytree.tree_map_only(torch.Tensor, fakes.of, (tuple(args), dict(batch)))
 
     def partition(gm: fx.GraphModule, inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any) -> Any:
         found.append(default_partition(gm, inputs, num_fwd_outputs, **kwargs))
@@ -102,7 +105,7 @@ def captured(model: Callable[..., Any], batch: Mapping[str, Any], *, training: b
             return compile_graph(gm, example_inputs, partition, fake_code(inference), {})
 
     with recompiling_freely(), fakes.inside(model), torch.set_grad_enabled(training):
-        torch.compile(_fresh(model), backend=backend)(**_pytree.tree_map_only(torch.Tensor, fakes.of, dict(batch)))
+        torch.compile(_fresh(model), backend=backend)(*fake_args, **fake_batch)
     return found
 
 

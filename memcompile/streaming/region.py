@@ -111,12 +111,12 @@ def flat_body(region: Region) -> fx.GraphModule:
     graph = fx.Graph()
     block = _Block(graph, FakeTensorMode())
     copies: dict[fx.Node, fx.Node] = {}
-    for operand, rows in region.operands:
+    for index, (operand, rows) in enumerate(region.operands):
         value = _tensor(operand)
         shape, stride = tuple(value.shape), tuple(value.stride())
         if rows is not None:
             shape, stride = _flat_shape(operand, rows, region.total), (*stride[: rows.first], *stride[rows.last :])
-        copies[operand] = block.placeholder(operand.name, shape, stride, value)
+        copies[operand] = block.placeholder(f"operand{index}", shape, stride, value)
     for node in region.nodes:
         if node not in region.rows:
             raise NotRowLocalError(f"{node.name} is a sum over rows")

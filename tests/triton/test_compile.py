@@ -8,8 +8,7 @@ import sys
 import pytest
 import torch
 
-import memcompile
-from memcompile.codegen.triton.compile import compile_for, compile_with
+from memcompile.codegen.triton.compile import compile_for, compile_with, kernels
 from memcompile.codegen.triton.configs import TARGETS, Config, candidates, estimate
 from memcompile.codegen.triton.kernel import GeneratedKernel, generate
 from memcompile.codegen.triton.tune import Tuner
@@ -57,7 +56,7 @@ def test_other_dtypes(compiled, dtype):
 @pytest.mark.parametrize("target", TARGETS)
 def test_kernels_for_few_rows(compiled, target):
     case = gated(8, 1024, 256, 2816, BF16)
-    parts = memcompile.kernels(case.body(), case.rows, target, name="few", method="decode")
+    parts = kernels(case.body(), case.rows, target, name="few", method="decode")
     assert [part.name for part in parts] == ["few_project0", "few_sum1", "few_hidden2", "few_sum3", "few_emit4"]
     assert all(part.spills == 0 and part.shared_bytes <= TARGETS[target].shared_bytes for part in parts)
 
