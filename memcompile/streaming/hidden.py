@@ -98,12 +98,12 @@ def chain_around(graph: fx.Graph, seed: fx.Node, factor: fx.Node) -> Region | No
 
 
 def _joins(node: fx.Node, nodes: Collection[fx.Node]) -> bool:
-    """Whether a node is read by a chain alone; or the only one to read a node of it, as a product or by itself."""
+    """Whether a node is read by a chain alone; or reads, alone, what the chain makes: as the product that widens it again, or
+    without a library."""
     if all(user in nodes for user in node.users):
         return is_view(node) or is_extern(node)
-    if is_view(node) or is_extern(node) or len(node.users) == 1:
-        return any(source in nodes and len(source.users) == 1 for source in node.all_input_nodes)
-    return False
+    made = [source for source in node.all_input_nodes if source in nodes and len(source.users) == 1]
+    return bool(made) and (not is_extern(node) or node_bytes(made[0]) < node_bytes(node))
 
 
 def _grow(seed: fx.Node, rows: RowsOf, inside: Collection[fx.Node]) -> _Grown:
