@@ -211,11 +211,19 @@ def prepare_process(threads: int | None = None) -> None:
         torch.compile(lambda x: (x * 2).relu().sum())(torch.ones(64, requires_grad=True)).backward()
 
 
+class Named(Protocol):
+    """A way, of whichever benchmark."""
+
+    @property
+    def name(self) -> str:
+        """As rows call it."""
+
+
 class Stepping(Protocol):
     """A way that can be timed: a `Running` here, or one in another process."""
 
     @property
-    def way(self) -> Way:
+    def way(self) -> Named:
         """Which way it is."""
 
     def warm_up(self) -> None:

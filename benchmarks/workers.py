@@ -6,7 +6,9 @@ the step frees or asks the kernel for it again. Here only the turns are shared: 
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from torch._dynamo.exc import TorchDynamoException
 
 from benchmarks.models import CASES
-from benchmarks.peers import Gradients, Running, Way, prepare_process
+from benchmarks.peers import Gradients, Named, Running, Way, prepare_process
 from memcompile import report as report_of
 from memcompile.errors import BudgetInfeasibleError, MemcompileError
 from memcompile.report.data import ArenaReport
@@ -58,44 +60,25 @@ class WayFailedError(Exception):
         self.lower_bound_bytes = lower_bound_bytes
 
 
-class Worker:
-    """A `Running` at the other end of a pipe. Raises `WayFailedError` where that raises; `close` ends its process."""
+class Remote:
+    """An object at the other end of a pipe: ``make`` builds it there, at the first request. Raises `WayFailedError` where the
+    object raises; `close` ends its process."""
 
-    def __init__(self, case: str, way: Way, device: str = "cpu", batch_scale: int = 1, threads: int = 0) -> None:
+    def __init__(self, way: Named, make: Callable[[], object], threads: int = 0) -> None:
         self.way = way
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, case, way, device, batch_scale, threads), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, make, threads), daemon=True)
         self._process.start()
         theirs.close()
 
-    def prepare(self) -> Prepared:
-        """Build, compile from an empty cache, measure the peak."""
-        prepared: Prepared = self._ask("prepare")
-        return prepared
-
-    def gradients(self) -> Gradients:
-        """Loss and gradients from the fixed random state."""
-        gradients: Gradients = self._ask("gradients")
-        return gradients
-
     def warm_up(self) -> None:
         """One step that is not timed."""
-        self._ask("warm_up")
-
-    def page_faults(self) -> int:
-        """Minor page faults of a step."""
-        faults: int = self._ask("page_faults")
-        return faults
-
-    def reserved_bytes(self) -> int:
-        """What a GPU's allocator holds at most in a step."""
-        reserved: int = self._ask("reserved_bytes")
-        return reserved
+        self.ask("warm_up")
 
     def timed_step(self) -> float:
         """Seconds of one step."""
-        seconds: float = self._ask("timed_step")
+        seconds: float = self.ask("timed_step")
         return seconds
 
     def close(self) -> None:
@@ -104,7 +87,8 @@ class Worker:
         self._process.join(timeout=10)
         self._process.kill()
 
-    def _ask(self, what: str) -> Any:
+    def ask(self, what: str) -> Any:
+        """What the object's method of that name returns."""
         try:
             self._pipe.send(what)
             answer = self._pipe.recv()
@@ -116,28 +100,63 @@ class Worker:
         return answer
 
 
-def _serve(pipe: Connection, case: str, way: Way, device: str, batch_scale: int, threads: int) -> None:
+class Worker(Remote):
+    """A `Running` at the other end of a pipe."""
+
+    way: Way
+
+    def __init__(self, case: str, way: Way, device: str = "cpu", batch_scale: int = 1, threads: int = 0) -> None:
+        super().__init__(way, functools.partial(_running, case, way, device, batch_scale), threads)
+
+    def prepare(self) -> Prepared:
+        """Build, compile from an empty cache, measure the peak."""
+        prepared: Prepared = self.ask("prepare")
+        return prepared
+
+    def gradients(self) -> Gradients:
+        """Loss and gradients from the fixed random state."""
+        gradients: Gradients = self.ask("gradients")
+        return gradients
+
+    def page_faults(self) -> int:
+        """Minor page faults of a step."""
+        faults: int = self.ask("page_faults")
+        return faults
+
+    def reserved_bytes(self) -> int:
+        """What a GPU's allocator holds at most in a step."""
+        reserved: int = self.ask("reserved_bytes")
+        return reserved
+
+
+def _serve(pipe: Connection, make: Callable[[], object], threads: int) -> None:
     """Answer one request after the other until the pipe closes."""
     prepare_process(threads)
-    running: Running | None = None
+    made: object | None = None
     while True:
         try:
             what = pipe.recv()
         except EOFError:
             return
         try:
-            running = running or Running(CASES[case], way, device, batch_scale)
-            answer = _prepare(running) if what == "prepare" else getattr(running, what)()
+            made = made or make()
+            answer = getattr(made, what)()
         except ERRORS as error:
             answer = _failure(error)
         pipe.send(answer)
 
 
-def _prepare(running: Running) -> Prepared:
-    running.first_call()
-    peak = running.peak()
-    planned = _planned(running) if running.way.kind == "memcompile" else None
-    return Prepared(peak, running.first_call_seconds, running.joint_nodes, running.loss, planned)
+def _running(case: str, way: Way, device: str, batch_scale: int) -> _Served:
+    return _Served(CASES[case], way, device, batch_scale)
+
+
+class _Served(Running):
+    def prepare(self) -> Prepared:
+        """What `Worker.prepare` returns."""
+        self.first_call()
+        peak = self.peak()
+        planned = _planned(self) if self.way.kind == "memcompile" else None
+        return Prepared(peak, self.first_call_seconds, self.joint_nodes, self.loss, planned)
 
 
 def _planned(running: Running) -> Planned:

@@ -1,0 +1,178 @@
+"""One way of running one low-rank case, compiled and alive, at the other end of a pipe (`workers.Remote`)."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch._inductor.utils import fresh_cache
+
+import memcompile
+from benchmarks.low_rank_cases import CASES, Case, Size
+from benchmarks.low_rank_nets import densified
+from benchmarks.low_rank_peers import adapted
+from benchmarks.workers import Remote
+from memcompile.report.data import Report
+from memcompile.runtime.measure import entry_storages, measure_peak
+
+Kind = Literal["eager", "compile", "max-autotune", "dense", "memcompile", "peer"]
+Arrays = dict[str, NDArray[Any]]
+TILE = re.compile(r"(\d+) blocks of (\d+) rows")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a step. ``low_rank``: whether memcompile streams, of a planned case."""
+
+    name: str
+    kind: Kind
+    low_rank: bool = True
+
+
+EAGER, PLAIN = Way("eager", "eager"), Way("compile", "compile")
+MEMCOMPILE = Way("memcompile", "memcompile")
+WAYS = (EAGER, PLAIN, Way("compile max-autotune", "max-autotune"), Way("dense", "dense"), MEMCOMPILE)
+PEERS = (Way("flashsvd", "peer"), Way("blr", "peer"))
+UNSTREAMED = Way("memcompile low_rank=False", "memcompile", low_rank=False)
+"""Of planned cases alone."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """``entry_bytes``: parameters, buffers and batch. ``peak_bytes``: measured; a planned case has none.
+
+    ``tiles``: (blocks, rows of one) of each region that runs block by block. ``note``: what memcompile refused.
+    """
+
+    entry_bytes: int
+    peak_bytes: int | None = None
+    first_call_seconds: float | None = None
+    planned_peak_bytes: int | None = None
+    tiles: tuple[tuple[int, int], ...] = ()
+    note: str = ""
+
+
+class Running:
+    """``module`` is the bare module, ``model`` what is called."""
+
+    def __init__(self, case: Case, way: Way, device: str, size: Size, dtype: torch.dtype) -> None:
+        self.case, self.way, self.device = case, way, torch.device(device)
+        module, self.batch = case.make(size, device, dtype)
+        self.module = densified(module) if way.kind == "dense" else module
+        self.model: Any = None if case.planned else self._compiled()
+
+    def _compiled(self) -> Callable[..., Any]:
+        if self.way.kind == "eager":
+            return self.module
+        if self.way.kind == "peer":
+            return adapted(self.way.name, self.module)
+        if self.way.kind == "memcompile":
+            return torch.compile(self.module, backend="memcompile")
+        if self.way.kind == "max-autotune":
+            return torch.compile(self.module, mode="max-autotune-no-cudagraphs")
+        return torch.compile(self.module)
+
+    def call(self) -> Tensor:
+        """The output, or the loss after the backward, which leaves the gradients in place."""
+        if not self.case.training:
+            with torch.no_grad():
+                return _leading(self.model(**self.batch))
+        loss: Tensor = self.model(**self.batch)
+        loss.backward()
+        return loss.detach()
+
+    def step(self) -> None:
+        """What is measured and timed; gradients are dropped as an optimizer would after its step."""
+        self.call()
+        self.module.zero_grad(set_to_none=True)
+
+    def prepare(self) -> Prepared:
+        """Compile from an empty cache by one step, and measure the peak; of a planned case, only plan."""
+        entry_bytes = sum(entry_storages(self.module, self.batch, self.device).values())
+        if self.case.planned:
+            return self._plan()
+        with fresh_cache():
+            start = time.perf_counter()
+            self.step()
+            self._synchronize()
+            first_call_seconds = time.perf_counter() - start
+        peak_bytes = measure_peak(self.step, model=self.module, inputs=self.batch).peak_bytes
+        if self.way.kind != "memcompile":
+            return Prepared(entry_bytes, peak_bytes, first_call_seconds if self.way.kind != "eager" else None)
+        report = memcompile.report(self.model)
+        return Prepared(entry_bytes, peak_bytes, first_call_seconds, *_planned(report))
+
+    def _plan(self) -> Prepared:
+        with torch.set_grad_enabled(self.case.training):
+            report = memcompile.plan(self.module, **self.batch, options={"low_rank": self.way.low_rank, "lower": True})
+        tensors = [*self.module.parameters(), *self.module.buffers(), *self.batch.values()]
+        return Prepared(sum(t.nbytes for t in tensors), None, None, *_planned(report))
+
+    def results(self) -> Arrays:
+        """The output, or loss and gradients, in fp32."""
+        found = {"output": self.call()}
+        found |= {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+        arrays = {name: t.float().numpy(force=True) for name, t in found.items()}
+        self.module.zero_grad(set_to_none=True)
+        return arrays
+
+    def warm_up(self) -> None:
+        """One step that is not timed, nothing left to collect."""
+        gc.collect()
+        self.step()
+
+    def timed_step(self) -> float:
+        """Seconds of one step, the device waited for."""
+        self._synchronize()
+        start = time.perf_counter()
+        self.step()
+        self._synchronize()
+        return time.perf_counter() - start
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def remote(case: str, way: Way, device: str, size: Size, dtype: torch.dtype, threads: int) -> Remote:
+    """A `Running` in a process of its own."""
+    return Remote(way, functools.partial(_running, case, way, device, size, dtype), threads)
+
+
+def _running(case: str, way: Way, device: str, size: Size, dtype: torch.dtype) -> Running:
+    return Running(CASES[case], way, device, size, dtype)
+
+
+def max_error(reference: Arrays, candidate: Arrays) -> float:
+    """The largest |a - b| of a tensor over its largest |a|: the worst of output (or loss) and gradients."""
+    if reference.keys() != candidate.keys():
+        raise ValueError(f"gradients of different parameters: {sorted(reference.keys() ^ candidate.keys())}")
+    errors = []
+    for name, array in reference.items():
+        gap, largest = np.abs(array - candidate[name]).max(), np.abs(array).max()
+        errors.append(float(gap / largest) if gap else 0.0)
+    return float(np.max(errors))  # a NaN stays one
+
+
+def _planned(report: Report) -> tuple[int, tuple[tuple[int, int], ...], str]:
+    """Planned peak, tiles and refusals."""
+    rows = [row for graph in report.graphs for row in graph.decisions]
+    found = [TILE.match(row.why) for row in rows if row.kind == "tile"]
+    tiles = tuple((int(match[1]), int(match[2])) for match in found if match is not None)
+    refused = dict.fromkeys(row.why for row in rows if row.kind == "refused")
+    return report.planned_peak_bytes, tiles, "; ".join(f"refused: {why}" for why in refused)
+
+
+def _leading(output: Any) -> Tensor:
+    """A model's first output."""
+    found: Tensor = output if isinstance(output, Tensor) else output[0]
+    return found
