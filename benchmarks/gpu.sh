@@ -4,9 +4,11 @@
 #
 #   OUT=results sh benchmarks/gpu.sh                    everything
 #   MODELS="gpt2 unet" BUDGETS="60 35" sh benchmarks/gpu.sh
-#   ONLY=tests sh benchmarks/gpu.sh                     or ONLY=benchmarks, ONLY=demo
+#   ONLY=tests sh benchmarks/gpu.sh                     or ONLY=benchmarks, ONLY=demo, ONLY=low_rank
 #
-# OUT: where the rows and logs go (default benchmarks/results). BATCH_SCALE: multiplies every batch (default 8).
+# OUT: where the rows and logs go (default benchmarks/results). BATCH_SCALE: multiplies every batch (default 8). CASES, DTYPES,
+# LAYERS (default 12): of the low-rank benchmark. With checkouts of FlashSVD and mem-efficient-blr on PYTHONPATH it measures their
+# kernels too.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -16,6 +18,9 @@ MODELS=${MODELS:-gpt2 bert llama vit resnet50 unet lstm}
 BUDGETS=${BUDGETS:-80 60 45 35 25}
 BATCH_SCALE=${BATCH_SCALE:-8}
 ROUNDS=${ROUNDS:-30}
+CASES=${CASES:-}
+DTYPES=${DTYPES:-float32 float16 bfloat16}
+LAYERS=${LAYERS:-12}
 ONLY=${ONLY:-}
 mkdir -p "$OUT"
 
@@ -54,6 +59,13 @@ if wanted benchmarks; then
     # shellcheck disable=SC2086
     "$PYTHON" benchmarks/arena.py --models $MODELS --batch-scale "$BATCH_SCALE" --rounds "$ROUNDS" \
         --results "$OUT/arena-gpu.csv" 2>&1 | tee "$OUT/gpu-arena.log"
+fi
+if wanted benchmarks || wanted low_rank; then
+    for dtype in $DTYPES; do
+        # shellcheck disable=SC2086
+        "$PYTHON" benchmarks/low_rank.py ${CASES:+--cases $CASES} --dtype "$dtype" --rounds "$ROUNDS" --layers "$LAYERS" \
+            --results "$OUT/low_rank-gpu.csv" 2>&1 | tee "$OUT/gpu-low_rank-$dtype.log"
+    done
 fi
 if wanted demo; then
     "$PYTHON" examples/train_gpt2.py 2>&1 | tee "$OUT/gpu-demo.log"
