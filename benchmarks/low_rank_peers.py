@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.low_rank_nets import Blast, FeedForward, Monarch
 
-Call = Callable[[Tensor], Tensor]
 MODULES: Mapping[str, str] = {"flashsvd": "src.kernels.flashsvdffnv1", "blr": "triton_funcs.monarch_kernels"}
 """A module of each package, by which it is known to be there."""
 CHECKOUTS: Mapping[str, str] = {"flashsvd": "github.com/Zishan-Shao/FlashSVD", "blr": "github.com/pabillam/mem-efficient-blr"}
@@ -31,44 +29,56 @@ def missing(peer: str) -> str:
     return "" if found else f"left out: no module {MODULES[peer]}, put {CHECKOUTS[peer]} on PYTHONPATH"
 
 
-def adapted(peer: str, module: nn.Module) -> Call:
-    """``module`` by the peer's kernels. Raises `ImportError` without the package, `ValueError` for a dtype it has none for."""
+def adapted(peer: str, module: nn.Module) -> nn.Module:
+    """``module`` by the peer's kernels, with copies of its factors. Raises `ImportError` without the package, and `ValueError`
+    for what it has no kernel for."""
     if peer == "flashsvd" and isinstance(module, FeedForward):
-        return _flashsvd(module)
+        return FlashSvd(module)
     if peer == "blr" and isinstance(module, Monarch | Blast):
-        return _block_low_rank(module)
+        return BlockLowRank(module)
     raise ValueError(f"{peer} has no kernel for {type(module).__name__}")
 
 
-def _flashsvd(module: FeedForward) -> Call:
-    kernel = importlib.import_module(MODULES["flashsvd"]).flashsvd_ffn_v1
-    expand, contract = module.expand, module.contract
-    factors = [t.detach().T.contiguous() for t in (expand.second, contract.first, contract.second)]
-    biases = [layer.bias.detach() for layer in (expand, contract) if layer.bias is not None]
+class FlashSvd(nn.Module):
+    """FlashSVD's first feed-forward kernel: the hidden stays on chip."""
 
-    def call(x: Tensor) -> Tensor:
-        out: Tensor = kernel(x @ expand.first.T, *factors, *biases)
+    def __init__(self, module: FeedForward) -> None:
+        super().__init__()
+        self.kernel = importlib.import_module(MODULES["flashsvd"]).flashsvd_ffn_v1
+        expand, contract = module.expand, module.contract
+        factors = (expand.first, expand.second, contract.first, contract.second)
+        self.factors = nn.ParameterList(_frozen(factor.T) for factor in factors)
+        self.biases = nn.ParameterList(_frozen(layer.bias) for layer in (expand, contract) if layer.bias is not None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *factors = self.factors
+        out: Tensor = self.kernel(x @ first, *factors, *self.biases)
         return out
 
-    return call
+
+class BlockLowRank(nn.Module):
+    """mem-efficient-blr's kernels of Monarch and BLAST, in fp32 or fp16."""
+
+    def __init__(self, module: Monarch | Blast) -> None:
+        super().__init__()
+        suffix = {torch.float32: "fp32", torch.float16: "fp16"}.get(module.first.dtype)
+        if suffix is None:
+            raise ValueError(f"blr has no kernel for {module.first.dtype}, only for fp32 and fp16")
+        first, second = (factor.detach().transpose(1, 2) for factor in (module.first, module.second))
+        if isinstance(module, Blast):
+            name, kernel = "triton_funcs.blast_kernels", f"triton_blast_partial_grouped_{suffix}"
+            factors = [second, first, module.scales.detach().transpose(0, 1)]
+        else:
+            name, kernel = MODULES["blr"], f"triton_monarch_right_left_{suffix}"
+            factors = [first.unflatten(2, (-1, module.blocks)).transpose(2, 3).flatten(2), second]
+        self.kernel = getattr(importlib.import_module(name), kernel)
+        self.factors = nn.ParameterList(map(_frozen, factors))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.kernel(x[None], *self.factors)
+        out: Tensor = found if isinstance(found, Tensor) else found[0]
+        return out[0]
 
 
-def _block_low_rank(module: Monarch | Blast) -> Call:
-    suffix = {torch.float32: "fp32", torch.float16: "fp16"}.get(module.first.dtype)
-    if suffix is None:
-        raise ValueError(f"kernels for fp32 and fp16 only, not {module.first.dtype}")
-    first, second = (t.detach().transpose(1, 2).contiguous() for t in (module.first, module.second))
-    if isinstance(module, Blast):
-        kernel = getattr(importlib.import_module("triton_funcs.blast_kernels"), f"triton_blast_partial_grouped_{suffix}")
-        scales = module.scales.detach().transpose(0, 1).contiguous()
-        return lambda x: _leading(kernel(x[None], second, first, scales))[0]
-    kernel = getattr(importlib.import_module(MODULES["blr"]), f"triton_monarch_right_left_{suffix}")
-    blocks = module.blocks
-    grouped = first.unflatten(2, (-1, blocks)).transpose(2, 3).flatten(2).contiguous()
-    return lambda x: _leading(kernel(x[None], grouped, second))[0]
-
-
-def _leading(output: Any) -> Tensor:
-    """The result, which comes first where there are several."""
-    out: Tensor = output if isinstance(output, Tensor) else output[0]
-    return out
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().contiguous().clone(), requires_grad=False)

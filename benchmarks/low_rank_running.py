@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch._inductor.utils import fresh_cache
 
 import memcompile
@@ -65,16 +65,15 @@ class Running:
     """``module`` is the bare module, ``model`` what is called."""
 
     def __init__(self, case: Case, way: Way, device: str, size: Size, dtype: torch.dtype) -> None:
-        self.case, self.way, self.device = case, way, torch.device(device)
+        self.case, self.way = case, way
         module, self.batch = case.make(size, device, dtype)
-        self.module = densified(module) if way.kind == "dense" else module
+        self.device = next(iter(self.batch.values())).device
+        self.module = _changed(module, way)
         self.model: Any = None if case.planned else self._compiled()
 
     def _compiled(self) -> Callable[..., Any]:
-        if self.way.kind == "eager":
+        if self.way.kind in ("eager", "peer"):
             return self.module
-        if self.way.kind == "peer":
-            return adapted(self.way.name, self.module)
         if self.way.kind == "memcompile":
             return torch.compile(self.module, backend="memcompile")
         if self.way.kind == "max-autotune":
@@ -97,9 +96,9 @@ class Running:
 
     def prepare(self) -> Prepared:
         """Compile from an empty cache by one step, and measure the peak; of a planned case, only plan."""
-        entry_bytes = sum(entry_storages(self.module, self.batch, self.device).values())
         if self.case.planned:
             return self._plan()
+        entry_bytes = sum(entry_storages(self.module, self.batch, self.device).values())
         with fresh_cache():
             start = time.perf_counter()
             self.step()
@@ -150,6 +149,13 @@ def remote(case: str, way: Way, device: str, size: Size, dtype: torch.dtype, thr
 
 def _running(case: str, way: Way, device: str, size: Size, dtype: torch.dtype) -> Running:
     return Running(CASES[case], way, device, size, dtype)
+
+
+def _changed(module: nn.Module, way: Way) -> nn.Module:
+    """What a way runs in place of the factored module."""
+    if way.kind == "dense":
+        return densified(module)
+    return adapted(way.name, module) if way.kind == "peer" else module
 
 
 def max_error(reference: Arrays, candidate: Arrays) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import types
 from contextlib import closing
 from pathlib import Path
 
@@ -86,7 +87,9 @@ def test_the_published_rank_halves_the_parameters():
     assert math.isclose(sum(p.numel() for p in gate.parameters()) / (4096 * 11008), 0.5, abs_tol=0.01)
 
 
-@pytest.mark.parametrize("name", ["ffn-r64-L256", "attention-r64", "monarch-vit", "blast-vit", "lora-training-2", "bert-r64-L256"])
+@pytest.mark.parametrize(
+    "name", ["ffn-r64-L256", "attention-r64", "monarch-vit", "blast-vit", "lora-training-2", "bert-r64-L256"]
+)
 def test_a_case_is_the_same_at_every_call(name):
     if name.startswith("bert"):
         pytest.importorskip("transformers")
@@ -195,6 +198,38 @@ def test_a_missing_peer_says_where_it_is_from():
         low_rank_peers.adapted("flashsvd", feed_forward())
     with pytest.raises(ValueError, match="no kernel for Linear"):
         low_rank_peers.adapted("blr", nn.Linear(2, 2))
+
+
+def test_a_peer_gets_the_factors_in_its_layout(monkeypatch):
+    """Stand-ins that compute what the packages document, from factors as their documentation has them."""
+
+    def ffn(p, v1, u2, v2, b1, b2):
+        return torch.nn.functional.gelu(p @ v1 + b1) @ u2 @ v2 + b2
+
+    def monarch(x, first, second):
+        blocked = x[0].unflatten(1, (len(first), -1)).transpose(0, 1) @ first
+        middle = blocked.unflatten(2, (len(first), -1)).permute(2, 1, 0, 3).flatten(2)
+        return (middle @ second).permute(1, 2, 0).flatten(1)[None], None
+
+    def blast(x, u, v, s):
+        inner = x[0].unflatten(1, (len(v), -1)).transpose(0, 1) @ v
+        return torch.cat([(inner * s[:, i, None]).sum(0) @ u[i] for i in range(len(u))], 1)[None], None
+
+    package = types.SimpleNamespace(
+        flashsvd_ffn_v1=ffn, triton_monarch_right_left_fp32=monarch, triton_blast_partial_grouped_fp32=blast
+    )
+    monkeypatch.setattr(low_rank_peers.importlib, "import_module", lambda _name: package)
+    layers = {
+        feed_forward(): ("flashsvd", torch.randn(2, 5, 32)),
+        low_rank_nets.Monarch(12, 20, 4, 8): ("blr", torch.randn(5, 12)),
+        low_rank_nets.Blast(12, 20, 4, 6): ("blr", torch.randn(5, 12)),
+    }
+    for layer, (peer, x) in layers.items():
+        adapted = low_rank_peers.adapted(peer, layer)
+        torch.testing.assert_close(adapted(x), layer(x).detach())
+        assert sum(p.numel() for p in adapted.parameters()) == sum(p.numel() for p in layer.parameters())
+    with pytest.raises(ValueError, match="only for fp32 and fp16"):
+        low_rank_peers.adapted("blr", low_rank_nets.Blast(12, 20, 4, 6).bfloat16())
 
 
 class Fake:
