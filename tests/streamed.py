@@ -7,14 +7,11 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from memcompile.codegen.dry import fake_code
 from memcompile.codegen.fused import fuse
-from memcompile.codegen.inductor import compile_graph
-from memcompile.codegen.partition import default_partition
 from memcompile.passes import low_rank
 from memcompile.streaming.program import Block
 
@@ -49,24 +46,3 @@ def traced(function: Callable[..., object], *inputs: torch.Tensor) -> fx.GraphMo
 
 def _tuple(outputs: object) -> tuple[object, ...]:
     return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
-
-
-def joint_of(model: nn.Module, *inputs: torch.Tensor) -> fx.GraphModule:
-    """The joint graph of ``model(*inputs)`` as the passes see it: inputs are parameters, batch and tangents."""
-    found: list[fx.GraphModule] = []
-
-    def partition(gm, joint_inputs, *, num_fwd_outputs, **kwargs):
-        import copy
-
-        found.append(copy.deepcopy(gm))
-        halves = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
-        return halves.forward, halves.backward
-
-    def backend(gm, example_inputs):
-        compile_graph(gm, example_inputs, partition, fake_code(lambda graph: graph), {})
-        return gm.forward
-
-    torch._dynamo.reset()
-    torch.compile(model, backend=backend)(*inputs)
-    (graph,) = found
-    return graph

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from memcompile.passes.low_rank import rewrite_inference, rewrite_training
 from memcompile.streaming.program import LostProgramError, Program
 from memcompile.streaming.rules import NotRowLocalError, Rows, carried, contracted, demanded, through_view
-from tests.streamed import TOOLS, blocks_of, joint_of, traced
+from tests.captured import captured
+from tests.streamed import TOOLS, blocks_of, traced
 
 
 def pair(source: int, rank: int, target: int) -> nn.Sequential:
@@ -278,7 +279,7 @@ class Loss(nn.Module):
 
 def streamed_joint(model: nn.Module, x: torch.Tensor, block_bytes: int) -> tuple[fx.GraphModule, tuple[Program, ...]]:
     """The joint graph, streamed, checked against itself before."""
-    graph = joint_of(model, x)
+    graph = captured(model, x, train=True)
     inputs = [torch.randn(n.meta["val"].shape, dtype=n.meta["val"].dtype) for n in graph.graph.find_nodes(op="placeholder")]
     names = [str(n.target) for n in graph.graph.find_nodes(op="placeholder")]
     count = sum(name.startswith("primals") for name in names)
@@ -308,7 +309,7 @@ def test_a_mask_of_dropout_crosses_as_it_is_saved():
         def forward(self, x):
             return x + self.down(F.dropout(F.gelu(self.up(x)), 0.1))
 
-    graph = joint_of(Loss(Dropped()).double(), torch.randn(64, 8, dtype=torch.double))
+    graph = captured(Loss(Dropped()).double(), torch.randn(64, 8, dtype=torch.double), train=True)
     with blocks_of(8 * 1024):
         done = rewrite_training(graph, TOOLS)
     assert len(done.streamed) == 2
