@@ -185,6 +185,7 @@ SETTINGS = (
     ("torch._inductor.config", "cpp.simdlen"),
     ("torch._inductor.config", "triton.cudagraphs"),
     ("torch._inductor.config", "cpp_wrapper"),
+    ("torch._inductor.config", "pattern_matcher"),
     ("torch._inductor.config", "fx_graph_cache"),
     ("torch._inductor.config", "fx_graph_remote_cache"),
     ("torch._functorch.config", "enable_autograd_cache"),

@@ -8,6 +8,7 @@ packed at compile time: nothing is allocated from block to block. Private API in
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -37,11 +38,14 @@ class _Counted(BaseException):
 def compile_block(graph: fx.GraphModule, *, run: bool = True) -> Block:
     """Lower the body of a program. ``run``: False stops before any kernel is compiled, for a dry run."""
     from torch._guards import TracingContext, tracing
+    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.cudagraph_utils import BoxedDeviceIndex
     from torch._inductor.utils import BoxedBool
 
-    inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        body = copy.deepcopy(graph)  # Inductor rewrites what it lowers
+    inputs = [node.meta["val"] for node in body.graph.find_nodes(op="placeholder")]
     device = inputs[-1].device
     slots: list[tuple[Slot, ...]] = []
     traces: list[GraphTrace] = []
@@ -60,10 +64,11 @@ def compile_block(graph: fx.GraphModule, *, run: bool = True) -> Block:
     with (
         tracing(context),
         recording(lambda _trace, _kind: True, lambda _accepted: None, (0.0,), place),
+        config.patch(pattern_matcher=False),  # a product and its bias stay apart (region.body)
         contextlib.suppress(_Counted),
     ):
         function = compile_fx_inner(
-            graph,
+            body,
             inputs,
             static_input_idxs=[],
             cudagraphs=BoxedBool(False),
