@@ -39,7 +39,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of cases. ``build`` makes the same module and batch at every call.
+    """One row of cases. ``build`` makes the same module and batch, its arguments in order, at every call.
 
     ``training``: the module returns its loss, a step is forward and backward. ``dense``: the dense module of the same shape is
     measured too. ``dtype``: its own, whatever else is asked for. ``planned``: only planned, on fake tensors. ``peer``: the

@@ -84,8 +84,8 @@ class Running:
         """The output, or the loss after the backward, which leaves the gradients in place."""
         if not self.case.training:
             with torch.no_grad():
-                return _leading(self.model(**self.batch))
-        loss: Tensor = self.model(**self.batch)
+                return _leading(self.model(*self.batch.values()))
+        loss: Tensor = self.model(*self.batch.values())
         loss.backward()
         return loss.detach()
 
@@ -112,7 +112,7 @@ class Running:
 
     def _plan(self) -> Prepared:
         with torch.set_grad_enabled(self.case.training):
-            report = memcompile.plan(self.module, **self.batch, options={"low_rank": self.way.low_rank, "lower": True})
+            report = memcompile.plan(self.module, *self.batch.values(), options={"low_rank": self.way.low_rank, "lower": True})
         tensors = [*self.module.parameters(), *self.module.buffers(), *self.batch.values()]
         return Prepared(sum(t.nbytes for t in tensors), None, None, *_planned(report))
 

@@ -133,6 +133,12 @@ def test_all_ways_agree(fresh_dynamo):
     assert found["compile"].first_call_seconds > 0
 
 
+def test_a_layer_alone_can_be_dense(fresh_dynamo):
+    of = case(lambda: low_rank_nets.Monarch(12, 20, 4, 6), 5, 12)
+    ways = [running(of, way) for way in (EAGER, DENSE)]
+    assert low_rank._error(*(each.results() for each in ways), DENSE) < 1e-5
+
+
 def test_what_runs_in_blocks_is_read_off_the_report(fresh_dynamo):
     found = running(case(lambda: low_rank_nets.FeedForward(8, 2048, 2), 2048, 8), MEMCOMPILE).prepare()
     ((blocks, rows),) = found.tiles
