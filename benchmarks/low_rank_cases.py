@@ -22,7 +22,7 @@ Batch = dict[str, Tensor]
 WIDTH, HIDDEN, HEADS = 768, 3072, 12
 """BERT-Base, and GPT-2's and ViT-B's layers."""
 SMALL = 384
-"""Width of the models that `memcompile.compress` factors in every process: 6 heads, an SVD takes a tenth of a second."""
+"""Width of the models that `memcompile.compress` factors in every process: 6 heads, and their SVDs take seconds."""
 
 
 @dataclass(frozen=True)
