@@ -109,6 +109,13 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine() or "cpu"
 
 
+@functools.cache
+def prefers_onednn() -> bool:
+    """Whether oneDNN multiplies matrices in single precision faster than MKL: it does on AMD's processors, where MKL takes a
+    slower path (twice on an EPYC with AVX-512; `benchmarks/README.md`)."""
+    return "AMD" in _processor_name() and bool(torch._C._has_mkldnn)
+
+
 # --- cache -----------------------------------------------------------------------------------------------------------
 
 

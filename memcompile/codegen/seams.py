@@ -173,6 +173,7 @@ PLACES = (
     Place("torch._C._dynamo.guards", "_empty_strided_cpu", "allocates what lies in no arena"),
     Place("torch._C", "_storage_Use_Count", "whether an arena is in use"),
     Place("torch._C._autograd", "_get_current_graph_task_keep_graph", "whether saved tensors must survive a backward"),
+    Place("torch._C", "_has_mkldnn", "whether oneDNN multiplies matrices"),
     Place("torch._subclasses.fake_tensor", "unset_fake_temporarily", "copies graphs outside of fake tensors"),
 )
 

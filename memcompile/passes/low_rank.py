@@ -31,7 +31,7 @@ from memcompile.streaming.region import Region
 from memcompile.streaming.rewrite import overwritable, replace
 from memcompile.streaming.rules import NotRowLocalError, shape_of
 
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20}
+BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20}
 """What the inside of one block should take: it stays in the caches, and a product of so many rows is efficient."""
 LEAST_BLOCKS = 2
 """A region whose inside would fit into fewer blocks is left alone."""

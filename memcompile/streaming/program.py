@@ -73,7 +73,8 @@ Compile = Callable[[fx.GraphModule], Block]
 class Program:
     """``total`` rows in blocks of ``block``. ``bodies``: the graph of a block, and of the last one where it is shorter.
 
-    ``in_place``: per result the operand that it is written over, or None. ``fused``: a kernel that runs instead of the blocks.
+    ``in_place``: per result the operand that it is written over, or None. ``flops``: of all blocks. ``fused``: a kernel that
+    runs instead of the blocks.
     """
 
     key: str
@@ -83,6 +84,7 @@ class Program:
     results: tuple[Port, ...]
     in_place: tuple[int | None, ...]
     device: torch.device
+    flops: int
     bodies: dict[int, fx.GraphModule]
     blocks: dict[int, Block] = field(default_factory=dict)
     fused: Fused | None = None
@@ -96,13 +98,6 @@ class Program:
     def scratch_bytes(self) -> int:
         """Bytes that kernels inside allocate by themselves."""
         return max((block.scratch_bytes for block in self.blocks.values()), default=0)
-
-    @property
-    def flops(self) -> int:
-        """Of all blocks."""
-        full, rest = divmod(self.total, self.block)
-        sizes = [(self.block, full), (rest, 1)] if rest else [(self.block, full)]
-        return sum(times * sum(map(flops_of, self.bodies[size].graph.nodes)) for size, times in sizes)
 
     def compile(self, compiler: Compile, *, dry: bool = False) -> None:
         """Lower the bodies, once. ``dry``: the blocks need not run."""
@@ -160,7 +155,19 @@ def fused_program(region: Region, graph: fx.GraphModule, fused: Fused, device: t
     key = hashlib.sha256(repr((region.total, operands, results, str(device), fused.source)).encode()).hexdigest()[:12]
     none = (None,) * len(results)
     return PROGRAMS.add(
-        Program(key, region.total, region.total, operands, results, none, device, {region.total: graph}, fused=fused)
+        Program(
+            key,
+            region.total,
+            region.total,
+            operands,
+            results,
+            none,
+            device,
+            _flops_of(region),
+            {region.total: graph},
+            {},
+            fused,
+        )
     )
 
 
@@ -172,7 +179,11 @@ def program_of(region: Region, block: int, in_place: tuple[int | None, ...], dev
     results = tuple(_port(node.meta["val"], region.rows.get(node), region.total, dense=True) for node in region.results)
     text = repr((region.total, block, operands, results, in_place, str(device), bodies[block].code, _shapes(bodies[block])))
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return PROGRAMS.add(Program(key, region.total, block, operands, results, in_place, device, bodies))
+    return PROGRAMS.add(Program(key, region.total, block, operands, results, in_place, device, _flops_of(region), bodies))
+
+
+def _flops_of(region: Region) -> int:
+    return sum(map(flops_of, region.nodes))
 
 
 def _shapes(graph: fx.GraphModule) -> list[Any]:
