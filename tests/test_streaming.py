@@ -304,6 +304,15 @@ def test_a_training_step_keeps_nothing_of_the_hidden(gated, length):
     assert any(port.axis is None for program in programs for port in program.results), "gradients of weights are sums"
 
 
+def test_statistics_of_the_hidden_cross_into_the_backward():
+    class Normed(FeedForward):
+        def forward(self, x):
+            return x + self.down(F.layer_norm(self.up(x), (48,)))
+
+    _, programs = streamed_joint(Loss(Normed()).double(), torch.randn(64, 8, dtype=torch.double), 4 * 1024)
+    assert len(programs) == 2
+
+
 def test_a_mask_of_dropout_crosses_as_it_is_saved():
     class Dropped(FeedForward):
         def forward(self, x):

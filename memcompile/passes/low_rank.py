@@ -168,8 +168,11 @@ def _stream_training(graph: fx.Graph, tools: Tools, refused: Refusals) -> list[S
             refused.append((seed.name, source, str(error)))
             continue
         taken |= {node for found in hidden.regions for node in found.region.nodes}
-        for found, program in zip(hidden.regions, programs, strict=True):
-            streamed.append(Streamed(replace(found.region, program).name, source, program, found.saved_bytes))
+        made = [  # the backward first: it may read results of the forward
+            Streamed(replace(found.region, program).name, source, program, found.saved_bytes)
+            for found, program in zip(reversed(hidden.regions), reversed(programs), strict=True)
+        ]
+        streamed += reversed(made)
     return streamed
 
 

@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from operator import getitem
 
 from torch import fx
 
@@ -71,8 +72,10 @@ def regions_of_hidden(graph: fx.Graph, seed: fx.Node, factor: fx.Node) -> Hidden
         hidden.copies = _made_again(graph, backward_nodes, found.wide - backward)
         backward_nodes |= set(hidden.copies.values())
     rows |= {copy: rows[node] for node, copy in hidden.copies.items() if node in rows}
+    inside |= set(hidden.copies.values())
     try:
-        hidden.regions = [_found(graph, nodes, rows, total) for nodes in (forward_nodes, backward_nodes) if nodes]
+        halves = [_hull(graph, nodes, inside) for nodes in (forward_nodes, backward_nodes) if nodes]
+        hidden.regions = [_found(graph, nodes, rows, total) for nodes in halves]
     except NotRowLocalError:
         hidden.undo()
         raise
@@ -176,6 +179,23 @@ def _made_again(graph: fx.Graph, backward: Collection[fx.Node], forward: Collect
             if source in copies:
                 node.replace_input_with(source, copies[source])
     return copies
+
+
+def _hull(graph: fx.Graph, nodes: Collection[fx.Node], inside: Collection[fx.Node]) -> set[fx.Node]:
+    """The nodes with all that lies on a way from one of them to another, and the parts of tuples that they yield."""
+    chosen = set(nodes)
+    chosen |= {user for node in nodes for user in node.users if user.target is getitem}
+    after, before = set(chosen), set(chosen)
+    for node in graph.nodes:
+        if any(source in after for source in node.all_input_nodes):
+            after.add(node)
+    for node in reversed(graph.nodes):
+        if any(user in before for user in node.users):
+            before.add(node)
+    between = (after & before) - chosen
+    if outside := next((node for node in between if node not in inside), None):
+        raise NotRowLocalError(f"{outside.name} reads the hidden, which reads it again, and its rows depend on each other")
+    return chosen | between
 
 
 def _found(graph: fx.Graph, nodes: Collection[fx.Node], rows: RowsOf, total: int) -> Found:

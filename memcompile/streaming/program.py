@@ -60,9 +60,9 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """One kernel for all rows: ``launch(*operands, out=results)``, and its module as text."""
+    """One kernel for all rows: ``launch(*operands, out=results)``, None in a dry run; and its module as text."""
 
-    launch: Callable[..., object]
+    launch: Callable[..., object] | None
     source: str
 
 
@@ -107,7 +107,7 @@ class Program:
 
     def run(self, operands: Sequence[Tensor], results: Sequence[Tensor], workspace: Tensor) -> None:
         """Write ``results``, block by block."""
-        if self.fused is not None:
+        if self.fused is not None and self.fused.launch is not None:
             self.fused.launch(*operands, out=tuple(results))
             return
         ports = (*self.operands, *self.results)
@@ -152,7 +152,9 @@ def fused_program(region: Region, graph: fx.GraphModule, fused: Fused, device: t
     """The program that runs a region by one kernel. ``graph``: its ``flat_body``. Raises NotRowLocalError."""
     operands = tuple(_port(node.meta["val"], rows, region.total) for node, rows in region.operands)
     results = tuple(_port(node.meta["val"], region.rows[node], region.total, dense=True) for node in region.results)
-    key = hashlib.sha256(repr((region.total, operands, results, str(device), fused.source)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(
+        repr((region.total, operands, results, str(device), fused.source, fused.launch is None)).encode()
+    ).hexdigest()[:12]
     none = (None,) * len(results)
     return PROGRAMS.add(
         Program(
