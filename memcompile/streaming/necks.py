@@ -41,7 +41,7 @@ def regions_between_necks(graph: fx.Graph, seeds: Collection[fx.Node], least_byt
             if seed in taken:
                 continue
             for rows, total in possible_rows(graph, seed, finest):
-                hill = _hill(graph, seed, rows, total, taken)
+                hill = _hill(graph, seed, rows, total, taken, closed=finest)
                 if hill is not None and hill.saved_bytes >= least_bytes:
                     found.append(hill)
                     taken.update(hill.region.nodes)
@@ -62,14 +62,22 @@ def possible_rows(graph: fx.Graph, seed: fx.Node, finest: bool) -> Iterator[tupl
             yield normal(shape, axis, axis, shape[axis] // batch), batch
 
 
-def _hill(graph: fx.Graph, seed: fx.Node, rows: Rows, total: int, taken: Collection[fx.Node]) -> Found | None:
+def _hill(graph: fx.Graph, seed: fx.Node, rows: Rows, total: int, taken: Collection[fx.Node], *, closed: bool) -> Found | None:
+    """The region around a seed. ``closed``: not one that begins or ends where other nodes cut it off, wider than its necks:
+    there coarser rows go on."""
     known, inside = spread(seed, rows, total)
     inside -= set(taken)
     if seed not in inside:
         return None
-    run = _run(graph, seed, inside)
+    run, cut = _run(graph, seed, inside)
     profile = Profile(run, known)
     begin, end = _necks(run, profile.before, profile.during, run.index(seed))
+    narrow = TOLERANCE * min(profile.before)
+    at_cut = (begin == 0 and cut[0] and profile.before[0] > narrow) or (
+        end == len(run) and cut[1] and profile.before[-1] > narrow
+    )
+    if closed and at_cut:
+        return None
     nodes = _with_views(graph, run[begin:end], inside)
     try:
         region = enclose(nodes, {n: known[n] for n in nodes}, total)
@@ -89,8 +97,9 @@ def _with_views(graph: fx.Graph, nodes: Collection[fx.Node], inside: Collection[
     return [node for node in graph.nodes if node in chosen]
 
 
-def _run(graph: fx.Graph, seed: fx.Node, inside: Collection[fx.Node]) -> list[fx.Node]:
-    """The row-local nodes around the seed up to the first node on each side that depends on such nodes without being one."""
+def _run(graph: fx.Graph, seed: fx.Node, inside: Collection[fx.Node]) -> tuple[list[fx.Node], tuple[bool, bool]]:
+    """The row-local nodes around the seed up to the first node on each side that depends on such nodes without being one; and
+    whether there is one (what the graph returns does not count)."""
     order = list(graph.nodes)
     reached: set[fx.Node] = set()
     for node in order:
@@ -99,7 +108,8 @@ def _run(graph: fx.Graph, seed: fx.Node, inside: Collection[fx.Node]) -> list[fx
     place = order.index(seed)
     first = next((i for i in range(place, -1, -1) if order[i] in reached and order[i] not in inside), -1)
     last = next((i for i in range(place, len(order)) if order[i] in reached and order[i] not in inside), len(order))
-    return [node for node in order[first + 1 : last] if node in inside]
+    cut = first >= 0, last < len(order) and order[last].op != "output"
+    return [node for node in order[first + 1 : last] if node in inside], cut
 
 
 def _necks(run: Sequence[fx.Node], before: Sequence[int], during: Sequence[int], seed: int) -> tuple[int, int]:

@@ -15,14 +15,17 @@ class Profile:
 
     def __init__(self, run: Sequence[fx.Node], counted: Collection[fx.Node]) -> None:
         place = {node: i for i, node in enumerate(run)}
+        order = {node: i for i, node in enumerate(run[0].graph.nodes)}
+        begin_of_run = order[run[0]]
         lives: dict[fx.Node, tuple[int, int]] = {}
         for node in {*run, *(source for n in run for source in n.all_input_nodes)}:
             if node not in counted:
                 continue
             base = base_of(node)
             birth = place.get(base, -1)
-            outside = base.op == "placeholder" or any(user not in place for user in node.users)
-            death = len(run) if outside else max((place[user] for user in node.users), default=birth)
+            later = any(user not in place and order[user] > begin_of_run for user in node.users)
+            last = max((place[user] for user in node.users if user in place), default=birth)
+            death = len(run) if later or base.op == "placeholder" else last
             begin, end = lives.get(base, (birth, death))
             lives[base] = (min(begin, birth), max(end, death))
         self.before, self.during = [0] * (len(run) + 1), [0] * (len(run) + 1)
