@@ -63,8 +63,8 @@ def possible_rows(graph: fx.Graph, seed: fx.Node, finest: bool) -> Iterator[tupl
 
 
 def _hill(graph: fx.Graph, seed: fx.Node, rows: Rows, total: int, taken: Collection[fx.Node], *, closed: bool) -> Found | None:
-    """The region around a seed. ``closed``: not one that begins or ends where other nodes cut it off, wider than its necks:
-    there coarser rows go on."""
+    """The region around a seed. ``closed``: not one that begins wider than it ends because other nodes cut it off: coarser rows
+    go on there."""
     known, inside = spread(seed, rows, total)
     inside -= set(taken)
     if seed not in inside:
@@ -72,11 +72,7 @@ def _hill(graph: fx.Graph, seed: fx.Node, rows: Rows, total: int, taken: Collect
     run, cut = _run(graph, seed, inside)
     profile = Profile(run, known)
     begin, end = _necks(run, profile.before, profile.during, run.index(seed))
-    narrow = TOLERANCE * min(profile.before)
-    at_cut = (begin == 0 and cut[0] and profile.before[0] > narrow) or (
-        end == len(run) and cut[1] and profile.before[-1] > narrow
-    )
-    if closed and at_cut:
+    if closed and cut and profile.before[begin] > TOLERANCE * profile.before[end]:
         return None
     nodes = _with_views(graph, run[begin:end], inside)
     try:
@@ -97,9 +93,9 @@ def _with_views(graph: fx.Graph, nodes: Collection[fx.Node], inside: Collection[
     return [node for node in graph.nodes if node in chosen]
 
 
-def _run(graph: fx.Graph, seed: fx.Node, inside: Collection[fx.Node]) -> tuple[list[fx.Node], tuple[bool, bool]]:
+def _run(graph: fx.Graph, seed: fx.Node, inside: Collection[fx.Node]) -> tuple[list[fx.Node], bool]:
     """The row-local nodes around the seed up to the first node on each side that depends on such nodes without being one; and
-    whether there is one (what the graph returns does not count)."""
+    whether there is one before them."""
     order = list(graph.nodes)
     reached: set[fx.Node] = set()
     for node in order:
@@ -108,8 +104,7 @@ def _run(graph: fx.Graph, seed: fx.Node, inside: Collection[fx.Node]) -> tuple[l
     place = order.index(seed)
     first = next((i for i in range(place, -1, -1) if order[i] in reached and order[i] not in inside), -1)
     last = next((i for i in range(place, len(order)) if order[i] in reached and order[i] not in inside), len(order))
-    cut = first >= 0, last < len(order) and order[last].op != "output"
-    return [node for node in order[first + 1 : last] if node in inside], cut
+    return [node for node in order[first + 1 : last] if node in inside], first >= 0
 
 
 def _necks(run: Sequence[fx.Node], before: Sequence[int], during: Sequence[int], seed: int) -> tuple[int, int]:
