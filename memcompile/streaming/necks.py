@@ -20,8 +20,8 @@ from memcompile.streaming.rules import NotRowLocalError, Rows, normal, shape_of
 
 TOLERANCE = 1.05
 """A neck may be that much wider than the narrowest one, when it is nearer."""
-LEAST_SHARE = 0.25
-"""A hill that is no higher above its necks than this share of it stays as it is."""
+LEAST_SHARE = 0.5
+"""A hill that is not twice as high as its necks stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
