@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from operator import getitem
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from memcompile.codegen.accumulate import MM_ADD
 from memcompile.codegen.scratch import scratch_bytes
 from memcompile.codegen.trace import Buffer, Event, GraphTrace
 from memcompile.cost import is_library_call
-from memcompile.fxutil import hint, source_of, tensors_of
+from memcompile.fxutil import hint, source_of
 from memcompile.streaming.program import PROGRAMS
 
 CUDA_BLOCK_BYTES = 512
@@ -96,23 +97,20 @@ class _Reader:
         """The kernel allocates its outputs itself: one tensor, or a tuple that MultiOutput lines take apart."""
         name = node.get_name()
         aliased = list(node.get_inputs_that_alias_output())
-        unused = 0
         if type(node.layout).__name__ in ("MultiOutputLayout", "NoneLayout"):
-            unused = sum(_result_bytes(node))
             for item in self.items.get(name, ()):
                 buffer = self.graph.try_get_buffer(item)
                 if buffer is not None:
-                    self.events.append(Event("alloc", item, size := self._describe(buffer)))
-                    unused -= size
+                    self.events.append(Event("alloc", item, self._describe(buffer)))
         elif aliased:
             self._alias(name, aliased[0])
         else:
             self.events.append(Event("alloc", name, self._describe(node)))
-        self._library_call(node, name, max(0, unused))
+        self._library_call(node, name)
 
-    def _library_call(self, node: Any, name: str, unused_bytes: int = 0) -> None:
-        """A kernel of a library, its scratch, and those of its results that nobody takes."""
-        scratch = kernel_scratch_bytes(node, self.graph) + unused_bytes
+    def _library_call(self, node: Any, name: str) -> None:
+        """A kernel of a library, and its scratch."""
+        scratch = kernel_scratch_bytes(node, self.graph)
         if scratch:
             self.events.append(Event("workspace", name, scratch))
         self.events.append(Event("kernel", name))
@@ -152,7 +150,7 @@ class _Reader:
 
 
 def kernel_scratch_bytes(node: Any, graph: Any) -> int:
-    """Bytes that a library kernel takes while it runs, beside its results."""
+    """Bytes that a library kernel takes while it runs, beside its results; those that nobody takes count as scratch."""
     strides = [
         tuple(size_hint(graph, step) for step in source.get_stride()) for source in node.inputs if hasattr(source, "get_stride")
     ]
@@ -164,14 +162,18 @@ def kernel_scratch_bytes(node: Any, graph: Any) -> int:
         for origin in node.get_origins()
         if getattr(origin.target, "overloadpacket", origin) is called or origin.target is MM_ADD
     ]
-    return max((scratch_bytes(origin, strides) for origin in origins), default=0)
+    return max((scratch_bytes(origin, strides) for origin in origins), default=0) + _unused_bytes(node)
 
 
-def _result_bytes(node: Any) -> list[int]:
-    """Bytes of each tensor that a kernel with several results returns."""
+def _unused_bytes(node: Any) -> int:
+    """Bytes of the results, of a kernel that returns several, that nobody takes."""
     called = getattr(node, "op_overload", None)
     origin = next((origin for origin in node.get_origins() if origin.target is called), None)
-    return [] if origin is None else [hint(t.numel()) * t.itemsize for t in tensors_of(origin)]
+    if origin is None or not isinstance(origin.meta.get("val"), tuple | list):
+        return 0
+    taken = {user.args[1] for user in origin.users if user.target is getitem and user.users}
+    unused = [value for index, value in enumerate(origin.meta["val"]) if index not in taken and isinstance(value, torch.Tensor)]
+    return sum(hint(value.numel()) * value.itemsize for value in unused)
 
 
 def kind_of(graph: Any) -> str:
