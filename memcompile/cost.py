@@ -16,7 +16,7 @@ from torch import fx
 from torch.utils import flop_counter
 
 from memcompile.device import DeviceModel
-from memcompile.fxutil import hint, is_view, tensors_of
+from memcompile.fxutil import hint, is_view, op_name, tensors_of
 
 # Relative price of one element, in plain multiply-adds. Measured on AVX2 and AVX-512 CPUs through generated C++ (a fused
 # kernel of the op alone against one of an add, both compute bound); random numbers are made by scalar Philox rounds there.
@@ -53,13 +53,13 @@ class CostModel:
         flops = flops_of(node)
         if flops:
             return flops / (self.device.flops(outputs[0].dtype) * self._speed(node))
-        weight = _EXPENSIVE.get(_op_name(node), 1.0)
+        weight = _EXPENSIVE.get(op_name(node), 1.0)
         elements = max(numel(t) for t in [*outputs, *(t for i in node.all_input_nodes for t in tensors_of(i))])
         return weight * elements / self.device.elements_per_second
 
     def _speed(self, node: fx.Node) -> float:
         """How fast the node's library kernel is, as a share of a matrix product's FLOP/s."""
-        name = _op_name(node)
+        name = op_name(node)
         if name.startswith("convolution"):
             return self.device.convolution_speed
         return self.device.attention_speed if "attention" in name else 1.0
@@ -78,7 +78,7 @@ _EXTERN = frozenset({"convolution", "convolution_backward", "embedding_dense_bac
 
 def is_library_call(node: fx.Node) -> bool:
     """Whether a node without a formula for its FLOPs is a library kernel all the same."""
-    return _op_name(node) in _EXTERN
+    return op_name(node) in _EXTERN
 
 
 def is_extern(node: fx.Node) -> bool:
@@ -129,10 +129,3 @@ def _value(argument: object) -> object:
             return value
         return torch.empty(tuple(map(hint, value.shape)), dtype=value.dtype, device="meta")
     return hint(value) if isinstance(value, torch.SymInt) else value
-
-
-def _op_name(node: fx.Node) -> str:
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.split("::")[-1]
-    return getattr(target, "__name__", str(target))

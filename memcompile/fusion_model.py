@@ -24,7 +24,7 @@ from memcompile.codegen.trace import Buffer, Event, GraphTrace
 from memcompile.cost import has_flops, is_library_call
 from memcompile.facts import UNPLANNED, Planned
 from memcompile.fusion_groups import Kernel, Loops, Reads, fuse
-from memcompile.fxutil import base_of, hint, is_pure, is_symbol, is_view, node_bytes, outputs_of, source_of, tensors_of
+from memcompile.fxutil import base_of, hint, is_pure, is_symbol, is_view, node_bytes, op_name, outputs_of, source_of, tensors_of
 
 REUSED_READS = 4
 """Reads from which a value with several readers gets a buffer (``realize_reads_threshold``)."""
@@ -233,14 +233,6 @@ class _Emitter:
 def _all_reads(group: list[Kernel]) -> Iterator[fx.Node]:
     for kernel in group:
         yield from kernel.reads
-
-
-def op_name(node: fx.Node) -> str:
-    """The name of the op without namespace and overload."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.split("::")[-1]
-    return getattr(target, "__name__", str(target))
 
 
 def is_fused(node: fx.Node) -> bool:

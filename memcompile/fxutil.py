@@ -32,6 +32,13 @@ def outputs_of(graph: fx.Graph) -> tuple[Any, ...]:
     return tuple(cast("Sequence[Any]", graph.output_node().args[0]))
 
 
+def op_name(node: fx.Node) -> str:
+    """The name of the op without namespace and overload."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.split("::")[-1]
+    return getattr(node.target, "__name__", str(node.target))
+
+
 def is_symbol(node: fx.Node) -> bool:
     """Whether the node is a size (or a truth value about sizes), not a tensor: it costs no memory."""
     return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int, float))

@@ -10,7 +10,6 @@ time, or as one Triton kernel.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from torch import fx
 
 from memcompile.codegen.fused import FUSED_RANK, fused_refusal
 from memcompile.errors import KernelRefusedError
-from memcompile.fxutil import source_of
+from memcompile.fxutil import op_name, source_of
 from memcompile.options import LowRankKernel
 from memcompile.passes.canonical import canonicalise
 from memcompile.passes.rewriting import Refused, Rewrite
@@ -60,7 +59,6 @@ class LowRank:
     rewrites: tuple[Rewrite, ...] = ()
     streamed: tuple[Streamed, ...] = ()
     refused: tuple[tuple[str, str, str], ...] = ()
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,6 @@ Refusals = list[tuple[str, str, str]]
 
 
 def _rewrite(gm: fx.GraphModule, tools: Tools, stream: Callable[[fx.Graph, Tools, Refusals], list[Streamed]]) -> LowRank:
-    started = time.perf_counter()
     if not any(first_factor(node) or _is_merged(node) for node in gm.graph.nodes):
         return LowRank()
     outcomes = canonicalise(gm)
@@ -102,7 +99,7 @@ def _rewrite(gm: fx.GraphModule, tools: Tools, stream: Callable[[fx.Graph, Tools
     gm.graph.lint()
     gm.recompile()
     rewrites = tuple(outcome for outcome in outcomes if isinstance(outcome, Rewrite))
-    return LowRank(rewrites, tuple(streamed), tuple(refused), time.perf_counter() - started)
+    return LowRank(rewrites, tuple(streamed), tuple(refused))
 
 
 def _stream_inference(graph: fx.Graph, tools: Tools, refused: Refusals) -> list[Streamed]:
@@ -207,34 +204,30 @@ def block_rows(found: Found) -> int:
 
 def first_factor(node: fx.Node) -> fx.Node | None:
     """The product that a product's left operand comes from by linear operators alone; None: the node is no second factor."""
-    if _name(node) not in _PRODUCTS:
+    if op_name(node) not in _PRODUCTS:
         return None
     left, right = [operand for operand in node.args if isinstance(operand, fx.Node)][-2:]
     if not _is_given(right):
         return None
-    while _name(left) in _LINEAR and left.all_input_nodes:
+    while op_name(left) in _LINEAR and left.all_input_nodes:
         left, *others = left.all_input_nodes
         if not all(map(_is_given, others)):
             return None
-    return left if _name(left) in _PRODUCTS else None
+    return left if op_name(left) in _PRODUCTS else None
 
 
 def _is_merged(node: fx.Node) -> bool:
     """Whether a product's right operand is a product of inputs: ``x @ (U @ V)``."""
-    if _name(node) not in _PRODUCTS:
+    if op_name(node) not in _PRODUCTS:
         return False
     right = [operand for operand in node.args if isinstance(operand, fx.Node)][-1]
-    while _name(right) in _LINEAR and len(right.all_input_nodes) == 1:
+    while op_name(right) in _LINEAR and len(right.all_input_nodes) == 1:
         (right,) = right.all_input_nodes
-    return _name(right) in _PRODUCTS and all(map(_is_given, right.all_input_nodes))
+    return op_name(right) in _PRODUCTS and all(map(_is_given, right.all_input_nodes))
 
 
 def _is_given(node: fx.Node) -> bool:
     """Whether a tensor is an input of the graph or a view of one."""
-    while _name(node) in _LINEAR and len(node.all_input_nodes) == 1:
+    while op_name(node) in _LINEAR and len(node.all_input_nodes) == 1:
         (node,) = node.all_input_nodes
     return node.op in ("placeholder", "get_attr")
-
-
-def _name(node: fx.Node) -> str:
-    return node.target._schema.name.split("::")[-1] if isinstance(node.target, torch._ops.OpOverload) else ""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from memcompile.fxutil import tensors_of
+from memcompile.fxutil import op_name, tensors_of
 
 Shape = tuple[int, ...]
 
@@ -102,12 +102,12 @@ def carried(node: fx.Node, source: fx.Node, rows: Rows, total: int) -> Rows:
             except NotRowLocalError:
                 pass
             break
-    raise NotRowLocalError(f"{_name(node)} mixes rows")
+    raise NotRowLocalError(f"{op_name(node)} mixes rows")
 
 
 def contracted(node: fx.Node, source: fx.Node, rows: Rows) -> Demands:
     """For an operator that sums over the rows of ``source``: the rows of all its operands. Raises NotRowLocalError."""
-    name = _name(node)
+    name = op_name(node)
     if name == "mm":
         left, right = node.args
         wanted: Demands = {left: Rows(1, 1, rows.each), right: Rows(0, 0, rows.each)}  # type: ignore[dict-item]
@@ -143,26 +143,20 @@ class _Rule:
     )
 
 
-def _name(node: fx.Node) -> str:
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.split("::")[-1]
-    return getattr(node.target, "__name__", str(node.target))
-
-
 def _rule(node: fx.Node) -> _Rule:
     if node.op != "call_function":
         raise NotRowLocalError(f"{node.name} is an input")
     if node.target is getitem:
         return _Rule(_getitem)
     if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
-        raise NotRowLocalError(f"{_name(node)} is not an operator that runs on rows")
-    if torch.Tag.nondeterministic_seeded in node.target.tags and _name(node) not in _ATTENTION:
-        raise NotRowLocalError(f"{_name(node)} draws random numbers")
-    rule = _RULES.get(_name(node))
+        raise NotRowLocalError(f"{op_name(node)} is not an operator that runs on rows")
+    if torch.Tag.nondeterministic_seeded in node.target.tags and op_name(node) not in _ATTENTION:
+        raise NotRowLocalError(f"{op_name(node)} draws random numbers")
+    rule = _RULES.get(op_name(node))
     if rule is None and torch.Tag.pointwise in node.target.tags:
         rule = _POINTWISE
     if rule is None:
-        raise NotRowLocalError(f"{_name(node)} is not known to run on rows")
+        raise NotRowLocalError(f"{op_name(node)} is not known to run on rows")
     return rule
 
 
@@ -191,7 +185,7 @@ def _pointwise(node: fx.Node, out: Rows) -> Demands:
 def _getitem(node: fx.Node, out: Rows) -> Demands:
     source, index = node.args
     assert isinstance(source, fx.Node)
-    if _name(source) in _ATTENTION and index not in (0, 1):
+    if op_name(source) in _ATTENTION and index not in (0, 1):
         raise NotRowLocalError("random state of an attention")
     return {source: out}
 
@@ -199,7 +193,7 @@ def _getitem(node: fx.Node, out: Rows) -> Demands:
 def _view(node: fx.Node, out: Rows) -> Demands:
     (source,) = _operands(node)
     if len(node.args) < 2:
-        raise NotRowLocalError(f"{_name(node)} depends on all sizes")
+        raise NotRowLocalError(f"{op_name(node)} depends on all sizes")
     return {source: through_view(shape_of(node), out, shape_of(source))}
 
 
@@ -221,7 +215,7 @@ def _permute(node: fx.Node, out: Rows) -> Demands:
 
 
 def _order(node: fx.Node, rank: int) -> list[int]:
-    match _name(node):
+    match op_name(node):
         case "permute":
             return [axis % rank for axis in _ints(node.args[1])]
         case "transpose":
@@ -240,7 +234,7 @@ def _along(position: int) -> Callable[[fx.Node, Rows], Demands]:
         argument = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
         (axis,) = (axis % len(shape_of(node)) for axis in _ints([argument]))
         if out.first <= axis <= out.last:
-            raise NotRowLocalError(f"{_name(node)} works along the rows")
+            raise NotRowLocalError(f"{op_name(node)} works along the rows")
         return dict.fromkeys(_operands(node), out)
 
     return demand
@@ -272,7 +266,7 @@ def _reduction(node: fx.Node, out: Rows) -> Demands:
     left = list(range(rank)) if len(shape_of(node)) == rank else [axis for axis in range(rank) if axis not in gone]
     axes = left[out.first : out.last + 1]
     if gone & set(axes) or axes != list(range(axes[0], axes[0] + len(axes))):
-        raise NotRowLocalError(f"{_name(node)} mixes rows")
+        raise NotRowLocalError(f"{op_name(node)} mixes rows")
     return {source: normal(shape_of(source), axes[0], axes[-1], out.each)}
 
 
@@ -283,7 +277,7 @@ def _product(node: fx.Node, out: Rows) -> Demands:
     if batched and shape_of(node)[0] == 1:
         out = Rows(out.last, out.last, out.each)
     if out.first != out.last or out.first > int(batched) or left is right:
-        raise NotRowLocalError(f"{_name(node)} mixes rows")
+        raise NotRowLocalError(f"{op_name(node)} mixes rows")
     by_batch = batched and out.first == 0
     demands: Demands = {left: normal(shape_of(left), out.first, out.last, out.each), right: out if by_batch else None}
     for operand in added:
