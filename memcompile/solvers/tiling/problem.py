@@ -1,0 +1,102 @@
+"""A network of images as plain data: what each operator makes, and which pixels of its sources it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["input", "local", "reduction", "whole"]
+Reach = NDArray[np.int64]
+"""``[extent, 2]``: index i of a result reads indices ``[reach[i, 0], reach[i, 1])`` of a source along one axis.
+
+Both columns never decrease. Indices below 0 or past the source's end stand for padding. The hull of ``[a, b)`` is
+``[reach[a, 0], reach[b - 1, 1])``.
+"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """One operand. ``source``: index of the operator that makes it. ``rows``, ``columns``: None where all are read at once."""
+
+    source: int
+    rows: Reach | None
+    columns: Reach | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operator:
+    """What makes one tensor of ``height`` x ``width`` pixels.
+
+    ``kind``: "input": there as the network starts; "local": any rectangle can be made alone; "reduction": one value over all
+    pixels, which tiles add to (its source's pixels are each read once); "whole": only made at once. ``pixel_bytes``: of one
+    pixel, over batch and channels. ``pixel_macs``: multiply-adds of one pixel of the result (of the source, for a reduction).
+    ``in_place``: positions in ``reads`` of operands that the result may be written over when they die. ``held``: the bytes of
+    an input count as long as it is read.
+    """
+
+    name: str
+    kind: Kind
+    height: int
+    width: int
+    pixel_bytes: int
+    reads: tuple[Read, ...] = ()
+    pixel_macs: int = 0
+    in_place: tuple[int, ...] = ()
+    held: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the whole result."""
+        return self.height * self.width * self.pixel_bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """Operators in an order in which they can run. ``outputs``: indices of those that are returned."""
+
+    operators: tuple[Operator, ...]
+    outputs: tuple[int, ...]
+
+
+StageKind = Literal["layerwise", "patches", "rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Operators ``first`` up to ``last`` (exclusive) run together.
+
+    "layerwise": one after the other, each whole. "patches": a grid of ``grid`` = (down, across) rectangles of the last result,
+    halos made again. "rows": strips of ``grid[0]`` strips from top to bottom, overlaps kept (no operation runs twice).
+    ``again``: earlier operators that run once more inside, in place of keeping their results until here. ``peak_bytes``: all
+    that is alive while it runs; ``macs``: multiply-adds of its operators.
+    """
+
+    first: int
+    last: int
+    kind: StageKind
+    grid: tuple[int, int] = (1, 1)
+    again: tuple[int, ...] = ()
+    peak_bytes: int = 0
+    macs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Stages that cover all operators but the inputs, in order. ``base_*``: of the network run layerwise."""
+
+    stages: tuple[Stage, ...]
+    peak_bytes: int
+    macs: int
+    base_peak_bytes: int
+    base_macs: int
+    status: Literal["optimal", "heuristic"] = "heuristic"
+    frontier: tuple[tuple[int, int], ...] = field(default=())
+    """(peak bytes, multiply-adds) of the best plans that the search has seen, from the smallest peak up."""
+
+    @property
+    def overhead(self) -> float:
+        """Multiply-adds above those of the network run layerwise, as a share of them."""
+        return self.macs / self.base_macs - 1 if self.base_macs else 0.0
