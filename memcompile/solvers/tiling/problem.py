@@ -69,9 +69,10 @@ class Stage:
     """Operators ``first`` up to ``last`` (exclusive) run together.
 
     "layerwise": one after the other, each whole. "patches": a grid of ``grid`` = (down, across) rectangles of the last result,
-    halos made again. "rows": strips of ``grid[0]`` strips from top to bottom, overlaps kept (no operation runs twice).
-    ``again``: earlier operators that run once more inside, in place of keeping their results until here. ``peak_bytes``: all
-    that is alive while it runs; ``macs``: multiply-adds of its operators.
+    halos made again. "rows": ``grid[0]`` strips of rows from top to bottom, overlaps kept (no operation runs twice).
+    ``again``: earlier operators that run once more inside, in place of keeping their results until here. ``dropped``: operators
+    of the stage whose results are not kept after it, because all later stages that read them make them again. ``peak_bytes``:
+    all that is alive while it runs; ``macs``: multiply-adds of its operators.
     """
 
     first: int
@@ -79,6 +80,7 @@ class Stage:
     kind: StageKind
     grid: tuple[int, int] = (1, 1)
     again: tuple[int, ...] = ()
+    dropped: tuple[int, ...] = ()
     peak_bytes: int = 0
     macs: int = 0
 

@@ -1,0 +1,83 @@
+"""What a stage runs, what is left after it, and what has to be there while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memcompile.solvers.tiling.problem import Problem, Stage
+
+
+class StageError(ValueError):
+    """A stage that cannot run tile by tile; the message names the operator."""
+
+
+def last_readers(problem: Problem) -> list[int]:
+    """For every operator the last one that reads it: the number of operators for outputs, its own index if nobody does."""
+    last = list(range(len(problem.operators)))
+    for index, operator in enumerate(problem.operators):
+        for read in operator.reads:
+            last[read.source] = index
+    for output in problem.outputs:
+        last[output] = len(problem.operators)
+    return last
+
+
+def members(problem: Problem, stage: Stage) -> tuple[int, ...]:
+    """Operators that the stage runs, in order: each of ``again`` just before the first that reads it."""
+    again, order, placed = set(stage.again), list[int](), set[int]()
+
+    def place(index: int) -> None:
+        for source in sorted({read.source for read in problem.operators[index].reads} & again):
+            if source not in placed:
+                place(source)
+        placed.add(index)
+        order.append(index)
+
+    for index in range(stage.first, stage.last):
+        if problem.operators[index].kind != "input":
+            place(index)
+    return tuple(order)
+
+
+def results(problem: Problem, stage: Stage) -> tuple[int, ...]:
+    """Operators of the stage that are read after it, or returned by the network."""
+    kept = {output for output in problem.outputs if stage.first <= output < stage.last}
+    for operator in problem.operators[stage.last :]:
+        kept.update(read.source for read in operator.reads if stage.first <= read.source < stage.last)
+    kept.difference_update(stage.dropped)
+    return tuple(sorted(index for index in kept if problem.operators[index].kind != "input"))
+
+
+def sources(problem: Problem, stage: Stage) -> tuple[int, ...]:
+    """Operators from outside, inputs included, that those of the stage read."""
+    inside = set(members(problem, stage))
+    return tuple(sorted({read.source for index in inside for read in problem.operators[index].reads} - inside))
+
+
+def alive(problem: Problem, stages: Sequence[Stage]) -> list[tuple[int, ...]]:
+    """For every stage the earlier operators, held inputs included, whose whole results are there while it runs."""
+    after = set(problem.outputs)
+    spans: list[tuple[int, ...]] = []
+    for stage in reversed(stages):
+        after.update(sources(problem, stage))
+        after.difference_update(range(stage.first, stage.last))
+        spans.append(tuple(sorted(index for index in after if counts(problem, index))))
+    return spans[::-1]
+
+
+def counts(problem: Problem, index: int) -> bool:
+    """Whether the whole result takes bytes while it is alive: not so for inputs that are not held."""
+    operator = problem.operators[index]
+    return operator.kind != "input" or operator.held
+
+
+def check_tiled(problem: Problem, stage: Stage) -> None:
+    """Raise StageError where a tile cannot make an operator of the stage alone."""
+    inside = set(members(problem, stage))
+    for index in sorted(inside):
+        operator = problem.operators[index]
+        if operator.kind == "whole":
+            raise StageError(f"{operator.name} is only made at once")
+        for read in operator.reads:
+            if read.source in inside and problem.operators[read.source].kind == "reduction":
+                raise StageError(f"{operator.name} reads {problem.operators[read.source].name}, complete after all tiles only")
