@@ -146,23 +146,15 @@ def _tile(layout: _Layout, row: int, column: int) -> Tile:
         _put(made, index, _rectangle(down.inside[index].made, across.inside[index].made, row, column))
         if index in layout.shared:
             _put(share, index, _rectangle(down.inside[index].share, across.inside[index].share, row, column))
-    lines = [down.inside[index] for index in layout.order]
-    return Tile(
-        (row, column),
-        made,
-        share,
-        read,
-        _kept(layout, [x.kept for x in lines], row),
-        _kept(layout, [x.kept_after for x in lines], row),
-    )
+    return Tile((row, column), made, share, read, _kept(layout, row), _kept(layout, row + 1))
 
 
-def _kept(layout: _Layout, lines: Sequence[Interval | None], row: int) -> dict[int, Span]:
-    """Line buffers that hold something."""
-    if not layout.rows:
+def _kept(layout: _Layout, row: int) -> dict[int, Span]:
+    """Line buffers that hold something as a strip begins."""
+    if not layout.rows or row == layout.down.parts:
         return {}
-    spans = ((index, _span(line, row)) for index, line in zip(layout.order, lines, strict=True) if index not in layout.kept)
-    return {index: span for index, span in spans if span.length}
+    lines = {index: _span(layout.down.inside[index].kept, row) for index in layout.order if index not in layout.kept}
+    return {index: span for index, span in lines.items() if span.length}
 
 
 def _span(interval: Interval | None, part: int) -> Span:

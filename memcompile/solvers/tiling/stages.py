@@ -54,15 +54,22 @@ def sources(problem: Problem, stage: Stage) -> tuple[int, ...]:
     return tuple(sorted({read.source for index in inside for read in problem.operators[index].reads} - inside))
 
 
-def alive(problem: Problem, stages: Sequence[Stage]) -> list[tuple[int, ...]]:
-    """For every stage the earlier operators, held inputs included, whose whole results are there while it runs."""
-    after = set(problem.outputs)
-    spans: list[tuple[int, ...]] = []
+def needed_after(problem: Problem, stages: Sequence[Stage]) -> list[frozenset[int]]:
+    """For every stage the operators before it, held inputs included, whose whole results are read after it or returned."""
+    needed = {output for output in problem.outputs if counts(problem, output)}
+    spans: list[frozenset[int]] = []
     for stage in reversed(stages):
-        after.update(sources(problem, stage))
-        after.difference_update(range(stage.first, stage.last))
-        spans.append(tuple(sorted(index for index in after if counts(problem, index))))
+        needed -= {index for index in range(stage.first, stage.last) if problem.operators[index].kind != "input"}
+        spans.append(frozenset(needed))
+        needed.update(index for index in sources(problem, stage) if counts(problem, index))
     return spans[::-1]
+
+
+def needed_in_order(problem: Problem, stage: Stage) -> frozenset[int]:
+    """The same for a stage among others that make nothing again."""
+    later = (read.source for operator in problem.operators[stage.last :] for read in operator.reads)
+    needed = {index for index in (*later, *problem.outputs) if counts(problem, index)}
+    return frozenset(i for i in needed if i < stage.first or problem.operators[i].kind == "input")
 
 
 def counts(problem: Problem, index: int) -> bool:

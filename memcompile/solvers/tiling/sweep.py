@@ -40,19 +40,11 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Of one operator: what each part makes; its ``share`` of a result; what is kept for it from earlier parts."""
+    """Of one operator: what each part makes; its ``share`` of a result; what is ``kept`` for it of what earlier parts made."""
 
     made: Interval
     share: Interval | None = None
     kept: Interval | None = None
-
-    @property
-    def kept_after(self) -> Interval | None:
-        """What is kept for the parts behind each part."""
-        if self.kept is None:
-            return None
-        nothing = np.zeros_like(self.kept.start[:, :1])
-        return Interval(np.hstack([self.kept.start[:, 1:], nothing]), np.hstack([self.kept.stop[:, 1:], nothing]))
 
 
 def extent(operator: Operator, axis: Axis) -> int:
