@@ -1,0 +1,136 @@
+"""Problems in which long-lived results are made again just before a late reader: skip connections of a U-Net.
+
+The copies are ordinary operators of a longer problem, so that the search needs to know nothing else about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from memcompile.solvers.tiling.lives import Lives
+from memcompile.solvers.tiling.problem import Operator, Problem
+
+SHARE = 16
+"""Results of less than one part in this many of the peak stay."""
+LONGEST_CHAIN = 16
+"""Operators that may be made again for one result."""
+GAP = 4
+"""Operators between two readers from which a result may be made again."""
+MOST = 5
+"""Results made again in one plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A result that is made again for ``reader`` and those behind it, up to ``last_reader``. ``before``: the reader before."""
+
+    index: int
+    before: int
+    reader: int
+    last_reader: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Variant:
+    """A problem with copies. ``origin``: of each operator the one in the problem as given. ``copied``: it is a copy.
+
+    ``barriers``: of copies, the latest place of the same operator before. ``closed``: cuts that would part copies and readers.
+    """
+
+    problem: Problem
+    origin: tuple[int, ...]
+    copied: tuple[bool, ...]
+    barriers: dict[int, int]
+    closed: frozenset[int]
+
+
+def variants(problem: Problem) -> list[Variant]:
+    """The problem as it is; then with more and more results made again, those with the most bytes for the longest first."""
+    lives = Lives(problem)
+    chosen = choices(lives)
+    return [with_copies(lives, chosen[:count]) for count in range(len(chosen) + 1)]
+
+
+def choices(lives: Lives) -> list[Choice]:
+    """Results worth making again: each at its longest time between two readers."""
+    peak = max(lives.layerwise_bytes)
+    weighed = list[tuple[int, Choice]]()
+    for index, operator in enumerate(lives.problem.operators):
+        readers = lives.readers[index]
+        if not readers or lives.last[index] == len(lives.problem.operators) or operator.size_bytes * SHARE < peak:
+            continue
+        before, reader = max(zip([index, *readers], readers, strict=False), key=lambda pair: pair[1] - pair[0])
+        choice = Choice(index, before, reader, readers[-1])
+        if reader - before > GAP and readers[-1] - reader <= GAP and chain_of(lives, choice, [choice]):
+            weighed.append((-operator.size_bytes * (reader - before), choice))
+    return [choice for _, choice in sorted(weighed, key=lambda x: (x[0], x[1].index))[:MOST]]
+
+
+def chain_of(lives: Lives, choice: Choice, chosen: Sequence[Choice]) -> tuple[int, ...]:
+    """What has to run to make a result from inputs and what is there anyway; nothing where that is too much."""
+    there = {other.index: other.before for other in chosen}
+    chain, waiting = set[int](), [choice.index]
+    while waiting:
+        at = waiting.pop()
+        operator = lives.problem.operators[at]
+        if at in chain or operator.kind == "input" or there.get(at, lives.last[at]) >= choice.reader:
+            continue
+        if operator.kind != "local" or len(chain) == LONGEST_CHAIN:
+            return ()
+        chain.add(at)
+        waiting.extend(read.source for read in operator.reads)
+    return tuple(sorted(chain))
+
+
+def with_copies(lives: Lives, chosen: Sequence[Choice]) -> Variant:
+    """The problem with copies of what some choices make again before their readers."""
+    chains = {choice: chain_of(lives, choice, chosen) for choice in chosen}
+    longer = _Longer(lives.problem)
+    for index in range(len(lives.problem.operators)):
+        for choice in chosen:
+            if choice.reader == index and chains[choice]:
+                longer.copy(chains[choice], range(index, choice.last_reader + 1))
+        longer.append(index)
+    outputs = tuple(longer.places[output] for output in lives.problem.outputs)
+    problem = Problem(tuple(longer.operators), outputs)
+    return Variant(problem, tuple(longer.origin), tuple(longer.copied), longer.barriers, frozenset(longer.closed))
+
+
+class _Longer:
+    """A problem as it grows by originals and copies."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self.operators, self.origin, self.copied = list[Operator](), list[int](), list[bool]()
+        self.places, self.barriers, self.closed = dict[int, int](), dict[int, int](), set[int]()
+        self._latest = dict[int, int]()
+        self._readers = dict[int, dict[int, int]]()
+
+    def copy(self, chain: Sequence[int], readers: range) -> None:
+        """Add copies; ``readers`` will read that of the last one, and no cut parts them."""
+        places = dict[int, int]()
+        for index in chain:
+            self.barriers[len(self.operators)] = self._latest[index]
+            places[index] = self._put(index, places)
+            self.closed.add(len(self.operators))
+        for reader in readers:
+            self._readers.setdefault(reader, {})[chain[-1]] = places[chain[-1]]
+
+    def append(self, index: int) -> None:
+        """Add an operator of the problem."""
+        redirected = self._readers.get(index, {})
+        self.places[index] = self._put(index, redirected)
+        if index + 1 in self._readers and redirected.keys() & self._readers[index + 1].keys():
+            self.closed.add(len(self.operators))
+
+    def _put(self, index: int, places: dict[int, int]) -> int:
+        operator = self._problem.operators[index]
+        reads = tuple(
+            replace(read, source=places.get(read.source, self.places.get(read.source, -1))) for read in operator.reads
+        )
+        self.operators.append(replace(operator, reads=reads))
+        self.origin.append(index)
+        self.copied.append(len(self.operators) - 1 in self.barriers)
+        self._latest[index] = len(self.operators) - 1
+        return len(self.operators) - 1

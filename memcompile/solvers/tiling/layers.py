@@ -1,0 +1,188 @@
+"""Bytes of every operator in every tile of many grids, as a stage grows from its last operator backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from memcompile.solvers.tiling.grids import Axis, Periods
+from memcompile.solvers.tiling.intervals import bounds_of
+from memcompile.solvers.tiling.problem import Operator, Problem, StageKind
+from memcompile.solvers.tiling.sweep import Interval, Ints, Spans, Sweep, hull, padded
+
+Grid = tuple[StageKind, int, int]
+PATCHES = (1, 2, 3, 4, 5, 6, 7, 8)
+"""Parts along an axis; grids are square, one part wider or narrower, or bands."""
+MANY_TILES = 512
+"""Strips from which those that are alike are told apart before they are costed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One operator: bytes made in each tile outside of whole results, kept lines before and after it, bytes of inputs read
+    that are not held; multiply-adds in each grid."""
+
+    made: Ints
+    before: Ints
+    after: Ints
+    inputs: Ints
+    macs: Ints
+
+    def of(self, tiles: Ints) -> Layer:
+        """Of some tiles alone."""
+        return Layer(self.made[tiles], self.before[tiles], self.after[tiles], self.inputs[tiles], self.macs)
+
+
+class Patches:
+    """Layers of patches. ``tile_grid``: the grid of each tile."""
+
+    def __init__(self, problem: Problem, root: int, periods: Periods) -> None:
+        self._operators = problem.operators
+        pixels = problem.operators[root]
+        parts = [_useful(pixels.height), _useful(pixels.width)]
+        pairs = _pairs(parts[0], parts[1])
+        self.grids: tuple[Grid, ...] = tuple(("patches", d, a) for d, a in pairs)
+        self.counts = np.array([d * a for d, a in pairs], dtype=np.int64)
+        self.tile_grid = np.repeat(np.arange(len(pairs)), self.counts)
+        self._places = [
+            np.array([(parts[0].index(d), i) for d, a in pairs for i in range(d) for _ in range(a)], dtype=np.int64).T,
+            np.array([(parts[1].index(a), j) for d, a in pairs for _ in range(d) for j in range(a)], dtype=np.int64).T,
+        ]
+        self._rows = np.array([parts[0].index(d) for d, _ in pairs])
+        self._columns = np.array([parts[1].index(a) for _, a in pairs])
+        self._sweeps = [_sweep(problem, axis, root, parts[axis], periods, keep=False) for axis in (0, 1)]
+        self._zero = np.zeros(len(self.tile_grid), dtype=np.int64)
+
+    def add(self, index: int, *, is_result: bool, has_readers: bool) -> Layer:
+        """The layer of the next operator."""
+        operator = self._operators[index]
+        down, across = (sweep.visit(index, is_result=is_result) for sweep in self._sweeps)
+        if operator.kind == "reduction":
+            return Layer(self._zero, self._zero, self._zero, self._zero, _constant(self, _reduced_macs(self._operators, index)))
+        rows, columns = down.made.length, across.made.length
+        made = self._area(rows, columns) * operator.pixel_bytes
+        if is_result:
+            halo = self._at(_halo(down), 0) | self._at(_halo(across), 1)
+            made = made * halo if has_readers else self._zero
+        macs = rows.sum(axis=1)[self._rows] * columns.sum(axis=1)[self._columns] * operator.pixel_macs
+        return Layer(made, self._zero, self._zero, self._inputs(operator, down, across), macs)
+
+    def _inputs(self, operator: Operator, down: Spans, across: Spans) -> Ints:
+        total = self._zero
+        for read in operator.reads:
+            source = self._operators[read.source]
+            if source.kind == "input" and not source.held:
+                lengths = (
+                    hull(read.rows, source.height, down.made).length,
+                    hull(read.columns, source.width, across.made).length,
+                )
+                total = total + self._area(*lengths) * source.pixel_bytes
+        return total
+
+    def _area(self, rows: Ints, columns: Ints) -> Ints:
+        return self._at(rows, 0) * self._at(columns, 1)
+
+    def _at(self, values: Ints, axis: Axis) -> Ints:
+        """From parts of an axis to tiles."""
+        tiles: Ints = values[self._places[axis][0], self._places[axis][1]]
+        return tiles
+
+
+class Rows:
+    """Layers of strips that keep their overlaps."""
+
+    def __init__(self, problem: Problem, root: int, periods: Periods) -> None:
+        self._operators = problem.operators
+        counts = strip_counts(problem.operators[root].height)
+        self.grids: tuple[Grid, ...] = tuple(("rows", count, 1) for count in counts)
+        self.counts = np.array(counts, dtype=np.int64)
+        self.tile_grid = np.repeat(np.arange(len(counts)), self.counts)
+        self._place = np.concatenate([np.arange(count) for count in counts]) if counts else self.counts
+        self._after = np.array([self._place[i] + 1 < counts[g] for i, g in enumerate(self.tile_grid)], dtype=np.int64)
+        self._sweep = _sweep(problem, 0, root, counts, periods, keep=True) if counts else None
+        self._zero = np.zeros(len(self.tile_grid), dtype=np.int64)
+
+    def add(self, index: int, *, is_result: bool, has_readers: bool) -> Layer:
+        """The layer of the next operator."""
+        del has_readers
+        assert self._sweep is not None
+        operator = self._operators[index]
+        spans = self._sweep.visit(index, is_result=is_result)
+        if operator.kind == "reduction":
+            return Layer(self._zero, self._zero, self._zero, self._zero, _constant(self, _reduced_macs(self._operators, index)))
+        row = operator.width * operator.pixel_bytes
+        rows = spans.made.length
+        macs = rows.sum(axis=1) * (operator.width * operator.pixel_macs)
+        inputs = self._inputs(operator, spans.made)
+        if is_result or spans.kept is None:
+            return Layer(self._zero, self._zero, self._zero, inputs, macs)
+        kept = spans.kept.length
+        place = np.minimum(self._place + 1, kept.shape[1] - 1)
+        after = kept[self.tile_grid, place] * self._after
+        return Layer(self._at(rows) * row, self._at(kept) * row, after * row, inputs, macs)
+
+    def _inputs(self, operator: Operator, made: Interval) -> Ints:
+        total = self._zero
+        for read in operator.reads:
+            source = self._operators[read.source]
+            if source.kind == "input" and not source.held:
+                total = total + self._at(hull(read.rows, source.height, made).length) * (source.width * source.pixel_bytes)
+        return total
+
+    def _at(self, values: Ints) -> Ints:
+        tiles: Ints = values[self.tile_grid, self._place]
+        return tiles
+
+
+def strip_counts(height: int) -> list[int]:
+    """Numbers of strips from two to one a row, about geometric."""
+    sizes, size = list[int](), 1
+    while size < height:
+        sizes.append(size)
+        size = max(size + 1, size * 4 // 3)
+    return sorted({-(-height // size) for size in sizes} - {1})
+
+
+def distinct(layers: Sequence[Layer], tile_grid: Ints) -> Ints:
+    """One tile of each class: tiles of a grid in which all layers are equal."""
+    if len(tile_grid) < MANY_TILES:
+        return np.arange(len(tile_grid))
+    key = tile_grid.astype(np.uint64)
+    for values in (part for layer in layers for part in (layer.made, layer.before, layer.after, layer.inputs)):
+        key = key * np.uint64(0x9E3779B97F4A7C15) + values.astype(np.uint64)
+        key ^= key >> np.uint64(29)
+    return np.sort(np.unique(key, return_index=True)[1]).astype(np.int64)
+
+
+def _constant(tiling: Patches | Rows, macs: int) -> Ints:
+    return np.full(len(tiling.grids), macs, dtype=np.int64)
+
+
+def _reduced_macs(operators: Sequence[Operator], index: int) -> int:
+    source = operators[operators[index].reads[0].source]
+    return operators[index].pixel_macs * source.height * source.width
+
+
+def _halo(spans: Spans) -> Ints:
+    """Whether a part makes more than its share."""
+    assert spans.share is not None
+    halo: Ints = (spans.made.length != spans.share.length).astype(np.int64)
+    return halo
+
+
+def _sweep(problem: Problem, axis: Axis, root: int, parts: Sequence[int], periods: Periods, *, keep: bool) -> Sweep:
+    return Sweep(problem, axis, root, padded([bounds_of(problem, root, axis, p, periods) for p in parts]), keep=keep)
+
+
+def _useful(size: int) -> list[int]:
+    """Numbers of equal parts, the last one smaller."""
+    return [p for p in PATCHES if p <= size and -(-size // -(-size // p)) == p]
+
+
+def _pairs(down: Sequence[int], across: Sequence[int]) -> list[tuple[int, int]]:
+    """Parts down and across: as many, one more or less, or bands."""
+    near = [(d, a) for d in down for a in across if abs(d - a) <= 1 and d * a > 1]
+    bands = [(d, 1) for d in down if d > 2 and 1 in across] + [(1, a) for a in across if a > 2 and len(down) == 1]
+    return near + bands

@@ -1,0 +1,142 @@
+"""Plans as paths over cuts: an edge is a stage, and neither its peak nor its multiply-adds depend on other edges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from memcompile.solvers.tiling.again import Variant
+from memcompile.solvers.tiling.grids import Periods
+from memcompile.solvers.tiling.layers import Grid
+from memcompile.solvers.tiling.lives import Lives
+from memcompile.solvers.tiling.ranges import Limits, tiled_ranges
+from memcompile.solvers.tiling.sweep import Ints
+
+MOST_CUTS = 64
+"""Cuts at which tiled stages may begin and end: of longer networks, the one that fewest bytes cross in each of as many parts."""
+LONGEST = 128
+"""Operators in a tiled stage."""
+NEVER = np.iinfo(np.int64).max // 4
+LAYERWISE: Grid = ("layerwise", 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A stage between two cuts of a variant."""
+
+    first: int
+    last: int
+    grid: Grid
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """Stages from the first to the last cut. ``tiles``: of all tiled ones together."""
+
+    edges: tuple[Edge, ...]
+    peak_bytes: int
+    macs: int
+    tiles: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Into:
+    """Edges that end at one cut; the first is layerwise."""
+
+    cut: int
+    grids: tuple[Grid, ...]
+    first: Ints
+    grid: Ints
+    peak_bytes: Ints
+    macs: Ints
+    tiles: Ints
+
+
+class Paths:
+    """All stages of a variant that are considered, and the cheapest plans of them."""
+
+    def __init__(self, variant: Variant) -> None:
+        self._lives = Lives(variant.problem)
+        self._open = [cut for cut in range(len(variant.problem.operators) + 1) if cut not in variant.closed]
+        self._cuts = promising_cuts(self._lives, self._open)
+        limits = Limits(frozenset(self._cuts), LONGEST, variant.barriers)
+        periods = Periods(variant.problem)
+        self._into = [
+            self._edges(before, cut, limits, periods) for before, cut in zip(self._open, self._open[1:], strict=False)
+        ]
+        self.thresholds: Ints = np.unique(np.concatenate([into.peak_bytes for into in self._into]))
+
+    @staticmethod
+    def work(variant: Variant) -> int:
+        """Steps that building takes, about a quarter of a millisecond each."""
+        lives = Lives(variant.problem)
+        opened = [cut for cut in range(len(variant.problem.operators) + 1) if cut not in variant.closed]
+        return sum(min(cut, LONGEST) for cut in promising_cuts(lives, opened))
+
+    def _edges(self, before: int, cut: int, limits: Limits, periods: Periods) -> _Into:
+        peak = max(self._lives.layerwise_bytes[before:cut])
+        macs = sum(self._lives.macs[before:cut])
+        single = [np.array([x], dtype=np.int64) for x in (before, 0, peak, macs, 0)]
+        ranges = tiled_ranges(self._lives, cut, limits, periods) if cut in limits.starts else None
+        if ranges is None:
+            return _Into(cut, (LAYERWISE,), *single)
+        tiled = (ranges.first, ranges.grid + 1, ranges.peak_bytes, ranges.macs, ranges.tiles)
+        return _Into(cut, (LAYERWISE, *ranges.grids), *(np.concatenate(pair) for pair in zip(single, tiled, strict=True)))
+
+    def cheapest(self, threshold: int) -> Path | None:
+        """The fewest multiply-adds, then the fewest tiles, with all peaks up to a threshold."""
+        count = self._open[-1] + 1
+        macs, tiles = np.full(count, NEVER, dtype=np.int64), np.full(count, NEVER, dtype=np.int64)
+        taken = dict[int, tuple[_Into, int]]()
+        macs[0] = tiles[0] = 0
+        for into in self._into:
+            total = np.where(into.peak_bytes <= threshold, macs[into.first] + into.macs, NEVER)
+            least = total.min()
+            if least >= NEVER:
+                continue
+            ties = np.where(total == least, tiles[into.first] + into.tiles, NEVER)
+            best = int(ties.argmin())
+            macs[into.cut], tiles[into.cut], taken[into.cut] = least, ties[best], (into, best)
+        return self._trace(taken, int(macs[-1]), int(tiles[-1])) if self._open[-1] in taken or count == 1 else None
+
+    def _trace(self, taken: dict[int, tuple[_Into, int]], macs: int, tiles: int) -> Path:
+        edges, peak, cut = list[Edge](), 0, self._open[-1]
+        while cut:
+            into, best = taken[cut]
+            first = int(into.first[best])
+            edges.append(Edge(first, cut, into.grids[int(into.grid[best])]))
+            peak = max(peak, int(into.peak_bytes[best]))
+            cut = first
+        return Path(tuple(reversed(edges)), peak, macs, tiles)
+
+    def smallest(self, most_macs: float) -> Path | None:
+        """The smallest peak with so many multiply-adds; of those, the fewest multiply-adds."""
+        low, high, found = 0, len(self.thresholds), None
+        while low < high:
+            middle = (low + high) // 2
+            path = self.cheapest(int(self.thresholds[middle]))
+            if path is not None and path.macs <= most_macs:
+                high, found = middle, path
+            else:
+                low = middle + 1
+        return found
+
+    def frontier(self, step: float) -> list[Path]:
+        """Cheapest plans from the largest peak down, each at least a share ``step`` below the one before."""
+        paths, threshold = list[Path](), int(self.thresholds[-1])
+        while (path := self.cheapest(threshold)) is not None:
+            paths.append(path)
+            threshold = min(path.peak_bytes - 1, int(path.peak_bytes * (1 - step)))
+        return paths
+
+
+def promising_cuts(lives: Lives, opened: Sequence[int]) -> list[int]:
+    """Cuts after what is read later and is not changed in its place: of many, the one that fewest bytes cross in each part."""
+    ends = [0, len(lives.problem.operators)]
+    inner = [cut for cut in opened if cut not in ends and lives.last[cut - 1] >= cut and not lives.folded(cut)]
+    parts = min(len(inner), MOST_CUTS)
+    bounds = [len(inner) * part // parts for part in range(parts + 1)] if parts else []
+    groups = [inner[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return sorted({*ends, *(min(group, key=lambda cut: (lives.alive_bytes[cut], cut)) for group in groups)})

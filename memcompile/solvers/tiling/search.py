@@ -1,0 +1,136 @@
+"""The stages in which a network fits into a number of bytes with the fewest operations. Read this first.
+
+Stages are consecutive ranges of the order, and what crosses a cut between two is whole. A stage's peak therefore does not
+depend on other stages, and the fewest multiply-adds below a peak are those of a cheapest path over the cuts (``paths.py``),
+whose edges are stages of all kinds and grids (``ranges.py``). Skip connections that are made again where they are read, in
+place of being kept, are paths of a longer problem (``again.py``). The answer is the best of the stages that are considered,
+which is not all there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from memcompile.solvers.tiling.again import Variant, variants
+from memcompile.solvers.tiling.memory import Cost, cost, costed
+from memcompile.solvers.tiling.paths import Path, Paths
+from memcompile.solvers.tiling.problem import Problem, Solution, Stage
+from memcompile.solvers.tiling.stages import results, sources
+
+MOST_WORK = 12_000
+"""Steps of building paths (``Paths.work``) after which no further variants are tried."""
+STEP = 0.02
+"""Peaks on the frontier are this share apart."""
+
+
+class LimitError(Exception):
+    """No plan that was considered fits. ``floor``: the one with the smallest peak."""
+
+    def __init__(self, limit_bytes: int, floor: Solution) -> None:
+        self.limit_bytes, self.floor = limit_bytes, floor
+        super().__init__(f"limit of {limit_bytes} bytes is below the smallest peak found, {floor.peak_bytes} bytes")
+
+
+def plan(problem: Problem, *, limit_bytes: int | None = None, max_overhead: float | None = None) -> Solution:
+    """With ``limit_bytes``: the fewest multiply-adds with a peak within it; LimitError if nothing fits.
+
+    With ``max_overhead``: the smallest peak with at most that share of multiply-adds more than layerwise. Give one of them.
+    Of equals the plan with fewer tiles and less made again is taken, so that a network that cannot gain stays layerwise.
+    """
+    if (limit_bytes is None) == (max_overhead is None):
+        raise ValueError("give one of limit_bytes and max_overhead")
+    base = cost(problem, Stage(0, len(problem.operators), "layerwise"))
+    built = _built(problem)
+    solution = _Solutions(problem, base, built)
+    found = list[Candidate]()
+    for order, (variant, paths) in enumerate(built):
+        if limit_bytes is not None:
+            path = paths.cheapest(limit_bytes)
+            found += [] if path is None else [((path.macs, path.tiles, order), path, variant)]
+        elif max_overhead is not None:
+            path = paths.smallest(base.macs * (1 + max_overhead))
+            found += [] if path is None else [((path.peak_bytes, path.macs, path.tiles, order), path, variant)]
+    if not found:
+        raise LimitError(limit_bytes or 0, solution.floor())
+    return solution.of(min(found, key=lambda candidate: candidate[0]))
+
+
+Candidate = tuple[tuple[int, ...], Path, Variant]
+"""A key, smaller for better plans, and a plan of a variant."""
+
+
+def _built(problem: Problem) -> list[tuple[Variant, Paths]]:
+    """Variants of the problem with their stages, as far as the work allows."""
+    built, work = list[tuple[Variant, Paths]](), 0
+    for variant in variants(problem):
+        work += Paths.work(variant)
+        if built and work > MOST_WORK:
+            break
+        built.append((variant, Paths(variant)))
+    return built
+
+
+class _Solutions:
+    """From paths of variants to solutions of the problem as given."""
+
+    def __init__(self, problem: Problem, base: Cost, built: Sequence[tuple[Variant, Paths]]) -> None:
+        self._problem, self._base, self._built = problem, base, built
+
+    def floor(self) -> Solution:
+        """The smallest peak of all."""
+        smallest = [(paths.smallest(float("inf")), variant) for variant, paths in self._built]
+        keyed = [((p.peak_bytes, p.macs, p.tiles, i), p, v) for i, (p, v) in enumerate(smallest) if p is not None]
+        return self.of(min(keyed, key=lambda candidate: candidate[0]))
+
+    def of(self, candidate: Candidate) -> Solution:
+        """The stages of a path, with all that is said about them."""
+        _, path, variant = candidate
+        stages = costed(self._problem, merged(with_dropped(self._problem, stages_of(variant, path))))
+        peak, macs = max((s.peak_bytes for s in stages), default=0), sum(s.macs for s in stages)
+        return Solution(stages, peak, macs, self._base.peak_bytes, self._base.macs, "heuristic", self._frontier())
+
+    def _frontier(self) -> tuple[tuple[int, int], ...]:
+        points = sorted((path.peak_bytes, path.macs) for _, paths in self._built for path in paths.frontier(STEP))
+        best, least = list[tuple[int, int]](), float("inf")
+        for peak, macs in points:
+            if macs < least:
+                best.append((peak, macs))
+                least = macs
+        return tuple(best)
+
+
+def stages_of(variant: Variant, path: Path) -> list[Stage]:
+    """The stages of a path in the problem as given; inputs alone are none."""
+    stages = list[Stage]()
+    for edge in path.edges:
+        inside = range(edge.first, edge.last)
+        own = [variant.origin[index] for index in inside if not variant.copied[index]]
+        again = tuple(sorted(variant.origin[index] for index in inside if variant.copied[index]))
+        if any(variant.problem.operators[index].kind != "input" for index in inside):
+            kind, down, across = edge.grid
+            stages.append(Stage(own[0], own[-1] + 1, kind, (down, across), again))
+    return stages
+
+
+def with_dropped(problem: Problem, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages, told which of their results no later one reads because it makes them again."""
+    needed, told = set(problem.outputs), list[Stage]()
+    for stage in reversed(stages):
+        told.append(replace(stage, dropped=tuple(index for index in results(problem, stage) if index not in needed)))
+        needed.update(sources(problem, stage))
+    return told[::-1]
+
+
+def merged(stages: Sequence[Stage]) -> list[Stage]:
+    """Layerwise neighbours as one stage, unless an operator would be in it twice."""
+    done = list[Stage]()
+    for stage in stages:
+        before = done[-1] if done else stage
+        repeats = set(stage.again) & {*before.again, *range(before.first, before.last)}
+        if done and before.kind == stage.kind == "layerwise" and not repeats:
+            again = tuple(sorted((*before.again, *stage.again)))
+            done[-1] = replace(before, last=stage.last, again=again, dropped=(*before.dropped, *stage.dropped))
+        else:
+            done.append(stage)
+    return done
