@@ -44,6 +44,7 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "kernels": _kernels(session),
         "repro": session.repro,
         "arena": session.arena_report,
+        "patch": None if session.tiled is None else session.tiled.report,
         "orders": _orders(session),
         "forward_timeline": _timeline(peak, "forward", outside),
         "backward_timeline": _timeline(peak, "backward", outside),
@@ -161,7 +162,20 @@ def _tiles(session: Session) -> tuple[DecisionRow, ...]:
         why = why if program.fused is None else "one Triton kernel"
         rows.append(DecisionRow("tile", streamed.node, streamed.source, streamed.saved_bytes, None, why))
     rows += [DecisionRow("refused", name, source, None, None, why) for name, source, why in session.low_rank.refused]
-    return tuple(rows)
+    return (*rows, *_patches(session))
+
+
+def _patches(session: Session) -> list[DecisionRow]:
+    """Stages of images that run tile by tile."""
+    rows = []
+    for patched in session.tiled.patched if session.tiled is not None else ():
+        down, across = patched.stage.grid
+        what = f"{down} strips of rows" if patched.stage.kind == "rows" else f"{down} x {across} patches"
+        program = patched.program
+        count = patched.stage.last - patched.stage.first
+        why = f"{count} operators in {what}, {len(program.bodies)} bodies, {format_bytes(program.workspace_bytes)} for one"
+        rows.append(DecisionRow("tile", patched.name, patched.source, None, None, why))
+    return rows
 
 
 def _refusals(outcome: Outcome) -> list[DecisionRow]:

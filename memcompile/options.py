@@ -23,7 +23,7 @@ Lower = Literal["auto"] | bool
 ArenaScope = Literal["step", "graph", "off"]
 LowRankKernel = Literal["auto", "rows", "triton"]
 
-PASS_NAMES: tuple[str, ...] = ("low_rank", "rematerialize", "schedule")
+PASS_NAMES: tuple[str, ...] = ("low_rank", "patch", "rematerialize", "schedule")
 """Passes that can be switched by name, in the order they run. All are on unless switched off."""
 
 BUDGET_FORMS = f"{BYTES_FORMS}; '60%' of the peak without a plan; 'auto' for what the device has free; or None for no budget"
@@ -102,7 +102,9 @@ class Options:
     know their exact peak, or predicts it ("auto": lowers those that are not very large). ``arena``: one block of memory for
     forward and backward together ("step"), for each of them ("graph": saved tensors are allocated as usual), or none ("off").
     ``low_rank_kernel``: library products on blocks of rows ("rows"), one Triton kernel for each low-rank chain ("triton"), or
-    what suits the device and the rank ("auto"). ``inductor``: Inductor config patches.
+    what suits the device and the rank ("auto"). ``max_overhead``: of ``patch``, the share of multiply-adds that may be repeated
+    for the smallest peak; None: patches are for keeping a budget alone. ``bytes_per_element``: a dry run counts images in
+    elements of that size, as on a microcontroller. ``inductor``: Inductor config patches.
     """
 
     memory_budget: Budget = field(default_factory=Budget)
@@ -114,6 +116,8 @@ class Options:
     lower: Lower = "auto"
     arena: ArenaScope = "step"
     low_rank_kernel: LowRankKernel = "auto"
+    max_overhead: float | None = None
+    bytes_per_element: int | None = None
     inductor: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
@@ -123,8 +127,10 @@ class Options:
         for name in given:
             if name not in OPTION_NAMES:
                 raise UnknownOptionError(str(name), OPTION_NAMES)
+        max_overhead = _pop_overhead(given)
         passes = {name: _parse_switch(given.pop(name), name) for name in PASS_NAMES if name in given}
         parsed = {name: _PARSERS[name](value) for name, value in given.items()}
+        parsed["max_overhead"] = max_overhead
         return cls(passes={**dict.fromkeys(PASS_NAMES, True), **passes}, **parsed)  # type: ignore[arg-type]
 
     def enabled(self, pass_name: str) -> bool:
@@ -142,8 +148,10 @@ class Options:
             "lower": self.lower,
             "arena": self.arena,
             "low_rank_kernel": self.low_rank_kernel,
+            "bytes_per_element": self.bytes_per_element,
             "inductor": dict(self.inductor),
             **self.passes,
+            **({} if self.max_overhead is None else {"patch": {"max_overhead": self.max_overhead}}),
         }
 
 
@@ -177,6 +185,27 @@ def _parse_percent(text: str) -> Fraction:
 def _parse_switch(value: object, option: str) -> bool:
     if not isinstance(value, bool):
         raise InvalidOptionError(option, value, "True or False")
+    return value
+
+
+def _pop_overhead(given: dict[str, object]) -> float | None:
+    """``patch`` as a mapping means that the pass is on; its one key goes, and its value is returned."""
+    value = given.get("patch")
+    if not isinstance(value, Mapping):
+        return None
+    for name in value:
+        if name != "max_overhead":
+            raise UnknownOptionError(str(name), ("max_overhead",), where="options['patch']")
+    del given["patch"]
+    overhead = value.get("max_overhead", 0.0)
+    if isinstance(overhead, bool) or not isinstance(overhead, int | float) or not 0 <= overhead < float("inf"):
+        raise InvalidOptionError("patch['max_overhead']", overhead, "a share of the multiply-adds, 0.1 for 10 % more")
+    return float(overhead)
+
+
+def _parse_element(value: object) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 16):
+        raise InvalidOptionError("bytes_per_element", value, "a number of bytes from 1 to 16, or None")
     return value
 
 
@@ -239,6 +268,7 @@ _PARSERS: Mapping[str, Callable[[object], object]] = {
     "lower": _parse_lower,
     "arena": _choice("arena", ("step", "graph", "off")),
     "low_rank_kernel": _choice("low_rank_kernel", ("auto", "rows", "triton")),
+    "bytes_per_element": _parse_element,
     "inductor": _parse_inductor,
 }
 OPTION_NAMES: tuple[str, ...] = (*_PARSERS, *PASS_NAMES)

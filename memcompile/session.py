@@ -33,6 +33,8 @@ from memcompile.logs import get_logger
 from memcompile.options import Options
 from memcompile.passes.allocate import ArenaPlan
 from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
+from memcompile.patching.choose import Tiled, Wish, tile
+from memcompile.patching.choose import Tools as TileTools
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
 from memcompile.placing import Placing
 from memcompile.report.data import ArenaReport, GraphReport
@@ -86,6 +88,7 @@ class Session:
         other = "it runs between the forward and the backward of another graph" if ledger.chain() else ""
         self.placing = Placing(device, options.arena, other)
         self.low_rank, self.dry = LowRank(), lowering is not None
+        self.tiled: Tiled | None = None
         self.arena_report: ArenaReport | None = None
         self.repro = repro_script(gm, self.inputs, options)
 
@@ -167,6 +170,7 @@ class Session:
 
     def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
         self._stream(gm, rewrite_inference)
+        gm = self._tile(gm)
         self.graphs = self._fit(StepGraphs(gm, None, len(outputs_of(gm.graph))))
         return self.graphs.forward
 
@@ -181,6 +185,35 @@ class Session:
             run = not self.dry
             compiler, fuser = functools.partial(compile_block, run=run), functools.partial(fuse, run=run)
             self.low_rank = rewrite(gm, Tools(compiler, fuser, self.options.low_rank_kernel, self.dry))
+
+    def _tile(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """Stages of a network of images tile by tile: for the budget, or for the smallest peak within an overhead."""
+        options = self.options
+        asked = options.memory_budget.to_option() is not None or options.max_overhead is not None
+        if not options.enabled("patch") or not (asked or options.bytes_per_element) or streaming_refusal():
+            return gm
+        with self._named("patch"):
+            trial = functools.partial(compile_block, run=False)
+            tools = TileTools(self._peak_of, trial, trial if self.dry else compile_block, self.dry)
+            self.tiled = tile(gm, self._wish(gm), tools, options.bytes_per_element)
+        return gm if self.tiled is None or self.tiled.gm is None else self.tiled.gm
+
+    def _wish(self, gm: fx.GraphModule) -> Wish:
+        """The room that a budget leaves; without one, the overhead that is allowed."""
+        budget = self.options.memory_budget
+        if budget.to_option() is None:
+            return Wish(max_overhead=self.options.max_overhead or 0.0)
+        peak, entry = self._peak_of(gm) if budget.needs_unplanned_peak or budget.auto else (0, 0)
+        room = budget.resolve(
+            unplanned_peak_bytes=peak + self.outside_bytes, free_bytes=free_bytes(self.device), entry_bytes=entry
+        )
+        assert room is not None
+        return Wish(room_bytes=max(1, room - self.outside_bytes), max_overhead=self.options.max_overhead)
+
+    def _peak_of(self, gm: fx.GraphModule) -> tuple[int, int]:
+        """Exact peak of an inference graph, and what of it is alive at entry."""
+        peak = self.lowering(StepGraphs(gm, None, len(outputs_of(gm.graph))), None).peak
+        return peak.peak_bytes, peak.entry_bytes
 
     @contextlib.contextmanager
     def _named(self, name: str) -> Iterator[None]:
@@ -278,7 +311,8 @@ class CompiledGraph:
         self.tangents_held = session.graphs is None or session.graphs.tangents_held
         accumulates = gradient_bytes(session.tensors) > 0
         self.arenas = [session.placing.arena]  # lowered code finds them by name
-        self.programs = [streamed.program for streamed in session.low_rank.streamed]  # and these by key
+        tiled = () if session.tiled is None else session.tiled.patched
+        self.programs = [*(s.program for s in session.low_rank.streamed), *(p.program for p in tiled)]  # and these by key
         self.variants: dict[tuple[bool, bool], Callable[..., Any]] = {(accumulates, self.tangents_held): function}
         self.planned = session.outcome is not None and session.outcome.budget_bytes is not None
         self.parameters = [weakref.ref(t) for t in session.tensors if t.is_leaf and t.requires_grad] if self.planned else []

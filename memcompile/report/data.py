@@ -133,6 +133,51 @@ class OrderReport:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class PatchStage:
+    """Consecutive operators of a network of images that run together: ``first`` to ``last`` by name, ``operators`` of them.
+
+    ``kind``: "layerwise"; "patches", rectangles with halos that are made again; "rows", strips that keep their overlap.
+    ``grid``: tiles down and across. ``again``: operators of earlier stages that run once more inside. ``source``: the user's line of the
+    last one.
+    """
+
+    kind: Literal["layerwise", "patches", "rows"]
+    grid: tuple[int, int]
+    first: str
+    last: str
+    operators: int
+    peak_bytes: int
+    macs: int
+    source: str = ""
+    again: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PatchReport:
+    """How a network of images runs in stages; peaks are of its images alone, as the planner counts them.
+
+    ``base_*``: layer by layer. ``bytes_per_element``: 0 where they are counted as Inductor allocates them. ``frontier``: (peak
+    bytes, multiply-adds) of other plans. ``seconds``: of the search.
+    """
+
+    stages: tuple[PatchStage, ...]
+    peak_bytes: int
+    macs: int
+    base_peak_bytes: int
+    base_macs: int
+    status: str
+    seconds: float
+    bytes_per_element: int = 0
+    frontier: tuple[tuple[int, int], ...] = ()
+    refused: str = ""
+
+    @property
+    def overhead(self) -> float:
+        """Multiply-adds that are done once more, as a share."""
+        return self.macs / self.base_macs - 1 if self.base_macs else 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphReport:
     """One compiled graph. Peaks include what is alive as the graph is entered (``entry_bytes``).
@@ -169,6 +214,7 @@ class GraphReport:
     base_timeline: tuple[TimelinePoint, ...] = ()
     orders: tuple[OrderReport, ...] = ()
     arena: ArenaReport | None = None
+    patch: PatchReport | None = None
     notes: tuple[str, ...] = ()
     repro: str | None = None
 

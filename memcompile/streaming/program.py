@@ -15,7 +15,7 @@ import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, fx
@@ -30,13 +30,19 @@ Run = Callable[[list[Tensor]], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Port:
-    """An operand or a result as the program takes it: the axes of its rows are one. ``axis`` None: it is taken whole (an
-    operand), or a sum over all blocks (a result). ``each``: indices along the axis that a row takes."""
+class Buffer:
+    """An operand or a result as a program takes it."""
 
     shape: Shape
     stride: Shape
     dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Port(Buffer):
+    """The axes of its rows are one. ``axis`` None: it is taken whole (an operand), or a sum over all blocks (a result).
+    ``each``: indices along the axis that a row takes."""
+
     axis: int | None
     each: int
 
@@ -121,21 +127,46 @@ class Program:
             runs[count]([port.block(tensor, begin, count) for port, tensor in zip(ports, tensors, strict=True)])
 
 
+class Runnable(Protocol):
+    """What a node ``memcompile::stream_rows`` may run: blocks of rows, or tiles of images (``patching/program.py``)."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def operands(self) -> tuple[Buffer, ...]: ...
+    @property
+    def results(self) -> tuple[Buffer, ...]: ...
+    @property
+    def in_place(self) -> tuple[int | None, ...]: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def flops(self) -> int: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    def run(self, operands: Sequence[Tensor], results: Sequence[Tensor], workspace: Tensor) -> None: ...
+
+
+R = TypeVar("R", bound=Runnable)
+
+
 class Programs:
     """The programs of the process, by key. Use the one instance, ``PROGRAMS``; graphs that use a program keep it alive."""
 
     def __init__(self) -> None:
-        self._known: weakref.WeakValueDictionary[str, Program] = weakref.WeakValueDictionary()
+        self._known: weakref.WeakValueDictionary[str, Runnable] = weakref.WeakValueDictionary()
 
-    def __getitem__(self, key: str) -> Program:
+    def __getitem__(self, key: str) -> Runnable:
         try:
             return self._known[key]
         except KeyError:
             raise LostProgramError(key) from None
 
-    def add(self, program: Program) -> Program:
+    def add(self, program: R) -> R:
         """The program of that key: an equal one that is there already, or this one."""
-        return self._known.setdefault(program.key, program)
+        return cast("R", self._known.setdefault(program.key, program))
 
 
 class LostProgramError(MemcompileError):
@@ -216,14 +247,19 @@ def _stream_rows_(key: str, operands: list[Tensor], results: list[Tensor], works
 
 def _stream_rows(key: str, operands: list[Tensor]) -> list[Tensor]:
     program = PROGRAMS[key]
-    results = [torch.empty(port.shape, dtype=port.dtype, device=program.device) for port in program.results]
+    results = [empty(port, program.device) for port in program.results]
     workspace = torch.empty(program.workspace_bytes, dtype=torch.uint8, device=program.device)
     program.run(operands, results, workspace)
     return results
 
 
-def _shapes_of_results(key: str, operands: list[Tensor]) -> list[Tensor]:
-    return [operands[0].new_empty(port.shape, dtype=port.dtype) for port in PROGRAMS[key].results]
+def _shapes_of_results(key: str, _operands: list[Tensor]) -> list[Tensor]:
+    return [empty(port, PROGRAMS[key].device) for port in PROGRAMS[key].results]
+
+
+def empty(buffer: Buffer, device: torch.device) -> Tensor:
+    """A tensor for it."""
+    return torch.empty_strided(buffer.shape, buffer.stride, dtype=buffer.dtype, device=device)
 
 
 def _nothing(*_args: object) -> None:
@@ -244,7 +280,7 @@ def _flops(key: str, *_args: object, **_kwargs: object) -> int:
     return PROGRAMS[key].flops
 
 
-def padded_workspace(program: Program) -> int:
+def padded_workspace(program: Runnable) -> int:
     """Bytes of the workspace, other than those of any result: a trace tells buffers of a node apart by their size."""
     size = max(64, program.workspace_bytes)
     sizes = {math.prod(port.shape) * port.dtype.itemsize for port in program.results}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from operator import getitem
 from typing import Any
 
@@ -20,7 +21,7 @@ def replace(region: Region, program: Program) -> fx.Node:
     Raises NotRowLocalError, and changes nothing, when the region reads what depends on its own results.
     """
     graph, inside = region.nodes[-1].graph, set(region.nodes)
-    late = _between(region)
+    late = waiting(region.nodes, [operand for operand, _ in region.operands])
     source = {k: v for k, v in region.nodes[-1].meta.items() if k == "stack_trace"}
     with graph.inserting_before(region.nodes[-1].next):
         operands = [_flat(graph, node, rows, region.total) for node, rows in region.operands]
@@ -44,17 +45,20 @@ def replace(region: Region, program: Program) -> fx.Node:
     return streamed
 
 
-def _between(region: Region) -> list[fx.Node]:
-    """What stands among the region's nodes and depends on them: it has to wait."""
-    inside, late = set(region.nodes), []
+def waiting(nodes: Sequence[fx.Node], operands: Iterable[fx.Node]) -> list[fx.Node]:
+    """What stands among nodes that become one and depends on them: it has to wait for all. ``operands``: what they read.
+
+    Raises NotRowLocalError when they read something of that.
+    """
+    inside, late = set(nodes), []
     waits: set[fx.Node] = set()
-    node = region.nodes[0]
-    while node is not region.nodes[-1]:
+    node = nodes[0]
+    while node is not nodes[-1]:
         if node not in inside and any(source in inside or source in waits for source in node.all_input_nodes):
             waits.add(node)
             late.append(node)
         node = node.next
-    for operand, _ in region.operands:
+    for operand in operands:
         if operand in waits:
             raise NotRowLocalError(f"{operand.name}, which it reads, depends on what it makes")
     return late

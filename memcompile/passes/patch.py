@@ -1,0 +1,131 @@
+"""Patch-based inference: stages of a convolutional network run tile by tile, so that their large images are never whole.
+
+The stages are chosen by search (``solvers/tiling``) among layer by layer, patches with halos that are made again, and strips of
+rows that keep their overlap. Each tiled stage becomes one node (``patching/program.py``). Exact: nothing is approximated where
+tiles meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import getitem
+
+import torch
+from torch import fx
+
+from memcompile.fxutil import base_of, outputs_of, source_of
+from memcompile.patching.network import Network
+from memcompile.patching.planes import Plane
+from memcompile.patching.program import TileProgram, channels_last, program_of
+from memcompile.patching.reductions import merge
+from memcompile.solvers.tiling.problem import Solution, Stage
+from memcompile.solvers.tiling.stages import results
+from memcompile.streaming.program import PROGRAMS, Block, empty
+from memcompile.streaming.region import contiguous_strides
+from memcompile.streaming.rewrite import waiting
+
+Compile = Callable[[fx.GraphModule], Block]
+
+
+@dataclass(frozen=True, slots=True)
+class Patched:
+    """A tiled stage as it runs. ``source``: the user's line of its last operator."""
+
+    name: str
+    source: str
+    stage: Stage
+    program: TileProgram
+
+
+def apply(gm: fx.GraphModule, network: Network, solution: Solution, compiler: Compile, *, dry: bool = False) -> list[Patched]:
+    """Replace the tiled stages of ``gm``, whose network it is, by one node each. ``dry``: they need not run.
+
+    Raises NotLocalError when an operator turns out not to run on a tile; the graph is then of no use any more.
+    """
+    made = []
+    for stage in reversed(solution.stages):  # the last first: earlier ones are still there to be read
+        if stage.kind != "layerwise":
+            made.append(_replace(gm.graph, network, stage, compiler, dry))
+    gm.graph.eliminate_dead_code()
+    gm.graph.lint()
+    gm.recompile()
+    return made[::-1]
+
+
+def _replace(graph: fx.Graph, network: Network, stage: Stage, compiler: Compile, dry: bool) -> Patched:
+    kept = [network.values[index] for index in results(network.problem, stage)]
+    returned = {out for out in outputs_of(graph) if isinstance(out, fx.Node)}
+    returned |= {base_of(out) for out in returned}
+    strides = {node: _stride(node, network, node in returned) for node in kept}
+    program, operands = program_of(network, stage, strides)
+    program = PROGRAMS.add(program)
+    program.compile(compiler, dry=dry)
+    inside = {node for index in range(stage.first, stage.last) for node in network.inner[index]}
+    order = [node for node in graph.nodes if node in inside]
+    source = {k: v for k, v in network.values[stage.last - 1].meta.items() if k == "stack_trace"}
+    late = waiting(order, operands)
+    with graph.inserting_before(order[-1].next):
+        node = graph.call_function(torch.ops.memcompile.stream_rows.default, (program.key, operands))
+        with kept[0].meta["val"].fake_mode if hasattr(kept[0].meta["val"], "fake_mode") else _mode(kept):
+            node.meta = {**source, "val": [empty(buffer, program.device) for buffer in program.results]}
+        _take(graph, node, network, kept, inside)
+    _move(late, after=_last(node))
+    for old in reversed(order):
+        if not old.users:
+            graph.erase_node(old)
+    last = network.values[stage.last - 1]
+    return Patched(node.name, source_of(node) or last.name, stage, program)
+
+
+def _mode(kept: list[fx.Node]) -> torch._subclasses.FakeTensorMode:
+    mode: torch._subclasses.FakeTensorMode = kept[0].all_input_nodes[0].meta["val"].fake_mode
+    return mode
+
+
+def _take(graph: fx.Graph, node: fx.Node, network: Network, kept: list[fx.Node], inside: set[fx.Node]) -> None:
+    """Results of the program in the place of the nodes that made them."""
+    values, number = node.meta["val"], 0
+    source = {k: v for k, v in node.meta.items() if k == "stack_trace"}
+
+    def part() -> fx.Node:
+        nonlocal number
+        taken = graph.call_function(getitem, (node, number))
+        taken.meta = {**source, "val": values[number]}
+        number += 1
+        return taken
+
+    kinds = {network.values[i]: operator.kind for i, operator in enumerate(network.problem.operators)}
+    from memcompile.patching.reductions import parts_of
+
+    for old in kept:
+        if kinds[old] == "reduction":
+            merge(graph, old, [part() for _ in parts_of(old)])
+        else:
+            old.replace_all_uses_with(part(), delete_user_cb=lambda user: user not in inside)
+
+
+def _last(node: fx.Node) -> fx.Node:
+    """The last of the nodes that were put behind a program."""
+    found = node
+    following = {node}
+    while found.next.op == "call_function" and any(s in following for s in found.next.all_input_nodes):
+        found = found.next
+        following.add(found)
+    return found
+
+
+def _move(nodes: list[fx.Node], after: fx.Node) -> None:
+    for node in nodes:
+        after.append(node)
+        after = node
+
+
+def _stride(node: fx.Node, network: Network, returned: bool) -> tuple[int, ...]:
+    """Results that stay inside lie channels last, as convolutions take them."""
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor):
+        return ()
+    if not returned and network.planes.get(node) == Plane(2, 3) and value.dim() == 4:
+        return channels_last(value.shape)
+    return tuple(value.stride()) if returned else contiguous_strides(tuple(value.shape))

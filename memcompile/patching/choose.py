@@ -1,0 +1,161 @@
+"""Which stages of a graph run tile by tile: by the planner's model first, then by the exact peak of the lowered code."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from memcompile.fxutil import source_of
+from memcompile.logs import get_logger
+from memcompile.passes.patch import Compile, Patched, apply
+from memcompile.patching.network import Network, network_of
+from memcompile.patching.planes import NotLocalError
+from memcompile.report.data import PatchReport, PatchStage
+from memcompile.solvers.tiling.problem import Solution
+from memcompile.solvers.tiling.search import LimitError, plan
+from memcompile.streaming.rules import NotRowLocalError
+
+log = get_logger(__name__)
+
+MAX_ATTEMPTS = 6
+"""Plans that are lowered before the smallest of them is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """``room_bytes``: what the lowered graph may take, all that is alive at entry included; or ``max_overhead``."""
+
+    room_bytes: int | None = None
+    max_overhead: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tiled:
+    """``gm``: the graph with its tiled stages; None: it stays as it is. ``peak_bytes``: as lowered."""
+
+    gm: fx.GraphModule | None
+    patched: tuple[Patched, ...]
+    report: PatchReport
+    peak_bytes: int
+    base_peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """``peak_of``: exact peak of a graph as Inductor lowers it. ``trial``: lowers a body without compiling it; ``compiler``:
+    for good (the same in a dry run, ``dry``)."""
+
+    peak_of: Callable[[fx.GraphModule], tuple[int, int]]
+    trial: Compile
+    compiler: Compile
+    dry: bool = False
+
+
+def tile(gm: fx.GraphModule, wish: Wish, tools: Tools, bytes_per_element: int | None = None) -> Tiled | None:
+    """The best stages for a graph; None where no convolution reads an image, or it fits as it is.
+
+    With ``bytes_per_element`` nothing is lowered: the report says what a microcontroller would need.
+    """
+    started = time.perf_counter()
+    network = network_of(gm.graph, bytes_per_element)
+    if network is None:
+        return None
+    if bytes_per_element is not None:
+        solution = plan(network.problem, limit_bytes=wish.room_bytes, max_overhead=_overhead(wish))
+        return Tiled(None, (), _report(network, solution, time.perf_counter() - started, bytes_per_element), 0, 0)
+    base, entry = tools.peak_of(gm)
+    if wish.room_bytes is not None and base <= wish.room_bytes:
+        return None
+    best = _attempts(gm, network, wish, tools, base, entry)
+    seconds = time.perf_counter() - started
+    if best is None or best[1] >= base:
+        solution = plan(network.problem, max_overhead=0.0) if best is None else best[0]
+        return Tiled(None, (), _report(network, solution, seconds, 0, "no stages have a smaller peak"), base, base)
+    solution, peak = best
+    done, patched = _applied(gm, solution, tools.compiler, tools.dry)
+    return Tiled(done, tuple(patched), _report(network, solution, seconds, 0), peak, base)
+
+
+def _overhead(wish: Wish) -> float | None:
+    return wish.max_overhead if wish.room_bytes is None else None
+
+
+def _attempts(
+    gm: fx.GraphModule, network: Network, wish: Wish, tools: Tools, base: int, entry: int
+) -> tuple[Solution, int] | None:
+    """The plan to take, and its exact peak: within the room the first that keeps it, else the smallest."""
+    best: tuple[Solution, int] | None = None
+    tried: set[tuple[object, ...]] = set()
+    target = None if wish.room_bytes is None else wish.room_bytes - entry
+    for _ in range(MAX_ATTEMPTS):
+        solution = _plan(network, target, wish)
+        if solution.stages in tried:
+            break
+        tried.add(solution.stages)
+        try:
+            tiled, _patched = _applied(gm, solution, tools.trial, dry=True)
+        except (NotLocalError, NotRowLocalError) as error:
+            log.info("stages are given up: %s", error)
+            break
+        exact, _ = tools.peak_of(tiled)
+        log.info("stages: %d by the model, %d as lowered, of %s", solution.peak_bytes + entry, exact, wish.room_bytes or base)
+        if best is None or exact < best[1]:
+            best = solution, exact
+        if target is None or wish.room_bytes is None or exact <= wish.room_bytes:
+            break
+        target = min(target, solution.peak_bytes) - max(1, exact - wish.room_bytes)
+    return best
+
+
+def _plan(network: Network, target: int | None, wish: Wish) -> Solution:
+    """Within the target, or the smallest there is."""
+    if target is None:
+        return plan(network.problem, max_overhead=wish.max_overhead)
+    try:
+        return plan(network.problem, limit_bytes=max(1, target))
+    except LimitError as error:
+        return error.floor
+
+
+def _applied(gm: fx.GraphModule, solution: Solution, compiler: Compile, dry: bool) -> tuple[fx.GraphModule, list[Patched]]:
+    """A copy of the graph with the stages in place."""
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        copied = copy.deepcopy(gm)
+    network = network_of(copied.graph)
+    assert network is not None
+    return copied, apply(copied, network, solution, compiler, dry=dry)
+
+
+def _report(network: Network, solution: Solution, seconds: float, bytes_per_element: int, refused: str = "") -> PatchReport:
+    operators = network.problem.operators
+    stages = tuple(
+        PatchStage(
+            stage.kind,
+            stage.grid,
+            operators[stage.first].name,
+            operators[stage.last - 1].name,
+            stage.last - stage.first,
+            stage.peak_bytes,
+            stage.macs,
+            source_of(network.values[stage.last - 1]),
+            tuple(operators[index].name for index in stage.again),
+        )
+        for stage in solution.stages
+    )
+    return PatchReport(
+        stages,
+        solution.peak_bytes,
+        solution.macs,
+        solution.base_peak_bytes,
+        solution.base_macs,
+        solution.status,
+        seconds,
+        bytes_per_element,
+        solution.frontier,
+        refused,
+    )

@@ -1,0 +1,357 @@
+"""A stage as one node of a graph: the program that runs its tiles, one body for all tiles that run the same.
+
+It takes the place of row programs in ``memcompile::stream_rows`` (``streaming/program.py``). Rows that a tile keeps for the
+next one lie in front of the workspace, twice: one side is read while the other is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+from memcompile.cost import flops_of
+from memcompile.patching.network import Network
+from memcompile.patching.planes import NotLocalError, Plane, shape_of
+from memcompile.patching.reductions import parts_of
+from memcompile.patching.stage import Layout, Port, Rectangle, Run
+from memcompile.solvers.tiling.intervals import tiles
+from memcompile.solvers.tiling.problem import Stage
+from memcompile.streaming.program import Block, Buffer
+from memcompile.streaming.region import contiguous_strides
+
+ALIGNMENT = 64
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The part of a tensor that one tile takes: ``where`` it comes from, which of them, and (axis, begin, length) cuts."""
+
+    where: str
+    index: int
+    cuts: tuple[tuple[int, int, int], ...] = ()
+
+    def of(self, tensors: dict[str, Sequence[Tensor]]) -> Tensor:
+        """That part."""
+        tensor = tensors[self.where][self.index]
+        for axis, begin, length in self.cuts:
+            tensor = tensor.narrow(axis, begin, length)
+        return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Rows that tiles keep for the next one: as many as ever are, at ``offset`` of the workspace, and once more behind."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Of one side."""
+        return -(-math.prod(self.shape) * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+
+    def sides(self, workspace: Tensor) -> list[Tensor]:
+        """Both sides."""
+        count = math.prod(self.shape) * self.dtype.itemsize
+        begins = (self.offset, self.offset + self.size_bytes)
+        flat = [workspace[begin : begin + count].view(self.dtype) for begin in begins]
+        return [side.as_strided(self.shape, self.stride) for side in flat]
+
+
+@dataclass(frozen=True, eq=False)
+class TileProgram:
+    """``tiles``: for each the key of its body and the views that it takes, in the order of the body's inputs."""
+
+    key: str
+    operands: tuple[Buffer, ...]
+    results: tuple[Buffer, ...]
+    device: torch.device
+    flops: int
+    bodies: dict[str, fx.GraphModule]
+    tiles: tuple[tuple[str, tuple[View, ...]], ...]
+    lines: tuple[Line, ...]
+    blocks: dict[str, Block] = field(default_factory=dict)
+
+    @property
+    def in_place(self) -> tuple[None, ...]:
+        """No result is written over an operand."""
+        return (None,) * len(self.results)
+
+    @property
+    def lines_bytes(self) -> int:
+        """Bytes of the rows that are kept."""
+        return sum(2 * line.size_bytes for line in self.lines)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes that every tile runs in, and of the rows that are kept."""
+        return self.lines_bytes + max((block.workspace_bytes for block in self.blocks.values()), default=0)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes that kernels inside allocate by themselves."""
+        return max((block.scratch_bytes for block in self.blocks.values()), default=0)
+
+    def compile(self, compiler: Callable[[fx.GraphModule], Block], *, dry: bool = False) -> None:
+        """Lower the bodies, once. ``dry``: they need not run."""
+        for name, graph in self.bodies.items():
+            if name not in self.blocks or not (dry or self.blocks[name].prepare):
+                self.blocks[name] = compiler(graph)
+
+    def run(self, operands: Sequence[Tensor], results: Sequence[Tensor], workspace: Tensor) -> None:
+        """Write ``results``, tile by tile."""
+        sides = [line.sides(workspace) for line in self.lines]
+        given: dict[str, Sequence[Tensor]] = {"operand": operands, "result": results}
+        given |= {f"line{side}": [both[side] for both in sides] for side in (0, 1)}
+        inner = workspace[self.lines_bytes :]
+        runs = {name: block.prepare(inner) for name, block in self.blocks.items() if block.prepare}
+        for name, views in self.tiles:
+            runs[name]([view.of(given) for view in views])
+
+
+def program_of(network: Network, stage: Stage, results: dict[fx.Node, tuple[int, ...]]) -> tuple[TileProgram, list[fx.Node]]:
+    """The program of a tiled stage, and its operands. ``results``: strides of each of its results (not of reductions).
+
+    Raises NotLocalError.
+    """
+    return _Assembly(Layout(network, stage), results).program(tiles(network.problem, stage))
+
+
+class _Recorder:
+    """A sink that notes the calls of a tile: tiles with the same notes run the same body."""
+
+    def __init__(self) -> None:
+        self.notes: list[Any] = []
+
+    def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _like: fx.Node) -> int:
+        self.notes.append((str(target), repr(args), repr(kwargs)))
+        return len(self.notes)
+
+    def constant(self, values: NDArray[Any], _device: torch.device) -> int:
+        self.notes.append((values.shape, values.tobytes()))
+        return len(self.notes)
+
+
+class _Assembly:
+    """Puts a program together."""
+
+    def __init__(self, layout: Layout, results: dict[fx.Node, tuple[int, ...]]) -> None:
+        self.layout, self.strides = layout, results
+        self.operands: dict[fx.Node, int] = {}
+        self.lines: dict[fx.Node, int] = {}
+        self.rows: dict[fx.Node, int] = {}
+        self.outputs: list[tuple[fx.Node, int]] = []
+        for node in layout.results:
+            count = len(parts_of(node)) if self._is_part(node) else 1
+            self.outputs += [(node, number) for number in range(count)]
+
+    def _is_part(self, node: fx.Node) -> bool:
+        return self.layout.network.problem.operators[self.layout.place[node]].kind == "reduction"
+
+    def program(self, cuts: Sequence[Any]) -> tuple[TileProgram, list[fx.Node]]:
+        """See `program_of`."""
+        for cut in cuts:
+            for index, span in cut.kept_after.items():
+                node = self.layout.network.values[index]
+                self.lines.setdefault(node, len(self.lines))
+                self.rows[node] = max(self.rows.get(node, 0), span[1] - span[0])
+        self.count = len(cuts)
+        bodies: dict[str, fx.GraphModule] = {}
+        made = []
+        for number, cut in enumerate(cuts):
+            key = self._key(cut)
+            if key not in bodies:
+                bodies[key] = self._body(cut)
+            made.append((key, tuple(self._view(port, number) for port in self._ports(self._record(cut)[1]))))
+        lines, results = self._line_buffers(), tuple(self._result(*output) for output in self.outputs)
+        operands = tuple(_buffer(node.meta["val"]) for node in self.operands)
+        device = self.layout.results[0].all_input_nodes[0].meta["val"].device
+        flops = sum(flops_of(part) for index in self.layout.members for part in self.layout.network.inner[index])
+        text = repr((operands, results, lines, made, [body.code for body in bodies.values()], list(bodies)))
+        key = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return TileProgram(key, operands, results, device, flops, bodies, tuple(made), lines), list(self.operands)
+
+    def _record(self, cut: Any) -> tuple[list[Any], Run]:
+        recorder = _Recorder()
+        run = self.layout.run(cut, recorder, lambda port: (port.kind, port.node.name, _size(port)))
+        recorder.notes += [(port.kind, port.node.name, _size(port), port.index) for port in run.ports]
+        recorder.notes.append(run.written)
+        return recorder.notes, run
+
+    def _key(self, cut: Any) -> str:
+        return hashlib.sha256(repr(self._record(cut)[0]).encode()).hexdigest()[:12]
+
+    def _ports(self, run: Run) -> list[Port]:
+        """What is read, then what is written."""
+        read = [port for port in run.ports if port.kind in ("operand", "kept", "history")]
+        return read + [port for port in run.ports if port.kind in ("result", "keep", "part")]
+
+    def _view(self, port: Port, number: int) -> View:
+        """A tile's part of a tensor."""
+        node = port.node
+        if port.kind == "operand":
+            index = self.operands.setdefault(node, len(self.operands))
+            return View("operand", index, self._cuts(node, port.rectangle))
+        if port.kind == "part":
+            return View("result", self.outputs.index((node, port.index)), ((0, number, 1),))
+        if port.kind in ("result", "history"):
+            return View("result", self.outputs.index((node, 0)), self._cuts(node, port.rectangle))
+        assert port.rectangle is not None
+        (begin, end), plane = port.rectangle[0], self.layout.network.planes[node]
+        assert plane.rows is not None
+        side = number % 2 if port.kind == "keep" else (number + 1) % 2
+        return View(f"line{side}", self.lines[node], ((plane.rows, 0, end - begin),))
+
+    def _cuts(self, node: fx.Node, rectangle: Rectangle | None) -> tuple[tuple[int, int, int], ...]:
+        plane = self.layout.network.planes.get(node, Plane(None, None))
+        if rectangle is None or plane.is_merged:
+            return ()
+        return tuple(
+            (axis, span[0], span[1] - span[0])
+            for axis, span in zip((plane.rows, plane.columns), rectangle, strict=True)
+            if axis is not None and (span[0] or span[1] != shape_of(node)[axis])
+        )
+
+    def _result(self, node: fx.Node, number: int) -> Buffer:
+        if self._is_part(node):
+            shape, dtype = parts_of(node)[number]
+            whole = (self.count, *shape)
+            return Buffer(whole, contiguous_strides(whole), dtype)
+        value = node.meta["val"]
+        return Buffer(tuple(value.shape), self.strides[node], value.dtype)
+
+    def _line_buffers(self) -> tuple[Line, ...]:
+        found, offset = [], 0
+        for node in self.lines:
+            line = Line(
+                self._line_shape(node),
+                _line_strides(self._line_shape(node), self.layout.network.planes[node]),
+                node.meta["val"].dtype,
+                offset,
+            )
+            found.append(line)
+            offset += 2 * line.size_bytes
+        return tuple(found)
+
+    def _line_shape(self, node: fx.Node) -> tuple[int, ...]:
+        shape, plane = list(shape_of(node)), self.layout.network.planes[node]
+        assert plane.rows is not None
+        shape[plane.rows] = self.rows[node]
+        return tuple(shape)
+
+    def _body(self, cut: Any) -> fx.GraphModule:
+        """The graph of one tile: inputs are its ports, the written ones behind; returns nothing."""
+        body = _Body()
+        ports = self._ports(self._record(cut)[1])
+        nodes = {
+            (port.kind, port.node, port.index): body.placeholder(self._shape(port), self._stride(port), port) for port in ports
+        }
+        run = self.layout.run(cut, body, lambda port: nodes[port.kind, port.node, port.index])
+        written = [port for port in run.ports if port.kind in ("result", "keep", "part")]
+        for port, value in zip(written, run.written, strict=True):
+            target = nodes[port.kind, port.node, port.index]
+            if port.kind == "part":
+                value = body.call(aten.reshape.default, (value, list(target.meta["val"].shape)), {}, port.node)
+            body.call(aten.copy_.default, (target, value), {}, port.node)
+        return body.finished()
+
+    def _shape(self, port: Port) -> tuple[int, ...]:
+        if port.kind == "part":
+            return (1, *parts_of(port.node)[port.index][0])
+        shape = list(shape_of(port.node))
+        plane = self.layout.network.planes.get(port.node, Plane(None, None))
+        if port.rectangle is not None and not plane.is_merged:
+            for axis, (begin, end) in zip((plane.rows, plane.columns), port.rectangle, strict=True):
+                if axis is not None:
+                    shape[axis] = end - begin
+        return tuple(shape)
+
+    def _stride(self, port: Port) -> tuple[int, ...]:
+        if port.kind == "part":
+            return contiguous_strides(self._shape(port))
+        if port.kind in ("kept", "keep"):
+            return _line_strides(self._line_shape(port.node), self.layout.network.planes[port.node])
+        if port.kind in ("result", "history"):
+            return self.strides[port.node]
+        return tuple(port.node.meta["val"].stride())
+
+
+class _Body:
+    """A sink that writes a graph, with the shapes of its nodes."""
+
+    def __init__(self) -> None:
+        self.graph, self.mode, self.root = fx.Graph(), FakeTensorMode(), torch.nn.Module()
+        self.constants: dict[tuple[Any, ...], fx.Node] = {}
+
+    def placeholder(self, shape: tuple[int, ...], stride: tuple[int, ...], port: Port) -> fx.Node:
+        """An input that stands for a port."""
+        node = self.graph.placeholder(f"{port.kind}_{port.node.name}" + (f"_{port.index}" if port.index else ""))
+        value = port.node.meta["val"]
+        dtype = parts_of(port.node)[port.index][1] if port.kind == "part" else value.dtype
+        device = port.node.args[0].meta["val"].device if port.kind == "part" else value.device  # type: ignore[union-attr]
+        with self.mode:
+            node.meta["val"] = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+        return node
+
+    def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: fx.Node) -> fx.Node:
+        """See `stage.Sink`."""
+        node = self.graph.call_function(target, args, kwargs)
+        values, keywords = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+        with self.mode:
+            try:
+                node.meta["val"] = target(*values, **keywords)
+            except RuntimeError as error:
+                raise NotLocalError(f"{like.name} does not run on a tile: {error}") from None
+        if "stack_trace" in like.meta:
+            node.meta["stack_trace"] = like.meta["stack_trace"]
+        return node
+
+    def constant(self, values: NDArray[Any], device: torch.device) -> fx.Node:
+        """See `stage.Sink`."""
+        key = (values.shape, str(values.dtype), values.tobytes())
+        if key not in self.constants:
+            name = f"table{len(self.constants)}"
+            with unset_fake_temporarily():
+                tensor = torch.from_numpy(np.array(values)).to(device)
+            self.root.register_buffer(name, tensor)
+            node = self.graph.get_attr(name)
+            node.meta["val"] = self.mode.from_tensor(tensor)
+            self.constants[key] = node
+        return self.constants[key]
+
+    def finished(self) -> fx.GraphModule:
+        """The module, without what nobody reads."""
+        self.graph.output(())
+        self.graph.eliminate_dead_code()
+        return fx.GraphModule(self.root, self.graph)
+
+
+def _size(port: Port) -> tuple[int, ...] | None:
+    return None if port.rectangle is None else tuple(end - begin for begin, end in port.rectangle)
+
+
+def _buffer(value: Tensor) -> Buffer:
+    return Buffer(tuple(value.shape), tuple(value.stride()), value.dtype)
+
+
+def _line_strides(shape: tuple[int, ...], plane: Plane) -> tuple[int, ...]:
+    """Images channels last, as convolutions take them; others dense."""
+    return channels_last(shape) if plane == Plane(2, 3) else contiguous_strides(shape)
+
+
+def channels_last(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of dense images [batch, channels, rows, columns] with channels innermost."""
+    _, channels, rows, columns = shape
+    return rows * columns * channels, 1, columns * channels, channels

@@ -1,0 +1,200 @@
+"""Resizing, padding, cropping and adaptive pooling on a rectangle of pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from memcompile.fxutil import op_name
+from memcompile.patching.constants import value_of
+from memcompile.patching.planes import NotLocalError, Plane, Planes, Reads, Span, hull, identity, indexed, shape_of
+from memcompile.patching.rules import Rule, Tile, integers, plain_image, source_of_image
+from memcompile.solvers.tiling.problem import Reach
+
+aten = torch.ops.aten
+
+
+def _indices(node: fx.Node) -> list[NDArray[np.int64] | None]:
+    """Row and column that each row and column of a gather reads. Raises NotLocalError unless they are known tables."""
+    given = node.args[1]
+    if not isinstance(given, list | tuple) or len(given) not in (3, 4) or given[0] is not None or given[1] is not None:
+        raise NotLocalError("a gather that is no resizing")
+    found: list[NDArray[np.int64] | None] = []
+    shape, source = shape_of(node), node.args[0]
+    assert isinstance(source, fx.Node)
+    for axis, index in enumerate([*given, None][2:4]):
+        if index is None:
+            found.append(None)
+            continue
+        table = value_of(index)
+        both = axis == 0 and len(given) == 4 and given[3] is not None
+        if table is None or table.dtype == bool or table.shape != (shape[2 + axis], *([1] if both else [])):
+            raise NotLocalError("a gather that is no resizing")
+        extent = shape_of(source)[2 + axis]
+        flat = table.flatten().astype(np.int64)
+        found.append(np.where(flat < 0, flat + extent, flat))
+    return found
+
+
+def _gather_plane(node: fx.Node, planes: Planes) -> Plane:
+    _indices(node)
+    return plain_image(node, planes)
+
+
+def _gather_reads(node: fx.Node, planes: Planes) -> Reads:
+    source = source_of_image(node, planes)
+    reads = [
+        identity(shape_of(node)[2 + axis]) if table is None else indexed(table) for axis, table in enumerate(_indices(node))
+    ]
+    return {source: (reads[0], reads[1])}
+
+
+def _gather_emit(node: fx.Node, tile: Tile) -> Any:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    spans, tables = tile.span(node), _indices(node)
+    reads = [identity(shape_of(node)[2 + i]) if table is None else indexed(table) for i, table in enumerate(tables)]
+    read = [hull(reads[axis], spans[axis], shape_of(source)[2 + axis]) for axis in (0, 1)]
+    value = tile.read(source, read[0], read[1])
+    given: list[Any] = [None, None]
+    for axis, table in enumerate(tables):
+        if table is None:
+            given.append(None)
+            continue
+        own = table[spans[axis][0] : spans[axis][1]] - read[axis][0]
+        given.append(tile.constant(own[:, None] if axis == 0 and tables[1] is not None else own, node))
+    return tile.call(aten._unsafe_index.Tensor, value, given if given[-1] is not None else given[:-1])
+
+
+def _pads(node: fx.Node) -> list[tuple[int, int]]:
+    """Before and behind each axis, from the first on."""
+    rank = len(shape_of(node))
+    flat = integers(node.args[1], 2)
+    pairs = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]
+    return [*[(0, 0)] * (rank - len(pairs)), *reversed(pairs)]
+
+
+def _image_plane(node: fx.Node, planes: Planes) -> Plane:
+    plane = planes[source_of_image(node, planes)]
+    if plane.is_merged or plane.rows is None or plane.columns is None:
+        raise NotLocalError(f"{op_name(node)} of something that is no image")
+    return plane
+
+
+def _axes(plane: Plane) -> tuple[int, int]:
+    assert plane.rows is not None and plane.columns is not None
+    return plane.rows, plane.columns
+
+
+def _pad_reads(node: fx.Node, planes: Planes) -> Reads:
+    pads, shape = _pads(node), shape_of(node)
+    rows, columns = (identity(shape[axis]) - pads[axis][0] for axis in _axes(planes[node]))
+    return {source_of_image(node, planes): (rows, columns)}
+
+
+def _pad_emit(node: fx.Node, tile: Tile) -> Any:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    pads, axes, spans = _pads(node), _axes(tile.planes[node]), tile.span(node)
+    own, read = list(pads), []
+    for axis, span in zip(axes, spans, strict=True):
+        extent, before = shape_of(source)[axis], pads[axis][0]
+        begin, end = span[0] - before, span[1] - before
+        taken = min(max(0, begin), extent - 1), max(min(extent, end), 1)
+        taken = (taken[0], max(taken[1], taken[0] + 1))
+        own[axis] = (taken[0] - begin, end - taken[1])
+        read.append(taken)
+    flat = [amount for pair in reversed(own) for amount in pair]
+    value = tile.read(source, read[0], read[1])
+    return tile.call(aten.constant_pad_nd.default, value, flat, *node.args[2:]) if any(flat) else value
+
+
+def _slice(node: fx.Node) -> tuple[int, int, int]:
+    """Axis, first index, step."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    shape = shape_of(source)
+    axis = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape)  # type: ignore[arg-type]
+    start = node.args[2] if len(node.args) > 2 else node.kwargs.get("start")
+    step = node.args[4] if len(node.args) > 4 else node.kwargs.get("step", 1)
+    if not isinstance(start, int | None) or not isinstance(step, int):
+        raise NotLocalError("dynamic shapes")
+    return axis, slice(start, None, step).indices(shape[axis])[0], step
+
+
+def _slice_reads(node: fx.Node, planes: Planes) -> Reads:
+    axis, start, step = _slice(node)
+    found = []
+    for own in _axes(planes[node]):
+        reads = identity(shape_of(node)[own])
+        if own == axis:
+            begin = start + step * np.arange(shape_of(node)[own])
+            reads = np.stack([begin, begin + 1], axis=1)
+        found.append(reads)
+    return {source_of_image(node, planes): (found[0], found[1])}
+
+
+def _slice_emit(node: fx.Node, tile: Tile) -> Any:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    axis, start, step = _slice(node)
+    read: list[Span] = []
+    for own, span in zip(_axes(tile.planes[node]), tile.span(node), strict=True):
+        read.append((start + step * span[0], start + step * (span[1] - 1) + 1) if own == axis else span)
+    value = tile.read(source, read[0], read[1])
+    if axis in _axes(tile.planes[node]):
+        return tile.call(aten.slice.Tensor, value, axis, 0, 2**63 - 1, step) if step > 1 else value
+    return tile.call(aten.slice.Tensor, value, *node.args[1:], **node.kwargs)
+
+
+def _bins(extent: int, source: int) -> Reach:
+    """What each index of adaptive pooling reads (``torch/_decomp``: floor to ceiling)."""
+    index = np.arange(extent)
+    return np.stack([index * source // extent, -(-(index + 1) * source // extent)], axis=1)
+
+
+def _bins_of(node: fx.Node) -> tuple[Reach, Reach]:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    given, made = shape_of(source), shape_of(node)
+    return _bins(made[2], given[2]), _bins(made[3], given[3])
+
+
+def _adaptive_reads(node: fx.Node, planes: Planes) -> Reads:
+    return {source_of_image(node, planes): _bins_of(node)}
+
+
+def _adaptive_emit(node: fx.Node, tile: Tile) -> Any:
+    """Bins of equal size are ordinary pooling; others are gathered, the shorter ones masked."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    is_max, spans, extents = "max" in op_name(node), tile.span(node), shape_of(source)[2:]
+    bins = [bins[span[0] : span[1]] for bins, span in zip(_bins_of(node), spans, strict=True)]
+    read = [(int(part[0, 0]), int(part[-1, 1])) for part in bins]
+    value = tile.read(source, *(hull(part, (0, len(part)), extent) for part, extent in zip(bins, extents, strict=True)))
+    for axis, part in enumerate(bins):
+        lengths = part[:, 1] - part[:, 0]
+        table = part[:, :1] - read[axis][0] + np.minimum(np.arange(lengths.max())[None, :], lengths[:, None] - 1)
+        given = [None, None, *([None] if axis else []), tile.constant(table, source)]
+        value = tile.call(aten._unsafe_index.Tensor, value, given)
+        if is_max:
+            value = tile.call(aten.amax.default, value, [3 + axis])
+            continue
+        weights = ((np.arange(lengths.max())[None, :] < lengths[:, None]) / lengths[:, None]).astype(np.float32)
+        spread = tile.constant(weights[:, :, None] if axis == 0 else weights, source)
+        value = tile.call(aten.sum.dim_IntList, tile.call(aten.mul.Tensor, value, spread), [3 + axis])
+    return (value, None) if is_max else value
+
+
+_GATHER = Rule(_gather_plane, _gather_reads, _gather_emit)
+_ADAPTIVE = Rule(plain_image, _adaptive_reads, _adaptive_emit)
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("_unsafe_index", "index"), _GATHER),
+    "constant_pad_nd": Rule(_image_plane, _pad_reads, _pad_emit),
+    "slice": Rule(_image_plane, _slice_reads, _slice_emit),
+    **dict.fromkeys(("_adaptive_avg_pool2d", "adaptive_max_pool2d"), _ADAPTIVE),
+}

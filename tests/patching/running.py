@@ -1,0 +1,72 @@
+"""Runs a stage of a module tile by tile without any compiler: the bodies are interpreted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch._inductor.lowering  # max pooling is a primitive of Inductor's
+from torch import Tensor, fx, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
+
+from memcompile.passes.patch import Patched, apply
+from memcompile.patching.network import Network, network_of
+from memcompile.solvers.tiling.problem import Solution, Stage
+from memcompile.streaming.program import Block
+
+
+@dataclass
+class Ran:
+    """What came out, and what ran."""
+
+    results: tuple[Tensor, ...] = ()
+    network: Network | None = None
+    patched: list[Patched] = field(default_factory=list)
+
+
+def interpreted(graph: fx.GraphModule) -> Block:
+    """A body that is run node by node."""
+    return Block(lambda _workspace: lambda tensors: graph(*tensors), 0, 0)
+
+
+def network(module: nn.Module, *inputs: Tensor) -> Network:
+    """The network of a module's inference graph."""
+    found: list[Network | None] = []
+
+    def compiler(gm: fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
+        found.append(network_of(gm.graph))
+        return gm.forward
+
+    _compiled(module, compiler)(*inputs)
+    assert found[0] is not None
+    return found[0]
+
+
+def run(module: nn.Module, choose: Callable[[Network], tuple[Stage, ...]], *inputs: Tensor) -> Ran:
+    """Run ``module`` with the stages that ``choose`` picks."""
+    ran = Ran()
+
+    def compiler(gm: fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
+        ran.network = network_of(gm.graph)
+        assert ran.network is not None
+        ran.patched = apply(gm, ran.network, Solution(choose(ran.network), 0, 0, 0, 0), interpreted)
+        return gm.forward
+
+    results = _compiled(module, compiler)(*inputs)
+    ran.results = (results,) if isinstance(results, Tensor) else tuple(results)
+    return ran
+
+
+def _compiled(module: nn.Module, compiler: Callable[..., Any]) -> Callable[..., Any]:
+    backend = aot_autograd(fw_compiler=compiler, inference_compiler=compiler, decompositions=select_decomp_table())
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend=backend)
+
+    def call(*inputs: Tensor) -> Any:
+        with torch.no_grad():
+            return compiled(*inputs)
+
+    return call
