@@ -18,6 +18,7 @@ from memcompile import explain
 from memcompile.codegen.dynamo import capture_info, debug_folder
 from memcompile.codegen.fused import fuse
 from memcompile.codegen.inductor import compile_graph, real_code
+from memcompile.codegen.interpreted import interpret
 from memcompile.codegen.partition import default_partition
 from memcompile.codegen.repro import repro_script
 from memcompile.codegen.scheduled import Scheduling
@@ -33,6 +34,7 @@ from memcompile.logs import get_logger
 from memcompile.options import Options
 from memcompile.passes.allocate import ArenaPlan
 from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
+from memcompile.passes.patch import Compile
 from memcompile.patching.choose import Tiled, Wish, tile
 from memcompile.patching.choose import Tools as TileTools
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
@@ -193,8 +195,9 @@ class Session:
         if not options.enabled("patch") or not (asked or options.bytes_per_element) or streaming_refusal():
             return gm
         with self._named("patch"):
-            trial = functools.partial(compile_block, run=False)
-            tools = TileTools(self._peak_of, trial, trial if self.dry else compile_block, self.dry)
+            trial: Compile = interpret if self.device.type == "cpu" else functools.partial(compile_block, run=False)
+            compiler: Compile = trial if self.dry or self.device.type == "cpu" else compile_block
+            tools = TileTools(self._peak_of, trial, compiler, self.dry)
             self.tiled = tile(gm, self._wish(gm), tools, options.bytes_per_element)
         return gm if self.tiled is None or self.tiled.gm is None else self.tiled.gm
 

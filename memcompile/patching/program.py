@@ -1,11 +1,12 @@
 """A stage as one node of a graph: the program that runs its tiles, one body for all tiles that run the same.
 
 It takes the place of row programs in ``memcompile::stream_rows`` (``streaming/program.py``). Rows that a tile keeps for the
-next one lie in front of the workspace, twice: one side is read while the other is written.
+next one lie in front of the workspace; a body copies them together with its new rows before it writes over them.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -19,10 +20,13 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from memcompile.cost import flops_of
+from memcompile.fxutil import base_of
+from memcompile.patching.activations import restore
+from memcompile.patching.folding import fold, hoist
 from memcompile.patching.network import Network
 from memcompile.patching.planes import NotLocalError, Plane, shape_of
 from memcompile.patching.reductions import parts_of
-from memcompile.patching.stage import Layout, Port, Rectangle, Run
+from memcompile.patching.stage import Layout, Port, Rectangle
 from memcompile.solvers.tiling.intervals import tiles
 from memcompile.solvers.tiling.problem import Stage
 from memcompile.streaming.program import Block, Buffer
@@ -50,7 +54,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Rows that tiles keep for the next one: as many as ever are, at ``offset`` of the workspace, and once more behind."""
+    """Rows that tiles keep for the next one: as many as ever are, at ``offset`` of the workspace."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -59,20 +63,19 @@ class Line:
 
     @property
     def size_bytes(self) -> int:
-        """Of one side."""
+        """Up to where the next one may begin."""
         return -(-math.prod(self.shape) * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
-    def sides(self, workspace: Tensor) -> list[Tensor]:
-        """Both sides."""
+    def of(self, workspace: Tensor) -> Tensor:
+        """The rows, in a workspace."""
         count = math.prod(self.shape) * self.dtype.itemsize
-        begins = (self.offset, self.offset + self.size_bytes)
-        flat = [workspace[begin : begin + count].view(self.dtype) for begin in begins]
-        return [side.as_strided(self.shape, self.stride) for side in flat]
+        return workspace[self.offset : self.offset + count].view(self.dtype).as_strided(self.shape, self.stride)
 
 
 @dataclass(frozen=True, eq=False)
 class TileProgram:
-    """``tiles``: for each the key of its body and the views that it takes, in the order of the body's inputs."""
+    """``tiles``: for each the key of its body and the views that it takes, in the order of the body's inputs. ``prologue``:
+    from all operands to what follows from parameters alone, for all tiles."""
 
     key: str
     operands: tuple[Buffer, ...]
@@ -82,6 +85,7 @@ class TileProgram:
     bodies: dict[str, fx.GraphModule]
     tiles: tuple[tuple[str, tuple[View, ...]], ...]
     lines: tuple[Line, ...]
+    prologue: fx.GraphModule
     blocks: dict[str, Block] = field(default_factory=dict)
 
     @property
@@ -92,7 +96,7 @@ class TileProgram:
     @property
     def lines_bytes(self) -> int:
         """Bytes of the rows that are kept."""
-        return sum(2 * line.size_bytes for line in self.lines)
+        return sum(line.size_bytes for line in self.lines)
 
     @property
     def workspace_bytes(self) -> int:
@@ -101,8 +105,12 @@ class TileProgram:
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes that kernels inside allocate by themselves."""
-        return max((block.scratch_bytes for block in self.blocks.values()), default=0)
+        """Bytes that the library calls inside allocate."""
+        hoisted = 2 * sum(t.numel() * t.itemsize for t in self._hoisted())
+        return hoisted + max((block.scratch_bytes for block in self.blocks.values()), default=0)
+
+    def _hoisted(self) -> list[Tensor]:
+        return [node.meta["val"] for node in self.prologue.graph.output_node().all_input_nodes]
 
     def compile(self, compiler: Callable[[fx.GraphModule], Block], *, dry: bool = False) -> None:
         """Lower the bodies, once. ``dry``: they need not run."""
@@ -112,9 +120,13 @@ class TileProgram:
 
     def run(self, operands: Sequence[Tensor], results: Sequence[Tensor], workspace: Tensor) -> None:
         """Write ``results``, tile by tile."""
-        sides = [line.sides(workspace) for line in self.lines]
-        given: dict[str, Sequence[Tensor]] = {"operand": operands, "result": results}
-        given |= {f"line{side}": [both[side] for both in sides] for side in (0, 1)}
+        lines = [line.of(workspace) for line in self.lines]
+        given: dict[str, Sequence[Tensor]] = {
+            "operand": operands,
+            "result": results,
+            "line": lines,
+            "hoisted": self.prologue(*operands),
+        }
         inner = workspace[self.lines_bytes :]
         runs = {name: block.prepare(inner) for name, block in self.blocks.items() if block.prepare}
         for name, views in self.tiles:
@@ -134,6 +146,9 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.notes: list[Any] = []
+
+    def write(self, port: Port, value: int) -> None:
+        self.notes.append((port.kind, port.node.name, port.index, value))
 
     def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _like: fx.Node) -> int:
         self.notes.append((str(target), repr(args), repr(kwargs)))
@@ -169,34 +184,43 @@ class _Assembly:
                 self.rows[node] = max(self.rows.get(node, 0), span[1] - span[0])
         self.count = len(cuts)
         bodies: dict[str, fx.GraphModule] = {}
-        made = []
+        cut_views: list[tuple[str, list[View]]] = []
         for number, cut in enumerate(cuts):
             key = self._key(cut)
             if key not in bodies:
                 bodies[key] = self._body(cut)
-            made.append((key, tuple(self._view(port, number) for port in self._ports(self._record(cut)[1]))))
+            views = [self._view(port, number) for port in self._ports(cut)]
+            cut_views.append((key, views))
+        hoisted = _Hoisted(list(self.operands))
+        if self._device().type == "cpu":
+            for body in bodies.values():
+                hoisted.take(body)
+        made = tuple((key, (*views, *hoisted.views(bodies[key]))) for key, views in cut_views)
         lines, results = self._line_buffers(), tuple(self._result(*output) for output in self.outputs)
         operands = tuple(_buffer(node.meta["val"]) for node in self.operands)
-        device = self.layout.results[0].all_input_nodes[0].meta["val"].device
+        device = self._device()
         flops = sum(flops_of(part) for index in self.layout.members for part in self.layout.network.inner[index])
         text = repr((operands, results, lines, made, [body.code for body in bodies.values()], list(bodies)))
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return TileProgram(key, operands, results, device, flops, bodies, tuple(made), lines), list(self.operands)
+        program = TileProgram(key, operands, results, device, flops, bodies, made, lines, hoisted.module())
+        return program, list(self.operands)
 
-    def _record(self, cut: Any) -> tuple[list[Any], Run]:
+    def _device(self) -> torch.device:
+        value: Tensor = self.layout.results[0].all_input_nodes[0].meta["val"]
+        return value.device
+
+    def _record(self, cut: Any) -> tuple[list[Any], list[Port]]:
         recorder = _Recorder()
-        run = self.layout.run(cut, recorder, lambda port: (port.kind, port.node.name, _size(port)))
-        recorder.notes += [(port.kind, port.node.name, _size(port), port.index) for port in run.ports]
-        recorder.notes.append(run.written)
-        return recorder.notes, run
+        ports = self.layout.run(cut, recorder, lambda port: (port.kind, port.node.name, _size(port)))
+        recorder.notes += [(port.kind, port.node.name, _size(port), port.index) for port in ports]
+        return recorder.notes, ports
 
     def _key(self, cut: Any) -> str:
         return hashlib.sha256(repr(self._record(cut)[0]).encode()).hexdigest()[:12]
 
-    def _ports(self, run: Run) -> list[Port]:
+    def _ports(self, cut: Any) -> list[Port]:
         """What is read, then what is written."""
-        read = [port for port in run.ports if port.kind in ("operand", "kept", "history")]
-        return read + [port for port in run.ports if port.kind in ("result", "keep", "part")]
+        return sorted(self._record(cut)[1], key=lambda port: port.kind in ("result", "keep", "part"))
 
     def _view(self, port: Port, number: int) -> View:
         """A tile's part of a tensor."""
@@ -211,8 +235,7 @@ class _Assembly:
         assert port.rectangle is not None
         (begin, end), plane = port.rectangle[0], self.layout.network.planes[node]
         assert plane.rows is not None
-        side = number % 2 if port.kind == "keep" else (number + 1) % 2
-        return View(f"line{side}", self.lines[node], ((plane.rows, 0, end - begin),))
+        return View("line", self.lines[node], ((plane.rows, 0, end - begin),))
 
     def _cuts(self, node: fx.Node, rectangle: Rectangle | None) -> tuple[tuple[int, int, int], ...]:
         plane = self.layout.network.planes.get(node, Plane(None, None))
@@ -242,7 +265,7 @@ class _Assembly:
                 offset,
             )
             found.append(line)
-            offset += 2 * line.size_bytes
+            offset += line.size_bytes
         return tuple(found)
 
     def _line_shape(self, node: fx.Node) -> tuple[int, ...]:
@@ -254,17 +277,12 @@ class _Assembly:
     def _body(self, cut: Any) -> fx.GraphModule:
         """The graph of one tile: inputs are its ports, the written ones behind; returns nothing."""
         body = _Body()
-        ports = self._ports(self._record(cut)[1])
+        ports = self._ports(cut)
         nodes = {
             (port.kind, port.node, port.index): body.placeholder(self._shape(port), self._stride(port), port) for port in ports
         }
-        run = self.layout.run(cut, body, lambda port: nodes[port.kind, port.node, port.index])
-        written = [port for port in run.ports if port.kind in ("result", "keep", "part")]
-        for port, value in zip(written, run.written, strict=True):
-            target = nodes[port.kind, port.node, port.index]
-            if port.kind == "part":
-                value = body.call(aten.reshape.default, (value, list(target.meta["val"].shape)), {}, port.node)
-            body.call(aten.copy_.default, (target, value), {}, port.node)
+        body.targets = nodes
+        self.layout.run(cut, body, lambda port: nodes[port.kind, port.node, port.index])
         return body.finished()
 
     def _shape(self, port: Port) -> tuple[int, ...]:
@@ -288,12 +306,95 @@ class _Assembly:
         return tuple(port.node.meta["val"].stride())
 
 
+class _Hoisted:
+    """What follows from parameters alone, taken out of all bodies."""
+
+    def __init__(self, operands: list[fx.Node]) -> None:
+        self.graph = fx.Graph()
+        self.inputs = {f"operand_{node.name}": self.graph.placeholder(f"operand_{node.name}") for node in operands}
+        self.outputs: dict[str, int] = {}
+        self.values: list[fx.Node] = []
+        self.texts: dict[str, fx.Node] = {}
+        self.taken: dict[fx.GraphModule, list[int]] = {}
+
+    def take(self, body: fx.GraphModule) -> None:
+        """Fuse a body, and give it an input for each value that it has no longer to compute itself."""
+        graph, inputs = body.graph, body.graph.find_nodes(op="placeholder")
+        call = functools.partial(_call, graph, inputs[0].meta["val"].fake_mode)
+        parameters = [node for node in inputs if node.meta["whole"]]
+        restore(graph, call)
+        fold(graph, parameters, call)
+        self.taken[body] = []
+        for node in hoist(graph, parameters):
+            with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
+                given = graph.placeholder(f"hoisted_{node.name}")
+            given.meta = {"val": node.meta["val"], "whole": True}
+            self.taken[body].append(self._value(node))
+            node.replace_all_uses_with(given)
+        graph.eliminate_dead_code()
+        body.recompile()
+
+    def _value(self, node: fx.Node) -> int:
+        copied = self._copied(node)
+        text = next(text for text, known in self.texts.items() if known is copied)
+        if text not in self.outputs:
+            self.outputs[text] = len(self.values)
+            self.values.append(copied)
+        return self.outputs[text]
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        """The same computation in the prologue, once."""
+        if node.op == "placeholder":
+            return self.inputs[str(node.target)]
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._copied)
+        text = f"{node.target}{args}{kwargs}"
+        if text not in self.texts:
+            self.texts[text] = self.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+            self.texts[text].meta["val"] = node.meta["val"]
+        return self.texts[text]
+
+    def views(self, body: fx.GraphModule) -> list[View]:
+        """The inputs that were added to a body."""
+        return [View("hoisted", index) for index in self.taken.get(body, ())]
+
+    def module(self) -> fx.GraphModule:
+        """The prologue."""
+        self.graph.output(tuple(self.values))
+        return fx.GraphModule(torch.nn.Module(), self.graph)
+
+
+def _call(
+    graph: fx.Graph, mode: FakeTensorMode, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: fx.Node
+) -> fx.Node:
+    """A node with its value."""
+    node = graph.call_function(target, args, kwargs)
+    values, keywords = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+    with mode:
+        try:
+            node.meta["val"] = target(*values, **keywords)
+        except RuntimeError as error:
+            raise NotLocalError(f"{like.name} does not run on a tile: {error}") from None
+    if "stack_trace" in like.meta:
+        node.meta["stack_trace"] = like.meta["stack_trace"]
+    return node
+
+
 class _Body:
     """A sink that writes a graph, with the shapes of its nodes."""
 
     def __init__(self) -> None:
         self.graph, self.mode, self.root = fx.Graph(), FakeTensorMode(), torch.nn.Module()
         self.constants: dict[tuple[Any, ...], fx.Node] = {}
+        self.targets: dict[tuple[str, fx.Node, int], fx.Node] = {}
+
+    def write(self, port: Port, value: fx.Node) -> None:
+        """See `stage.Sink`."""
+        target = self.targets[port.kind, port.node, port.index]
+        if port.kind == "part":
+            value = self.call(aten.reshape.default, (value, list(target.meta["val"].shape)), {}, port.node)
+        if value.op == "placeholder" or base_of(value).op == "placeholder":  # rows that move on within their buffer
+            value = self.call(aten.clone.default, (value,), {}, port.node)
+        self.call(aten.copy_.default, (target, value), {}, port.node)
 
     def placeholder(self, shape: tuple[int, ...], stride: tuple[int, ...], port: Port) -> fx.Node:
         """An input that stands for a port."""
@@ -303,20 +404,12 @@ class _Body:
         device = port.node.args[0].meta["val"].device if port.kind == "part" else value.device  # type: ignore[union-attr]
         with self.mode:
             node.meta["val"] = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+        node.meta["whole"] = port.kind == "operand" and port.rectangle is None
         return node
 
     def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: fx.Node) -> fx.Node:
         """See `stage.Sink`."""
-        node = self.graph.call_function(target, args, kwargs)
-        values, keywords = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-        with self.mode:
-            try:
-                node.meta["val"] = target(*values, **keywords)
-            except RuntimeError as error:
-                raise NotLocalError(f"{like.name} does not run on a tile: {error}") from None
-        if "stack_trace" in like.meta:
-            node.meta["stack_trace"] = like.meta["stack_trace"]
-        return node
+        return _call(self.graph, self.mode, target, args, kwargs, like)
 
     def constant(self, values: NDArray[Any], device: torch.device) -> fx.Node:
         """See `stage.Sink`."""

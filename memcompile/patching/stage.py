@@ -7,7 +7,7 @@ body; the other writes the graph of such a body.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +36,9 @@ class Sink(Protocol):
     def constant(self, values: NDArray[Any], device: torch.device) -> Any:
         """A table of numbers."""
 
+    def write(self, port: Port, value: Any) -> None:
+        """``value`` goes to a port of kind "result", "keep" or "part"."""
+
 
 @dataclass(frozen=True, slots=True)
 class Port:
@@ -49,14 +52,6 @@ class Port:
     index: int = 0
 
 
-@dataclass(slots=True)
-class Run:
-    """One tile as it runs: its ports, and the values that it writes to those of kind "result", "keep" and "part"."""
-
-    ports: list[Port] = field(default_factory=list)
-    written: list[Any] = field(default_factory=list)
-
-
 class Layout:
     """The operators of a stage, in order. ``results``: the nodes whose values it leaves."""
 
@@ -66,8 +61,8 @@ class Layout:
         self.place = {network.values[index]: index for index in self.members}
         self.results = [network.values[index] for index in results(network.problem, stage)]
 
-    def run(self, cut: Cut, sink: Sink, port: Callable[[Port], Any]) -> Run:
-        """Run one tile on a sink. ``port(p)``: the value that stands for a port that is read."""
+    def run(self, cut: Cut, sink: Sink, port: Callable[[Port], Any]) -> list[Port]:
+        """Run one tile on a sink; returns its ports. ``port(p)``: the value that stands for a port that is read."""
         probe = _Tile(self, cut, _Nothing(), {}, lambda _port: None)
         probe.run()
         return _Tile(self, cut, sink, probe.reached, port).run()
@@ -80,6 +75,9 @@ class _Nothing:
         return None
 
     def constant(self, *_args: Any) -> None:
+        return None
+
+    def write(self, *_args: Any) -> None:
         return None
 
 
@@ -98,16 +96,20 @@ class _Tile:
         self.scope: dict[fx.Node, Any] = {}
         self.spans: dict[fx.Node, Rectangle] = {}
         self.node: fx.Node | None = None
-        self.done = Run()
+        self.ports: list[Port] = []
 
-    def run(self) -> Run:
-        """All operators, and what is written."""
+    def run(self) -> list[Port]:
+        """All operators; what is kept for later tiles is written as soon as it is there."""
         for index in self.layout.members:
             self._make(index)
-        for index in self.layout.members:
             if index in self.cut.kept_after:
                 self._keep(index)
-        return self.done
+        return self.ports
+
+    def _write(self, port: Port, value: Any) -> None:
+        self.node = port.node
+        self.ports.append(port)
+        self.sink.write(port, value)
 
     def _make(self, index: int) -> None:
         operator, node = self.network.problem.operators[index], self.network.values[index]
@@ -123,14 +125,16 @@ class _Tile:
         if before is not None:
             rectangle = _spans(before, columns)
             kept = self._given(Port("kept", node, rectangle))
+            if made is None and index in self.cut.kept_after:  # it is written over before all have read it
+                self.node = node
+                kept = self.call(aten.clone.default, kept)
             self.values[node] = kept, rectangle
         if made is None:
             return
         rectangle = _spans(*made)
         value = self._compute(index, node, rectangle)
         if node in self.layout.results:
-            self.done.ports.append(Port("result", node, rectangle))
-            self.done.written.append(value)
+            self._write(Port("result", node, rectangle), value)
         history = self.known.get(node)
         if node in self.layout.results and history is not None and history[0][0] < rectangle[0][0]:
             before_rows = (history[0][0], rectangle[0][0])
@@ -151,8 +155,7 @@ class _Tile:
         _, have = self.values[node]
         assert have is not None
         self.node = node
-        self.done.ports.append(Port("keep", node, ((begin, end), have[1])))
-        self.done.written.append(self.read(node, (begin, end), have[1]))
+        self._write(Port("keep", node, ((begin, end), have[1])), self.read(node, (begin, end), have[1]))
 
     def _compute(self, index: int, node: fx.Node, rectangle: Rectangle) -> Any:
         """The value of an operator on a rectangle: of the nodes that lead to it what is needed, in order."""
@@ -194,8 +197,7 @@ class _Tile:
         assert isinstance(source, fx.Node)
         self.spans.setdefault(source, rectangle)
         for number, value in enumerate(emit_parts(node, self)):
-            self.done.ports.append(Port("part", node, None, number))
-            self.done.written.append(value)
+            self._write(Port("part", node, None, number), value)
 
     def span(self, node: fx.Node) -> Rectangle:
         """Rows and columns of ``node`` that are made."""
@@ -250,7 +252,7 @@ class _Tile:
         return self.sink.constant(np.ascontiguousarray(values), like.meta["val"].device)
 
     def _given(self, port: Port) -> Any:
-        self.done.ports.append(port)
+        self.ports.append(port)
         return self.port(port)
 
 

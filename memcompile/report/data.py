@@ -138,8 +138,8 @@ class PatchStage:
     """Consecutive operators of a network of images that run together: ``first`` to ``last`` by name, ``operators`` of them.
 
     ``kind``: "layerwise"; "patches", rectangles with halos that are made again; "rows", strips that keep their overlap.
-    ``grid``: tiles down and across. ``again``: operators of earlier stages that run once more inside. ``source``: the user's line of the
-    last one.
+    ``grid``: tiles down and across. ``again``: operators of earlier stages that run once more inside. ``source``: the user's
+    line of the last one.
     """
 
     kind: Literal["layerwise", "patches", "rows"]

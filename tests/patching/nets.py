@@ -53,7 +53,7 @@ class Random(nn.Module):
         torch.manual_seed(seed)
         self.steps: list[tuple[str, int, int]] = []
         self.convs = nn.ModuleList()
-        shapes = [(4, *size)]
+        shapes: list[tuple[int, int, int]] = [(4, *size)]
         for _ in range(count):
             kind = draw.choice(KINDS) if self.steps else "conv"
             source = draw.randrange(max(0, len(shapes) - 3), len(shapes))
@@ -61,12 +61,22 @@ class Random(nn.Module):
             module = _module(kind, shapes[source][0], draw)
             self.steps.append((kind, source, other))
             self.convs.append(module)
+            made = self._tried(kind, module, shapes[source], shapes[other])
+            if made is None:
+                self.steps[-1], self.convs[-1] = ("conv", source, other), _whole(nn.Conv2d(shapes[source][0], 4, 3, 1, 1))
+                made = (4, *shapes[source][1:])
+            shapes.append(made)
+
+    def _tried(
+        self, kind: str, module: nn.Module, given: tuple[int, int, int], other: tuple[int, int, int]
+    ) -> tuple[int, int, int] | None:
+        """The shape that a step makes; None when the image gets too small, or too large to be quick."""
+        try:
             with torch.no_grad():
-                made = self._step(kind, module, torch.zeros(1, *shapes[source]), torch.zeros(1, *shapes[other]))
-            if not min(made.shape[2:]) >= 3 or max(made.shape[2:]) > 64 or made.shape[1] > 64:
-                self.steps[-1], self.convs[-1] = ("relu", source, other), nn.Identity()
-                made = torch.zeros(1, *shapes[source])
-            shapes.append(tuple(made.shape[1:]))  # type: ignore[arg-type]
+                shape = self._step(kind, module, torch.zeros(1, *given), torch.zeros(1, *other)).shape
+        except RuntimeError:
+            return None
+        return (shape[1], shape[2], shape[3]) if min(shape[2:]) >= 3 and max(shape[1:]) <= 64 else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         values = [x]

@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 
+from memcompile.codegen.interpreted import interpret
 from memcompile.passes.patch import Patched, apply
 from memcompile.patching.network import Network, network_of
 from memcompile.solvers.tiling.problem import Solution, Stage
-from memcompile.streaming.program import Block
 
 
 @dataclass
@@ -25,11 +25,6 @@ class Ran:
     results: tuple[Tensor, ...] = ()
     network: Network | None = None
     patched: list[Patched] = field(default_factory=list)
-
-
-def interpreted(graph: fx.GraphModule) -> Block:
-    """A body that is run node by node."""
-    return Block(lambda _workspace: lambda tensors: graph(*tensors), 0, 0)
 
 
 def network(module: nn.Module, *inputs: Tensor) -> Network:
@@ -51,8 +46,9 @@ def run(module: nn.Module, choose: Callable[[Network], tuple[Stage, ...]], *inpu
 
     def compiler(gm: fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
         ran.network = network_of(gm.graph)
-        assert ran.network is not None
-        ran.patched = apply(gm, ran.network, Solution(choose(ran.network), 0, 0, 0, 0), interpreted)
+        if ran.network is None:
+            return gm.forward
+        ran.patched = apply(gm, ran.network, Solution(choose(ran.network), 0, 0, 0, 0), interpret)
         return gm.forward
 
     results = _compiled(module, compiler)(*inputs)
