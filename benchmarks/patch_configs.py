@@ -1,8 +1,8 @@
 """Facts about the networks of the patch benchmark: the architectures of MCUNet's model zoo, and what other tools publish.
 
 Architectures: the JSON configs of github.com/mit-han-lab/mcunet, folder assets/configs of its first commit (8326da6); of
-mcunet-vww1, which is not among them, the file mcunet-5fps_vww.json that the project serves for download, by a second-hand copy of
-its block table whose counts agree with the published ones. Parameters and multiply-adds: the tables of that project's README;
+mcunet-vww1, which is not among them, the file mcunet-5fps_vww.json that the project serves for download, by a second-hand copy
+of its block table, whose counts agree with the published ones. Parameters and multiply-adds: the tables of its README;
 those of MobileNetV2 1.0 are torchvision's.
 """
 

@@ -108,7 +108,7 @@ class SuperResolution(nn.Module):
 
 
 class Segmenter(UNet):
-    """The U-Net of `nets` in inference: (B, 3, H, W) images -> (B, classes, H, W) logits; H and W in multiples of 2 ** depth."""
+    """The U-Net of `nets` in inference: (B, 3, H, W) -> (B, classes, H, W); H and W are multiples of 2 ** depth."""
 
     def forward(self, pixels: Tensor) -> Tensor:  # type: ignore[override]
         return self.logits(pixels)
