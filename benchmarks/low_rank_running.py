@@ -15,7 +15,7 @@ import memcompile
 from benchmarks.low_rank_cases import CASES, Case, Size
 from benchmarks.low_rank_nets import densified
 from benchmarks.low_rank_peers import adapted
-from benchmarks.stepping import Arrays, ModuleStep
+from benchmarks.stepping import Arrays, ModuleStep, refusals
 from benchmarks.workers import Remote
 from memcompile.report.data import Report
 
@@ -134,8 +134,7 @@ def _planned(report: Report) -> tuple[int, tuple[tuple[int, int], ...], str]:
     rows = [row for graph in report.graphs for row in graph.decisions]
     found = [TILE.match(row.why) for row in rows if row.kind == "tile"]
     tiles = tuple((int(match[1]), int(match[2])) for match in found if match is not None)
-    refused = dict.fromkeys(row.why for row in rows if row.kind == "refused")
-    return report.planned_peak_bytes, tiles, "; ".join(f"refused: {why}" for why in refused)
+    return report.planned_peak_bytes, tiles, refusals(report)
 
 
 def _leading(output: Any) -> Tensor:

@@ -143,6 +143,25 @@ class VaeDecoder(nn.Module):
         return images
 
 
+def initialised(module: nn.Module, *shape: int) -> nn.Module:
+    """``module`` in eval mode, with weights that keep the size of what passes through, and batch norms that have seen inputs of
+    ``shape``. Biases are not zero: what a padded pixel becomes after an activation is part of the answer.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.uniform_(layer.bias, -0.1, 0.1)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.uniform_(layer.bias, -0.5, 0.5)
+            layer.momentum = None  # statistics are those of all that was seen
+    if any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules()):
+        with torch.no_grad():
+            module.train()(torch.randn(shape))
+    return module.eval()
+
+
 def parameters(module: nn.Module) -> int:
     """How many numbers the module has learnt."""
     return sum(p.numel() for p in module.parameters())

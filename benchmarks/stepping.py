@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._inductor.utils import fresh_cache
 
+from memcompile.report.data import Report
 from memcompile.runtime.measure import entry_storages, measure_peak
 
 Arrays = dict[str, NDArray[Any]]
@@ -85,3 +86,10 @@ def max_error(reference: Arrays, candidate: Arrays) -> float:
         gap, largest = np.abs(array - candidate[name]).max(), np.abs(array).max()
         errors.append(float(gap / largest) if gap else 0.0)
     return float(np.max(errors))  # a NaN stays one
+
+
+def refusals(report: Report) -> str:
+    """What memcompile refused, each reason once."""
+    rows = [row for graph in report.graphs for row in graph.decisions]
+    refused = dict.fromkeys(row.why for row in rows if row.kind == "refused")
+    return "; ".join(f"refused: {why}" for why in refused)
