@@ -90,6 +90,5 @@ def max_error(reference: Arrays, candidate: Arrays) -> float:
 
 def refusals(report: Report) -> str:
     """What memcompile refused, each reason once."""
-    rows = [row for graph in report.graphs for row in graph.decisions]
-    refused = dict.fromkeys(row.why for row in rows if row.kind == "refused")
+    refused = dict.fromkeys(row.why for row in report.decisions if row.kind == "refused")
     return "; ".join(f"refused: {why}" for why in refused)
