@@ -42,13 +42,12 @@ from benchmarks.workers import ERRORS, Remote
 
 RESULTS = Path(__file__).resolve().parent / "results" / "patch.csv"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PLANNED_OVERHEADS = (0.0, 0.03, 0.1, 0.25)
-"""Of cases that are planned only."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the command line asks for. ``tiling``: whether the libraries' own tilings run too."""
+    """What the command line asks for. ``planned_overheads``: of cases that are planned only; ``tiling``: whether the libraries'
+    own tilings run too."""
 
     device: str
     scale: int
@@ -56,6 +55,7 @@ class Chosen:
     rounds: int
     overheads: tuple[float, ...]
     shares: tuple[float, ...]
+    planned_overheads: tuple[float, ...] = (0.0, 0.03, 0.1, 0.25)
     tiling: bool = True
 
 
@@ -137,7 +137,7 @@ class Benchmark(Turns[Row]):
 def ways_of(case: Case, chosen: Chosen) -> list[Way]:
     """The ways to measure or to plan a case, in order."""
     if case.planned:
-        return [within_overhead(share) for share in PLANNED_OVERHEADS]
+        return [within_overhead(share) for share in chosen.planned_overheads]
     tiling = [TILING] if case.tiled is not None and chosen.tiling else []
     ours = [*map(within_overhead, chosen.overheads), *map(within_share, chosen.shares)]
     return [EAGER, PLAIN, *ours, *tiling]
@@ -190,6 +190,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=names, default=["all"], metavar="CASE", help="see --list; or planned")
     parser.add_argument("--overheads", nargs="*", type=float, default=[0.0, 0.1], help="shares of extra multiply-adds")
     parser.add_argument("--shares", nargs="*", type=float, default=[0.5], help="budgets, as shares of plain's transient bytes")
+    help_planned = "the same for the cases that are planned only"
+    parser.add_argument("--planned-overheads", nargs="*", type=float, default=Chosen.planned_overheads, help=help_planned)
     parser.add_argument("--no-tiling", action="store_true", help="without the libraries' own tilings")
     parser.add_argument("--rounds", type=int, default=15, help="steps of each way; 0: no timing")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: as torch chooses")
@@ -220,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     setting = Setting.here(args.device)
-    shares = (tuple(args.overheads), tuple(args.shares))
+    shares = (tuple(args.overheads), tuple(args.shares), tuple(args.planned_overheads))
     chosen = Chosen(args.device, args.scale, DTYPES[args.dtype], args.rounds, *shares, tiling=not args.no_tiling)
     for case in chosen_cases(args.cases):
         if case.package and importlib.util.find_spec(case.package) is None:

@@ -5,6 +5,8 @@ All map one batch of images (B, C, H, W), floats, to one tensor. Those with batc
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -125,7 +127,7 @@ class VaeDecoder(nn.Module):
         from diffusers import AutoencoderKL
 
         super().__init__()
-        self.vae = AutoencoderKL(
+        self.vae: Any = AutoencoderKL(  # type: ignore[no-untyped-call]
             block_out_channels=widths,
             down_block_types=("DownEncoderBlock2D",) * len(widths),
             up_block_types=("UpDecoderBlock2D",) * len(widths),

@@ -89,7 +89,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=1, help="of ESRGAN's trunk, the published one has 23 (default 1)")
     parser.add_argument("--quick", action="store_true", help="pictures a quarter as large")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--save", type=Path, default=Path("patch_vision"), metavar="FOLDER", help="default: patch_vision")
+    parser.add_argument(
+        "--save", type=Path, default=Path("build/patch_vision"), metavar="FOLDER", help="default: build/patch_vision"
+    )
     args = parser.parse_args(argv)
     if args.quick:
         args.height //= 2
