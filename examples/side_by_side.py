@@ -21,13 +21,12 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 
 @dataclass(frozen=True)
 class Contender:
-    """One way that ran. ``entry_bytes``: parameters, buffers and the input; ``first_call_seconds``: compiling included."""
+    """One way that ran. ``entry_bytes``: parameters, buffers and the input."""
 
     name: str
     output: Tensor
     peak_bytes: int
     entry_bytes: int
-    first_call_seconds: float
     step_seconds: float
 
     @property
@@ -50,7 +49,7 @@ def contend(name: str, call: Callable[[Tensor], Any], module: nn.Module, x: Tens
         _synchronize(x)
         step_seconds = time.perf_counter() - start
     console.print(f"  [dim]{name}: ready after {first_call_seconds:.0f} s[/]")
-    return Contender(name, output, peak_bytes, entry_bytes, first_call_seconds, step_seconds)
+    return Contender(name, output, peak_bytes, entry_bytes, step_seconds)
 
 
 def _synchronize(x: Tensor) -> None:
@@ -66,7 +65,7 @@ def difference(reference: Tensor, output: Tensor) -> float:
 def tabulate(title: str, contenders: Sequence[Contender], plain: str) -> Table:
     """One line each. Shares are of the one named ``plain``; differences are to the first one's output."""
     table = Table(title=title, title_justify="left")
-    for name in ("way", "peak", "activations", "of plain", "step", "first call", "difference"):
+    for name in ("way", "peak", "activations", "of plain", "step", "difference"):
         table.add_column(name, justify="left" if name == "way" else "right")
     first = contenders[0]
     reference = next(each for each in contenders if each.name == plain)
@@ -77,7 +76,6 @@ def tabulate(title: str, contenders: Sequence[Contender], plain: str) -> Table:
             format_bytes(each.transient_bytes),
             f"{each.transient_bytes / reference.transient_bytes:.2f}",
             f"{each.step_seconds:.2f} s",
-            f"{each.first_call_seconds:.0f} s",
             "" if each is first else f"{difference(first.output, each.output):.1e}",
             style="bold" if each.name.startswith("memcompile") else None,
         )
