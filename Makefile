@@ -5,6 +5,7 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EXAMPLES := $(VENV)/.installed-examples
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -14,10 +15,10 @@ export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help $(VENV) test demo lint format bench clean
+.PHONY: help $(VENV) test demo demo-vision demo-vae lint format bench clean
 
 help:  ## show the targets
-	@awk -F ':.*## ' '/^[.$$()a-zA-Z_]+:.*## /{t=$$1; if (t=="$$(VENV)") t=".venv"; printf "  make %-8s %s\n", t, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[.$$()a-zA-Z_-]+:.*## /{t=$$1; if (t=="$$(VENV)") t=".venv"; printf "  make %-12s %s\n", t, $$2}' $(MAKEFILE_LIST)
 
 $(VENV): $(STAMP)  ## set up .venv (again when pyproject.toml or constraints.txt change)
 
@@ -30,11 +31,22 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,dev]'
 	@touch $@
 
+# after torch: diffusers takes whichever torch is there
+$(EXAMPLES): $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[examples]'
+	@touch $@
+
 test: $(STAMP)  ## run the tests (PYTEST_ARGS="-k options")
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 demo: $(STAMP)  ## train GPT-2 on Python's documentation under a memory budget
 	$(BIN)/python examples/train_gpt2.py $(DEMO_ARGS)
+
+demo-vision: $(EXAMPLES)  ## classify and enlarge a photograph patch by patch
+	$(BIN)/python examples/patch_vision.py $(DEMO_ARGS)
+
+demo-vae: $(EXAMPLES)  ## decode with Stable Diffusion's VAE, beside diffusers' tiling
+	$(BIN)/python examples/vae_decode.py $(DEMO_ARGS)
 
 lint: $(STAMP)  ## ruff check, ruff format --check, mypy --strict
 	$(BIN)/ruff check .

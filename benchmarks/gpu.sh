@@ -4,11 +4,11 @@
 #
 #   OUT=results sh benchmarks/gpu.sh                    everything
 #   MODELS="gpt2 unet" BUDGETS="60 35" sh benchmarks/gpu.sh
-#   ONLY=tests sh benchmarks/gpu.sh                     or ONLY=benchmarks, ONLY=demo, ONLY=low_rank
+#   ONLY=tests sh benchmarks/gpu.sh                     or ONLY=benchmarks, ONLY=demo, ONLY=low_rank, ONLY=patch
 #
 # OUT: where the rows and logs go (default benchmarks/results). BATCH_SCALE: multiplies every batch (default 8). CASES, DTYPES,
 # LAYERS (default 12): of the low-rank benchmark. With checkouts of FlashSVD and mem-efficient-blr on PYTHONPATH it measures their
-# kernels too.
+# kernels too. PATCH_CASES (default: all), PATCH_DTYPES: of the patch benchmark.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -21,6 +21,8 @@ ROUNDS=${ROUNDS:-30}
 CASES=${CASES:-}
 DTYPES=${DTYPES:-float32 float16 bfloat16}
 LAYERS=${LAYERS:-12}
+PATCH_CASES=${PATCH_CASES:-all}
+PATCH_DTYPES=${PATCH_DTYPES:-float32 float16}
 ONLY=${ONLY:-}
 mkdir -p "$OUT"
 
@@ -65,6 +67,13 @@ if wanted benchmarks || wanted low_rank; then
         # shellcheck disable=SC2086
         "$PYTHON" benchmarks/low_rank.py ${CASES:+--cases $CASES} --dtype "$dtype" --rounds "$ROUNDS" --layers "$LAYERS" \
             --results "$OUT/low_rank-gpu.csv" 2>&1 | tee "$OUT/gpu-low_rank-$dtype.log"
+    done
+fi
+if wanted benchmarks || wanted patch; then
+    for dtype in $PATCH_DTYPES; do
+        # shellcheck disable=SC2086
+        "$PYTHON" benchmarks/patch.py --cases $PATCH_CASES --dtype "$dtype" --rounds "$ROUNDS" \
+            --results "$OUT/patch-gpu.csv" 2>&1 | tee "$OUT/gpu-patch-$dtype.log"
     done
 fi
 if wanted demo; then

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -38,17 +39,16 @@ from benchmarks.low_rank_running import (
     PLAIN,
     UNSTREAMED,
     WAYS,
-    Arrays,
     Prepared,
     Way,
-    max_error,
     remote,
 )
 from benchmarks.low_rank_table import END, START, Row, table
-from benchmarks.peers import interleave
-from benchmarks.rows import Setting, read_rows, write_rows
+from benchmarks.rows import KeptRows, Setting
+from benchmarks.stepping import Arrays, max_error
 from benchmarks.table import README, between
-from benchmarks.workers import Remote, WayFailedError
+from benchmarks.turns import Turns
+from benchmarks.workers import Remote
 
 RESULTS = Path(__file__).resolve().parent / "results" / "low_rank.csv"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,27 +65,24 @@ class Chosen:
     ways: tuple[str, ...]
 
 
-class Results:
-    """The rows by what they measure; a newer one takes the older one's place."""
+class Results(KeptRows[Row]):
+    """The rows by what they measure; each is said as it comes."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows = {row.key: row for row in read_rows(Row, path)}
+        super().__init__(Row, path)
 
     def put(self, row: Row) -> None:
         """Add it, and write the file."""
-        self.rows[row.key] = row
-        write_rows(Row, self.rows.values(), self.path)
+        super().put(row)
         _say(row)
 
 
-class Benchmark:
+class Benchmark(Turns[Row]):
     """One case: prepares its ways one after the other, keeps them alive, then times them in turns."""
 
     def __init__(self, case: Case, setting: Setting, results: Results, chosen: Chosen) -> None:
-        self.case, self.setting, self.results, self.chosen = case, setting, results, chosen
-        self.alive: dict[str, Remote] = {}
-        self.rows: dict[str, Row] = {}
+        super().__init__(results.put, PLAIN.name)
+        self.case, self.setting, self.chosen = case, setting, chosen
         self.reference: Arrays | None = None
         self.plain: Prepared | None = None
 
@@ -94,27 +91,16 @@ class Benchmark:
         for way in ways_of(self.case, self.chosen):
             row = self._row(way)
             if way in PEERS and (reason := missing(way.name)):
-                self._put(dataclasses.replace(row, status="missing", note=reason))
+                self.put(dataclasses.replace(row, status="missing", note=reason))
             else:
-                self._prepare(way, row)
-        if self.chosen.rounds and self.alive and not self.case.planned:
-            self._time()
+                worker = remote(
+                    self.case.name, way, self.chosen.device, self.chosen.size, self.chosen.dtype, self.setting.threads
+                )
+                self.prepare(worker, row, functools.partial(self._measured, way))
+        if self.chosen.rounds and not self.case.planned:
+            self.time(self.chosen.rounds)
 
-    def close(self) -> None:
-        """End the ways' processes."""
-        for worker in self.alive.values():
-            worker.close()
-
-    def _prepare(self, way: Way, row: Row) -> None:
-        worker = self.alive[way.name] = remote(
-            self.case.name, way, self.chosen.device, self.chosen.size, self.chosen.dtype, self.setting.threads
-        )
-        try:
-            self._put(self._measured(worker, way, row))
-        except WayFailedError as error:
-            self._drop(way.name, row, error)
-
-    def _measured(self, worker: Remote, way: Way, row: Row) -> Row:
+    def _measured(self, way: Way, worker: Remote, row: Row) -> Row:
         found: Prepared = worker.ask("prepare")
         row = _with_plan(row, found)
         if self.case.planned:
@@ -130,37 +116,6 @@ class Benchmark:
             return row
         return dataclasses.replace(row, first_call_ratio=found.first_call_seconds / self.plain.first_call_seconds)
 
-    def _time(self) -> None:
-        """A way that fails in its turn leaves the others."""
-        while self.alive:
-            reference = self.alive.get(PLAIN.name) or next(iter(self.alive.values()))
-            try:
-                timings = interleave(list(self.alive.values()), reference, self.chosen.rounds)
-            except WayFailedError:
-                if not self._drop_failing():
-                    raise
-                continue
-            for name, timing in timings.items():
-                row = dataclasses.replace(self.rows[name], seconds=timing.seconds)
-                if PLAIN.name in self.alive:
-                    row = dataclasses.replace(row, ratio=timing.ratio, ratio_q1=timing.ratio_q1, ratio_q3=timing.ratio_q3)
-                self._put(row)
-            return
-
-    def _drop_failing(self) -> bool:
-        """Whether there were ways that cannot step any more."""
-        before = len(self.alive)
-        for name, worker in list(self.alive.items()):
-            try:
-                worker.warm_up()
-            except WayFailedError as error:
-                self._drop(name, self.rows[name], error)
-        return len(self.alive) < before
-
-    def _drop(self, name: str, row: Row, error: WayFailedError) -> None:
-        self.alive.pop(name).close()
-        self._put(dataclasses.replace(row, status="failed", note=error.message))
-
     def _row(self, way: Way) -> Row:
         setting, size = self.setting, self.chosen.size
         dtype = str(self.case.dtype or self.chosen.dtype).removeprefix("torch.")
@@ -168,10 +123,6 @@ class Benchmark:
         today = datetime.date.today().isoformat()
         origin = (today, setting.device, setting.threads, setting.torch, code)
         return Row(*origin, self.case.name, dtype, size.scale, size.layers, way.name)
-
-    def _put(self, row: Row) -> None:
-        self.rows[row.way] = row
-        self.results.put(row)
 
 
 def ways_of(case: Case, chosen: Chosen) -> list[Way]:

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import functools
-import gc
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch._inductor.utils import fresh_cache
 
 import memcompile
 from benchmarks.low_rank_cases import CASES, Case, Size
 from benchmarks.low_rank_nets import densified
 from benchmarks.low_rank_peers import adapted
+from benchmarks.stepping import Arrays, ModuleStep, refusals
 from benchmarks.workers import Remote
 from memcompile.report.data import Report
-from memcompile.runtime.measure import entry_storages, measure_peak
 
 Kind = Literal["eager", "compile", "max-autotune", "dense", "memcompile", "peer"]
-Arrays = dict[str, NDArray[Any]]
 TILE = re.compile(r"(\d+) blocks of (\d+) rows")
 
 
@@ -61,14 +55,13 @@ class Prepared:
     note: str = ""
 
 
-class Running:
+class Running(ModuleStep):
     """``module`` is the bare module, ``model`` what is called."""
 
     def __init__(self, case: Case, way: Way, device: str, size: Size, dtype: torch.dtype) -> None:
         self.case, self.way = case, way
-        module, self.batch = case.make(size, device, dtype)
-        self.device = next(iter(self.batch.values())).device
-        self.module = _changed(module, way)
+        module, batch = case.make(size, device, dtype)
+        super().__init__(_changed(module, way), batch)
         self.model: Any = None if case.planned else self._compiled()
 
     def _compiled(self) -> Callable[..., Any]:
@@ -98,17 +91,12 @@ class Running:
         """Compile from an empty cache by one step, and measure the peak; of a planned case, only plan."""
         if self.case.planned:
             return self._plan()
-        entry_bytes = sum(entry_storages(self.module, self.batch, self.device).values())
-        with fresh_cache():
-            start = time.perf_counter()
-            self.step()
-            self._synchronize()
-            first_call_seconds = time.perf_counter() - start
-        peak_bytes = measure_peak(self.step, model=self.module, inputs=self.batch).peak_bytes
+        found = self.measured()
         if self.way.kind != "memcompile":
-            return Prepared(entry_bytes, peak_bytes, first_call_seconds if self.way.kind != "eager" else None)
+            first_call_seconds = found.first_call_seconds if self.way.kind != "eager" else None
+            return Prepared(found.entry_bytes, found.peak_bytes, first_call_seconds)
         report = memcompile.report(self.model)
-        return Prepared(entry_bytes, peak_bytes, first_call_seconds, *_planned(report))
+        return Prepared(found.entry_bytes, found.peak_bytes, found.first_call_seconds, *_planned(report))
 
     def _plan(self) -> Prepared:
         with torch.set_grad_enabled(self.case.training):
@@ -123,23 +111,6 @@ class Running:
         arrays = {name: t.float().numpy(force=True) for name, t in found.items()}
         self.module.zero_grad(set_to_none=True)
         return arrays
-
-    def warm_up(self) -> None:
-        """One step that is not timed, nothing left to collect."""
-        gc.collect()
-        self.step()
-
-    def timed_step(self) -> float:
-        """Seconds of one step, the device waited for."""
-        self._synchronize()
-        start = time.perf_counter()
-        self.step()
-        self._synchronize()
-        return time.perf_counter() - start
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def remote(case: str, way: Way, device: str, size: Size, dtype: torch.dtype, threads: int) -> Remote:
@@ -158,24 +129,12 @@ def _changed(module: nn.Module, way: Way) -> nn.Module:
     return adapted(way.name, module) if way.kind == "peer" else module
 
 
-def max_error(reference: Arrays, candidate: Arrays) -> float:
-    """The largest |a - b| of a tensor over its largest |a|: the worst of output (or loss) and gradients."""
-    if reference.keys() != candidate.keys():
-        raise ValueError(f"gradients of different parameters: {sorted(reference.keys() ^ candidate.keys())}")
-    errors = []
-    for name, array in reference.items():
-        gap, largest = np.abs(array - candidate[name]).max(), np.abs(array).max()
-        errors.append(float(gap / largest) if gap else 0.0)
-    return float(np.max(errors))  # a NaN stays one
-
-
 def _planned(report: Report) -> tuple[int, tuple[tuple[int, int], ...], str]:
     """Planned peak, tiles and refusals."""
     rows = [row for graph in report.graphs for row in graph.decisions]
     found = [TILE.match(row.why) for row in rows if row.kind == "tile"]
     tiles = tuple((int(match[1]), int(match[2])) for match in found if match is not None)
-    refused = dict.fromkeys(row.why for row in rows if row.kind == "refused")
-    return report.planned_peak_bytes, tiles, "; ".join(f"refused: {why}" for why in refused)
+    return report.planned_peak_bytes, tiles, refusals(report)
 
 
 def _leading(output: Any) -> Tensor:

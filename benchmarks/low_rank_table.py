@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.markdown import form, markdown, mib
+
 START, END = "<!-- results: written by low_rank.py -->", "<!-- end of low_rank results -->"
 OTHERS = ("eager", "compile max-autotune", "dense", "flashsvd", "blr")
 PLANNED = ("memcompile low_rank=False", "memcompile")
@@ -70,9 +72,9 @@ def table(rows: Sequence[Row]) -> str:
             cases.setdefault((row.case, row.dtype, row.scale, row.layers), {})[row.way] = row
         ran = [ways for ways in cases.values() if "compile" in ways]
         others = [way for way in OTHERS if any(way in ways for ways in ran)]
-        parts += _markdown(_head(others), [_line(ways, others) for ways in ran]) if ran else []
+        parts += [markdown(_head(others), [_line(ways, others) for ways in ran]), ""] if ran else []
         planned = [ways for ways in cases.values() if all(way in ways for way in PLANNED)]
-        parts += _markdown(PLANNED_HEAD, [_planned_line(ways) for ways in planned]) if planned else []
+        parts += [markdown(PLANNED_HEAD, [_planned_line(ways) for ways in planned]), ""] if planned else []
     return "\n".join(parts)
 
 
@@ -86,7 +88,7 @@ PLANNED_HEAD = ["case, planned", "entry", "transient without streaming", "transi
 
 def _line(ways: Mapping[str, Row], others: Sequence[str]) -> list[str]:
     plain, ours = ways["compile"], ways.get("memcompile")
-    cells = [_title(plain), f"{_mib(plain.transient_bytes)} MiB", _form(plain.seconds, ".3f", " s")]
+    cells = [_title(plain), f"{mib(plain.transient_bytes)} MiB", form(plain.seconds, ".3f", " s")]
     cells += [_share(ways.get(way), plain) for way in others]
     if ours is None or ours.status != "ok":
         return [*cells, "-" if ours is None else ours.status, *["-"] * 6]
@@ -95,13 +97,13 @@ def _line(ways: Mapping[str, Row], others: Sequence[str]) -> list[str]:
         planned = ours.planned_peak_bytes - ours.entry_bytes
     return [
         *cells,
-        f"{_mib(ours.transient_bytes)} MiB{_of(ours, plain)}",
-        _mib(planned),
-        _form(ours.ratio, ".3f", before="x "),
-        f"{_form(ours.ratio_q1, '.3f')} to {_form(ours.ratio_q3, '.3f')}",
+        f"{mib(ours.transient_bytes)} MiB{_of(ours, plain)}",
+        mib(planned),
+        form(ours.ratio, ".3f", before="x "),
+        f"{form(ours.ratio_q1, '.3f')} to {form(ours.ratio_q3, '.3f')}",
         _tiles(ours),
-        _form(ours.first_call_ratio, ".2f", before="x "),
-        _form(ours.max_error, ".0e"),
+        form(ours.first_call_ratio, ".2f", before="x "),
+        form(ours.max_error, ".0e"),
     ]
 
 
@@ -110,7 +112,7 @@ def _planned_line(ways: Mapping[str, Row]) -> list[str]:
     failed = [row.status for row in (whole, ours) if row.status != "planned"]
     if failed:
         return [_title(ours), failed[0], *["-"] * 3]
-    entry, without, streamed = (_mib(size) for size in (ours.entry_bytes, whole.transient_bytes, ours.transient_bytes))
+    entry, without, streamed = (mib(size) for size in (ours.entry_bytes, whole.transient_bytes, ours.transient_bytes))
     return [_title(ours), f"{entry} MiB", without, f"{streamed}{_of(ours, whole)}", _tiles(ours)]
 
 
@@ -123,7 +125,7 @@ def _share(row: Row | None, plain: Row) -> str:
     """Transient bytes as a share of plain's, and the step's time as a multiple of it."""
     if row is None or row.status != "ok":
         return "-" if row is None else row.status
-    return f"{_form(_quotient(row, plain), '.2f')} at {_form(row.ratio, '.2f')}"
+    return f"{form(_quotient(row, plain), '.2f')} at {form(row.ratio, '.2f')}"
 
 
 def _of(row: Row, whole: Row) -> str:
@@ -142,15 +144,3 @@ def _tiles(row: Row) -> str:
     pairs = list(zip(row.blocks.split(), row.block_rows.split(), strict=True))
     kinds = [(f"{pairs.count(pair)}: " if pairs.count(pair) > 1 else "") + " x ".join(pair) for pair in dict.fromkeys(pairs)]
     return ", ".join(kinds) or "-"
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return [*(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines)), ""]
-
-
-def _form(value: float | None, form: str, after: str = "", before: str = "") -> str:
-    return "-" if value is None else f"{before}{value:{form}}{after}"
-
-
-def _mib(size_bytes: int | None) -> str:
-    return "-" if size_bytes is None else f"{size_bytes / 2**20:.1f}"

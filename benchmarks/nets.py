@@ -88,8 +88,8 @@ class UNet(nn.Module):
     def _block(self, block: nn.Module, x: Tensor) -> Tensor:
         return checkpoint(block, x, use_reentrant=False) if self.checkpoint else block(x)
 
-    def forward(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy of (B, 3, H, W) images against (B, H, W) classes, one for each pixel."""
+    def logits(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) images -> (B, classes, H, W)."""
         x, skips = pixels, []
         for block in self.down[:-1]:
             x = self._block(block, x)
@@ -98,7 +98,12 @@ class UNet(nn.Module):
         x = self.drop(self._block(self.down[-1], x))
         for lift, block in zip(self.lift, self.up, strict=True):
             x = self._block(block, torch.cat((skips.pop(), lift(x)), 1))
-        return F.cross_entropy(self.head(x), labels)
+        found: Tensor = self.head(x)
+        return found
+
+    def forward(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of (B, 3, H, W) images against (B, H, W) classes, one for each pixel."""
+        return F.cross_entropy(self.logits(pixels), labels)
 
 
 class UnrolledLSTM(nn.Module):

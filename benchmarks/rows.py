@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -104,24 +104,42 @@ def source_hash() -> str:
     return digest.hexdigest()[:8]
 
 
-class Results:
-    """The CSV of rows. Every `put` writes the file anew beside the old one and swaps them: an interruption loses nothing."""
+class Keyed(Protocol):
+    """A row of whichever benchmark."""
 
-    def __init__(self, path: Path = RESULTS) -> None:
-        self.path = path
-        self.rows: dict[tuple[object, ...], Row] = {row.key: row for row in read_rows(Row, path)}
+    @property
+    def key(self) -> tuple[object, ...]:
+        """A newer row with the same key takes the older one's place."""
 
-    def __iter__(self) -> Iterator[Row]:
+
+K = TypeVar("K", bound=Keyed)
+
+
+class KeptRows(Generic[K]):
+    """A CSV of rows. Every `put` writes the file anew beside the old one and swaps them: an interruption loses nothing."""
+
+    def __init__(self, kind: type[K], path: Path) -> None:
+        self.kind, self.path = kind, path
+        self.rows: dict[tuple[object, ...], K] = {row.key: row for row in read_rows(kind, path)}
+
+    def __iter__(self) -> Iterator[K]:
         return iter(self.rows.values())
 
-    def find(self, row: Row) -> Row | None:
-        """The stored row of the same model and way on the same device."""
+    def find(self, row: K) -> K | None:
+        """The stored row with the same key."""
         return self.rows.get(row.key)
 
-    def put(self, row: Row) -> None:
+    def put(self, row: K) -> None:
         """Add `row`, or replace the one with its key."""
         self.rows[row.key] = row
-        write_rows(Row, self, self.path)
+        write_rows(self.kind, self, self.path)
+
+
+class Results(KeptRows[Row]):
+    """The CSV of this benchmark."""
+
+    def __init__(self, path: Path = RESULTS) -> None:
+        super().__init__(Row, path)
 
 
 def write_rows(kind: type, rows: Iterable[object], path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.markdown import form, markdown, mib, percent
 from benchmarks.rows import Row
 
 README = Path(__file__).resolve().parent / "README.md"
@@ -55,21 +56,21 @@ def _peer_table(rows: Sequence[Row]) -> str:
     for plain in (row for row in rows if row.way == "compile"):
         cells = [
             plain.model,
-            _form(plain.nodes, "d"),
-            f"{_mib(plain.measured_peak_bytes)} MiB",
-            f"{_form(plain.step_seconds, '.2f')} s",
-            f"{_form(plain.first_call_seconds, '.0f')} s",
+            form(plain.nodes, "d"),
+            f"{mib(plain.measured_peak_bytes)} MiB",
+            f"{form(plain.step_seconds, '.2f')} s",
+            f"{form(plain.first_call_seconds, '.0f')} s",
         ]
         lines.append(cells + [_peer_cell(by_key.get((plain.model, way))) for way in ways])
     caption = "Peers: share of plain torch.compile's peak, at its step time times. † gradients differ (dropout masks)."
-    return f"{caption}\n\n{_markdown(head, lines)}"
+    return f"{caption}\n\n{markdown(head, lines)}"
 
 
 def _peer_cell(row: Row | None) -> str:
     if row is None or row.status != "ok":
         return "-" if row is None else row.status
     wrong = " †" if (row.gradient_gap or 0) > WRONG_GRADIENT else ""
-    return f"{_form(row.peak_share, '.2f')} at {_form(row.ratio, '.2f')}{wrong}"
+    return f"{form(row.peak_share, '.2f')} at {form(row.ratio, '.2f')}{wrong}"
 
 
 def _budget_table(rows: Sequence[Row]) -> str:
@@ -79,43 +80,26 @@ def _budget_table(rows: Sequence[Row]) -> str:
     for row in sorted(
         (row for row in rows if row.budget_bytes is not None), key=lambda row: (row.model, -(row.budget_share or 0))
     ):
-        name = f"{_percent(row.budget_share)} {_mib(row.budget_bytes)} MiB"
+        name = f"{percent(row.budget_share)} {mib(row.budget_bytes)} MiB"
         if row.way.endswith("best effort"):
-            name = f"{_percent(row.budget_share)} best effort"
+            name = f"{percent(row.budget_share)} best effort"
         if row.status != "ok":
-            what = f"floor {_mib(row.floor_bytes)} MiB" if row.status == "infeasible" else row.note
+            what = f"floor {mib(row.floor_bytes)} MiB" if row.status == "infeasible" else row.note
             lines.append([row.model, name, row.status, what, *["-"] * (len(head) - 4)])
             continue
         peer = best_peer(rows, row.model, row.budget_bytes or 0)
         cells = [
             row.model,
             name,
-            _mib(row.planned_peak_bytes),
-            _mib(row.measured_peak_bytes),
-            f"x {_form(row.ratio, '.3f')}",
-            f"{_form(row.ratio_q1, '.3f')} to {_form(row.ratio_q3, '.3f')}",
-            f"{_percent(row.planned_overhead, '.2f')} ({_percent(row.bound_overhead, '.2f')})",
-            f"x {_form(row.first_call_ratio, '.2f')}",
-            _form(row.gradient_gap, ".0e"),
+            mib(row.planned_peak_bytes),
+            mib(row.measured_peak_bytes),
+            f"x {form(row.ratio, '.3f')}",
+            f"{form(row.ratio_q1, '.3f')} to {form(row.ratio_q3, '.3f')}",
+            f"{percent(row.planned_overhead, '.2f')} ({percent(row.bound_overhead, '.2f')})",
+            f"x {form(row.first_call_ratio, '.2f')}",
+            form(row.gradient_gap, ".0e"),
             "none" if peer is None else f"{peer.way}: {_peer_cell(peer)}",
         ]
         lines.append(cells)
     caption = "memcompile: peaks in MiB; times and first calls as multiples of plain torch.compile's."
-    return f"{caption}\n\n{_markdown(head, lines)}"
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    body = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in body)
-
-
-def _form(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _mib(size_bytes: int | None) -> str:
-    return "-" if size_bytes is None else f"{size_bytes / 2**20:.1f}"
-
-
-def _percent(share: float | None, form: str = ".0f") -> str:
-    return "-" if share is None else f"{share * 100:{form}} %"
+    return f"{caption}\n\n{markdown(head, lines)}"

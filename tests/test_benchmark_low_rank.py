@@ -16,7 +16,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
 
-from benchmarks import low_rank, low_rank_nets, low_rank_peers, low_rank_running
+from benchmarks import low_rank, low_rank_nets, low_rank_peers, low_rank_running, stepping
 from benchmarks.low_rank_cases import CASES, Case, Size
 from benchmarks.low_rank_running import EAGER, MEMCOMPILE, PLAIN, UNSTREAMED, Prepared, Running, Way
 from benchmarks.low_rank_table import END, START, Row, table
@@ -177,10 +177,10 @@ def test_a_planned_case_allocates_nothing():
 def test_the_error_is_the_worst_tensor():
     reference = {"output": np.array([4.0, -2.0]), "weight": np.array([1.0])}
     candidate = {"output": np.array([4.0, -1.0]), "weight": np.array([1.5])}
-    assert low_rank_running.max_error(reference, candidate) == 0.5
-    assert math.isnan(low_rank_running.max_error(reference, {**candidate, "output": np.array([math.nan, 0.0])}))
+    assert stepping.max_error(reference, candidate) == 0.5
+    assert math.isnan(stepping.max_error(reference, {**candidate, "output": np.array([math.nan, 0.0])}))
     with pytest.raises(ValueError, match="weight"):
-        low_rank_running.max_error(reference, {"output": candidate["output"]})
+        stepping.max_error(reference, {"output": candidate["output"]})
     assert low_rank._error(reference, {"output": candidate["output"]}, DENSE) == 0.25
 
 
