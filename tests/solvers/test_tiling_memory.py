@@ -24,7 +24,8 @@ def one_by_one(problem: Problem, cut: int) -> list[tuple[int, int, int, int]]:
     """(first, peak, macs, tiles) of all tiled stages that end at a cut, on the grids that the search tries."""
     last = problem.operators[cut - 1]
     root = last.reads[0].source if last.kind == "reduction" else cut - 1
-    grids = [*Patches(problem, root, Periods(problem)).grids, *Rows(problem, root, Periods(problem)).grids]
+    tallest = max(x.height for x in problem.operators[:cut])
+    grids = [*Patches(problem, root, Periods(problem)).grids, *Rows(problem, root, tallest, Periods(problem)).grids]
     stages = []
     for first in range(cut):
         for kind, down, across in grids:

@@ -15,6 +15,8 @@ from memcompile.solvers.tiling.sweep import Interval, Ints, Spans, Sweep, hull, 
 Grid = tuple[StageKind, int, int]
 PATCHES = (1, 2, 3, 4, 5, 6, 7, 8)
 """Parts along an axis; grids are square, one part wider or narrower, or bands."""
+MOST_STRIPS = 512
+"""Strips of one stage."""
 MANY_TILES = 512
 """Strips from which those that are alike are told apart before they are costed."""
 
@@ -93,9 +95,9 @@ class Patches:
 class Rows:
     """Layers of strips that keep their overlaps."""
 
-    def __init__(self, problem: Problem, root: int, periods: Periods) -> None:
+    def __init__(self, problem: Problem, root: int, tallest: int, periods: Periods) -> None:
         self._operators = problem.operators
-        counts = strip_counts(problem.operators[root].height)
+        counts = strip_counts(problem.operators[root].height, tallest)
         self.grids: tuple[Grid, ...] = tuple(("rows", count, 1) for count in counts)
         self.counts = np.array(counts, dtype=np.int64)
         self.tile_grid = np.repeat(np.arange(len(counts)), self.counts)
@@ -136,13 +138,14 @@ class Rows:
         return tiles
 
 
-def strip_counts(height: int) -> list[int]:
-    """Numbers of strips from two to one a row, about geometric."""
+def strip_counts(height: int, tallest: int) -> list[int]:
+    """Numbers of strips from two to one a row, about geometric; then to one a row of the tallest operator."""
     sizes, size = list[int](), 1
     while size < height:
         sizes.append(size)
         size = max(size + 1, size * 4 // 3)
-    return sorted({-(-height // size) for size in sizes} - {1})
+    finer = [height << power for power in range(1, 8) if height << power <= tallest]
+    return sorted(count for count in {*(-(-height // size) for size in sizes), *finer} if 1 < count <= MOST_STRIPS)
 
 
 def distinct(layers: Sequence[Layer], tile_grid: Ints) -> Ints:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from memcompile.solvers.tiling.ranges import Limits, tiled_ranges
 from memcompile.solvers.tiling.sweep import Ints
 
 MOST_CUTS = 64
-"""Cuts at which tiled stages may begin and end: of longer networks, the one that fewest bytes cross in each of as many parts."""
+"""Cuts at which tiled stages may begin and end: of more, the one that fewest bytes cross in each of as many parts."""
 LONGEST = 128
 """Operators in a tiled stage."""
 NEVER = np.iinfo(np.int64).max // 4
@@ -63,9 +64,7 @@ class Paths:
         self._cuts = promising_cuts(self._lives, self._open)
         limits = Limits(frozenset(self._cuts), LONGEST, variant.barriers)
         periods = Periods(variant.problem)
-        self._into = [
-            self._edges(before, cut, limits, periods) for before, cut in zip(self._open, self._open[1:], strict=False)
-        ]
+        self._into = [self._edges(before, cut, limits, periods) for before, cut in pairwise(self._open)]
         self.thresholds: Ints = np.unique(np.concatenate([into.peak_bytes for into in self._into]))
 
     @staticmethod
@@ -138,5 +137,5 @@ def promising_cuts(lives: Lives, opened: Sequence[int]) -> list[int]:
     inner = [cut for cut in opened if cut not in ends and lives.last[cut - 1] >= cut and not lives.folded(cut)]
     parts = min(len(inner), MOST_CUTS)
     bounds = [len(inner) * part // parts for part in range(parts + 1)] if parts else []
-    groups = [inner[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    groups = [inner[a:b] for a, b in pairwise(bounds)]
     return sorted({*ends, *(min(group, key=lambda cut: (lives.alive_bytes[cut], cut)) for group in groups)})

@@ -69,7 +69,8 @@ class Stage:
     """Operators ``first`` up to ``last`` (exclusive) run together.
 
     "layerwise": one after the other, each whole. "patches": a grid of ``grid`` = (down, across) rectangles of the last result,
-    halos made again. "rows": ``grid[0]`` strips of rows from top to bottom, overlaps kept (no operation runs twice).
+    halos made again. "rows": ``grid[0]`` strips of rows from top to bottom, overlaps kept (no operation runs twice); with more
+    strips than the last result has rows, taller operators make their rows one by one, and some strips make none of it.
     ``again``: earlier operators that run once more inside, in place of keeping their results until here. ``dropped``: operators
     of the stage whose results are not kept after it, because all later stages that read them make them again. ``peak_bytes``:
     all that is alive while it runs; ``macs``: multiply-adds of its operators.

@@ -48,7 +48,8 @@ def tiled_ranges(lives: Lives, cut: int, limits: Limits, periods: Periods) -> Ra
     last = lives.problem.operators[cut - 1]
     root = last.reads[0].source if last.kind == "reduction" else cut - 1
     grown = []
-    for tiling in (Patches(lives.problem, root, periods), Rows(lives.problem, root, periods)):
+    tallest = max(lives.problem.operators[index].height for index in order)
+    for tiling in (Patches(lives.problem, root, periods), Rows(lives.problem, root, tallest, periods)):
         if tiling.grids:
             grown.append((tiling, _grow(lives, cut, order, limits.starts, tiling)))
     if not grown:
