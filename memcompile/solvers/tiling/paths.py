@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,6 +12,7 @@ from memcompile.solvers.tiling.again import Variant
 from memcompile.solvers.tiling.grids import Periods
 from memcompile.solvers.tiling.layers import Grid
 from memcompile.solvers.tiling.lives import Lives
+from memcompile.solvers.tiling.problem import StageKind
 from memcompile.solvers.tiling.ranges import Limits, tiled_ranges
 from memcompile.solvers.tiling.sweep import Ints
 
@@ -58,11 +59,11 @@ class _Into:
 class Paths:
     """All stages of a variant that are considered, and the cheapest plans of them."""
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, variant: Variant, kinds: Collection[StageKind]) -> None:
         self._lives = Lives(variant.problem)
         self._open = [cut for cut in range(len(variant.problem.operators) + 1) if cut not in variant.closed]
         self._cuts = promising_cuts(self._lives, self._open)
-        limits = Limits(frozenset(self._cuts), LONGEST, variant.barriers)
+        limits = Limits(frozenset(self._cuts), LONGEST, variant.barriers, frozenset(kinds))
         periods = Periods(variant.problem)
         self._into = [self._edges(before, cut, limits, periods) for before, cut in pairwise(self._open)]
         self.thresholds: Ints = np.unique(np.concatenate([into.peak_bytes for into in self._into]))

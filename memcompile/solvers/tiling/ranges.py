@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from memcompile.solvers.tiling.grids import Periods
 from memcompile.solvers.tiling.layers import Grid, Layer, Patches, Rows, distinct
 from memcompile.solvers.tiling.lives import Lives
+from memcompile.solvers.tiling.problem import StageKind
 from memcompile.solvers.tiling.sweep import Ints
 
 
@@ -33,11 +34,12 @@ class Ranges:
 @dataclass(frozen=True, slots=True)
 class Limits:
     """``starts``: cuts at which a stage may begin. ``longest``: operators in one. ``barriers``: of some operators, the earlier
-    one that a stage with them must not reach back to."""
+    one that a stage with them must not reach back to. ``kinds``: of stages."""
 
     starts: frozenset[int]
     longest: int
     barriers: Mapping[int, int]
+    kinds: frozenset[StageKind]
 
 
 def tiled_ranges(lives: Lives, cut: int, limits: Limits, periods: Periods) -> Ranges | None:
@@ -50,7 +52,7 @@ def tiled_ranges(lives: Lives, cut: int, limits: Limits, periods: Periods) -> Ra
     grown = []
     tallest = max(lives.problem.operators[index].height for index in order)
     for tiling in (Patches(lives.problem, root, periods), Rows(lives.problem, root, tallest, periods)):
-        if tiling.grids:
+        if tiling.grids and tiling.grids[0][0] in limits.kinds:
             grown.append((tiling, _grow(lives, cut, order, limits.starts, tiling)))
     if not grown:
         return None

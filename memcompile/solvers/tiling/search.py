@@ -9,13 +9,13 @@ which is not all there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from memcompile.solvers.tiling.again import Variant, variants
 from memcompile.solvers.tiling.memory import Cost, cost, costed
 from memcompile.solvers.tiling.paths import Path, Paths
-from memcompile.solvers.tiling.problem import Problem, Solution, Stage
+from memcompile.solvers.tiling.problem import Problem, Solution, Stage, StageKind
 from memcompile.solvers.tiling.stages import results, sources
 
 MOST_WORK = 12_000
@@ -32,16 +32,23 @@ class LimitError(Exception):
         super().__init__(f"limit of {limit_bytes} bytes is below the smallest peak found, {floor.peak_bytes} bytes")
 
 
-def plan(problem: Problem, *, limit_bytes: int | None = None, max_overhead: float | None = None) -> Solution:
+def plan(
+    problem: Problem,
+    *,
+    limit_bytes: int | None = None,
+    max_overhead: float | None = None,
+    kinds: Collection[StageKind] = ("patches", "rows"),
+) -> Solution:
     """With ``limit_bytes``: the fewest multiply-adds with a peak within it; LimitError if nothing fits.
 
     With ``max_overhead``: the smallest peak with at most that share of multiply-adds more than layerwise. Give one of them.
-    Of equals the plan with fewer tiles and less made again is taken, so that a network that cannot gain stays layerwise.
+    ``kinds``: of tiled stages that may be used. Of equals the plan with fewer tiles and less made again is taken, so that a
+    network that cannot gain stays layerwise.
     """
     if (limit_bytes is None) == (max_overhead is None):
         raise ValueError("give one of limit_bytes and max_overhead")
     base = cost(problem, Stage(0, len(problem.operators), "layerwise"))
-    built = _built(problem)
+    built = _built(problem, kinds)
     solution = _Solutions(problem, base, built)
     found = list[Candidate]()
     for order, (variant, paths) in enumerate(built):
@@ -60,14 +67,14 @@ Candidate = tuple[tuple[int, ...], Path, Variant]
 """A key, smaller for better plans, and a plan of a variant."""
 
 
-def _built(problem: Problem) -> list[tuple[Variant, Paths]]:
+def _built(problem: Problem, kinds: Collection[StageKind]) -> list[tuple[Variant, Paths]]:
     """Variants of the problem with their stages, as far as the work allows."""
     built, work = list[tuple[Variant, Paths]](), 0
     for variant in variants(problem):
         work += Paths.work(variant)
         if built and work > MOST_WORK:
             break
-        built.append((variant, Paths(variant)))
+        built.append((variant, Paths(variant, kinds)))
     return built
 
 

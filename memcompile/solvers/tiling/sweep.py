@@ -66,8 +66,16 @@ def evened(stop: Ints) -> Ints:
     """``[grids, parts]``, never falling: what is needed in jumps is made in equal steps that lead up to them."""
     before = np.hstack([np.zeros_like(stop[:, :1]), stop[:, :-1]])
     jumps = stop > before
-    if jumps.all() or (stop - before).max() <= 1:
+    uneven = (~jumps & (before < stop[:, -1:])).any(axis=1) & ((stop - before).max(axis=1) > 1)
+    if not uneven.any():
         return stop
+    steps = stop.copy()
+    steps[uneven] = _steps(stop[uneven], before[uneven], jumps[uneven])
+    return steps
+
+
+def _steps(stop: Ints, before: Ints, jumps: NDArray[np.bool_]) -> Ints:
+    """Between two jumps, as large a part of the second as of the time between them."""
     count = stop.shape[1]
     parts = np.arange(count)
     latest = np.maximum.accumulate(np.where(jumps, parts, -1), axis=1)
