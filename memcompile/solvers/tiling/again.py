@@ -93,7 +93,7 @@ def with_copies(lives: Lives, chosen: Sequence[Choice]) -> Variant:
                 longer.copy(chains[choice], range(index, choice.last_reader + 1))
         longer.append(index)
     outputs = tuple(longer.places[output] for output in lives.problem.outputs)
-    problem = Problem(tuple(longer.operators), outputs)
+    problem = replace(lives.problem, operators=tuple(longer.operators), outputs=outputs)
     return Variant(problem, tuple(longer.origin), tuple(longer.copied), longer.barriers, frozenset(longer.closed))
 
 

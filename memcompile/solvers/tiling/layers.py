@@ -13,7 +13,7 @@ from memcompile.solvers.tiling.problem import Operator, Problem, StageKind
 from memcompile.solvers.tiling.sweep import Interval, Ints, Spans, Sweep, hull, padded
 
 Grid = tuple[StageKind, int, int]
-PATCHES = (1, 2, 3, 4, 5, 6, 7, 8)
+PATCHES = (*range(1, 11), 12, 14, 16, 18, 20)
 """Parts along an axis; grids are square, one part wider or narrower, or bands."""
 MOST_STRIPS = 512
 """Strips of one stage."""

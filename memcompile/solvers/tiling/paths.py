@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -124,12 +125,13 @@ class Paths:
         return found
 
     def frontier(self, step: float) -> list[Path]:
-        """Cheapest plans from the largest peak down, each at least a share ``step`` below the one before."""
+        """Cheapest plans from the largest peak down, each at least a share ``step`` below the one before; then the smallest."""
         paths, threshold = list[Path](), int(self.thresholds[-1])
         while (path := self.cheapest(threshold)) is not None:
             paths.append(path)
             threshold = min(path.peak_bytes - 1, int(path.peak_bytes * (1 - step)))
-        return paths
+        smallest = self.smallest(math.inf)
+        return paths if smallest is None else [*paths, smallest]
 
 
 def promising_cuts(lives: Lives, opened: Sequence[int]) -> list[int]:

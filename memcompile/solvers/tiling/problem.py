@@ -55,10 +55,15 @@ class Operator:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
-    """Operators in an order in which they can run. ``outputs``: indices of those that are returned."""
+    """Operators in an order in which they can run. ``outputs``: indices of those that are returned.
+
+    ``over_lines``: in strips of rows, ``in_place`` also means over those lines of an operand that no later strip reads, as
+    kernels for microcontrollers do; else an operand of which lines are kept is never written over.
+    """
 
     operators: tuple[Operator, ...]
     outputs: tuple[int, ...]
+    over_lines: bool = False
 
 
 StageKind = Literal["layerwise", "patches", "rows"]

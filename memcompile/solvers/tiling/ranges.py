@@ -141,11 +141,13 @@ class _Profile:
         return peaks
 
     def _write_over(self, index: int, reader: int, layer: Layer) -> None:
-        """The last reader of an operand may take its place, where nothing of it is kept."""
+        """The last reader of an operand may take the place of what dies of it."""
         operator = self._lives.problem.operators[reader]
         if index not in (operator.reads[position].source for position in operator.in_place):
             return
-        fits = (layer.made >= self._made[reader]) & (layer.before == 0) & (layer.after == 0)
+        fits = np.asarray(layer.before + layer.made - layer.after >= self._made[reader])
+        if not self._lives.problem.over_lines:
+            fits &= (layer.before == 0) & (layer.after == 0)
         fresh = fits & ~self._over.get(reader, np.zeros_like(fits))
         self._over[reader] = fits | self._over.get(reader, fits)
         self._bytes[reader - self._lowest] -= self._made[reader] * fresh

@@ -9,6 +9,7 @@ which is not all there are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -86,7 +87,7 @@ class _Solutions:
 
     def floor(self) -> Solution:
         """The smallest peak of all."""
-        smallest = [(paths.smallest(float("inf")), variant) for variant, paths in self._built]
+        smallest = [(paths.smallest(math.inf), variant) for variant, paths in self._built]
         keyed = [((p.peak_bytes, p.macs, p.tiles, i), p, v) for i, (p, v) in enumerate(smallest) if p is not None]
         return self.of(min(keyed, key=lambda candidate: candidate[0]))
 
@@ -99,7 +100,7 @@ class _Solutions:
 
     def _frontier(self) -> tuple[tuple[int, int], ...]:
         points = sorted((path.peak_bytes, path.macs) for _, paths in self._built for path in paths.frontier(STEP))
-        best, least = list[tuple[int, int]](), float("inf")
+        best, least = list[tuple[int, int]](), math.inf
         for peak, macs in points:
             if macs < least:
                 best.append((peak, macs))
