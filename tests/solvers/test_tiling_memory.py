@@ -45,7 +45,7 @@ def one_by_one(problem: Problem, cut: int) -> list[tuple[int, int, int, int]]:
     return stages
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(3, 8))
 def test_costs_at_once_are_those_one_by_one(seed: int, count: int) -> None:
     problem = random_problem(seed, count)

@@ -145,9 +145,8 @@ class _Profile:
         operator = self._lives.problem.operators[reader]
         if index not in (operator.reads[position].source for position in operator.in_place):
             return
-        fits = np.asarray(layer.before + layer.made - layer.after >= self._made[reader])
-        if not self._lives.problem.over_lines:
-            fits &= (layer.before == 0) & (layer.after == 0)
+        loose = self._lives.problem.over_lines | ((layer.before == 0) & (layer.after == 0))
+        fits = (layer.before + layer.made - layer.after >= self._made[reader]) & loose
         fresh = fits & ~self._over.get(reader, np.zeros_like(fits))
         self._over[reader] = fits | self._over.get(reader, fits)
         self._bytes[reader - self._lowest] -= self._made[reader] * fresh
