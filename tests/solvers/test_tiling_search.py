@@ -118,6 +118,15 @@ def test_enough_memory_leaves_the_network_layerwise() -> None:
     assert solution.macs == solution.base_macs
 
 
+def test_starts_that_cost_make_for_fewer_tiles() -> None:
+    problem = mobilenet_v2(0.35, 96)
+    limit = plan(problem, max_overhead=0.0).peak_bytes * 5 // 4
+    free, dear = (plan(problem, limit_bytes=limit, run_macs=macs) for macs in (0, 1_000_000))
+    check(problem, dear)
+    tiles = [sum(s.grid[0] * s.grid[1] * (s.last - s.first) for s in x.stages if s.kind != "layerwise") for x in (free, dear)]
+    assert tiles[1] < tiles[0] and dear.macs >= free.macs
+
+
 def test_skips_of_a_unet_are_made_again() -> None:
     problem = unet(128, 8, 3)
     kept = plan(problem, max_overhead=0.0)

@@ -36,11 +36,15 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Stages from the first to the last cut. ``tiles``: of all tiled ones together."""
+    """Stages from the first to the last cut. ``cost``: multiply-adds, and what starting operators comes to in them.
+
+    ``tiles``: of all tiled stages together.
+    """
 
     edges: tuple[Edge, ...]
     peak_bytes: int
     macs: int
+    cost: int
     tiles: int
 
 
@@ -55,13 +59,17 @@ class _Into:
     peak_bytes: Ints
     macs: Ints
     tiles: Ints
+    cost: Ints
 
 
 class Paths:
-    """All stages of a variant that are considered, and the cheapest plans of them."""
+    """All stages of a variant that are considered, and the cheapest plans of them.
 
-    def __init__(self, variant: Variant, kinds: Collection[StageKind]) -> None:
-        self._lives = Lives(variant.problem)
+    ``run_macs``: the multiply-adds in whose time one operator starts in one tile.
+    """
+
+    def __init__(self, variant: Variant, kinds: Collection[StageKind], run_macs: int) -> None:
+        self._lives, self._run_macs = Lives(variant.problem), run_macs
         self._open = [cut for cut in range(len(variant.problem.operators) + 1) if cut not in variant.closed]
         self._cuts = promising_cuts(self._lives, self._open)
         limits = Limits(frozenset(self._cuts), LONGEST, variant.barriers, frozenset(kinds))
@@ -79,46 +87,49 @@ class Paths:
     def _edges(self, before: int, cut: int, limits: Limits, periods: Periods) -> _Into:
         peak = max(self._lives.layerwise_bytes[before:cut])
         macs = sum(self._lives.macs[before:cut])
-        single = [np.array([x], dtype=np.int64) for x in (before, 0, peak, macs, 0)]
+        runs = sum(operator.kind != "input" for operator in self._lives.problem.operators[before:cut])
+        single = [np.array([x], dtype=np.int64) for x in (before, 0, peak, macs, 0, macs + self._run_macs * runs)]
         ranges = tiled_ranges(self._lives, cut, limits, periods) if cut in limits.starts else None
         if ranges is None:
             return _Into(cut, (LAYERWISE,), *single)
-        tiled = (ranges.first, ranges.grid + 1, ranges.peak_bytes, ranges.macs, ranges.tiles)
+        cost = ranges.macs + self._run_macs * ranges.runs
+        tiled = (ranges.first, ranges.grid + 1, ranges.peak_bytes, ranges.macs, ranges.tiles, cost)
         return _Into(cut, (LAYERWISE, *ranges.grids), *(np.concatenate(pair) for pair in zip(single, tiled, strict=True)))
 
     def cheapest(self, threshold: int) -> Path | None:
-        """The fewest multiply-adds, then the fewest tiles, with all peaks up to a threshold."""
+        """The smallest cost, then the fewest tiles, with all peaks up to a threshold."""
         count = self._open[-1] + 1
-        macs, tiles = np.full(count, NEVER, dtype=np.int64), np.full(count, NEVER, dtype=np.int64)
+        cost, tiles = np.full(count, NEVER, dtype=np.int64), np.full(count, NEVER, dtype=np.int64)
         taken = dict[int, tuple[_Into, int]]()
-        macs[0] = tiles[0] = 0
+        cost[0] = tiles[0] = 0
         for into in self._into:
-            total = np.where(into.peak_bytes <= threshold, macs[into.first] + into.macs, NEVER)
+            total = np.where(into.peak_bytes <= threshold, cost[into.first] + into.cost, NEVER)
             least = total.min()
             if least >= NEVER:
                 continue
             ties = np.where(total == least, tiles[into.first] + into.tiles, NEVER)
             best = int(ties.argmin())
-            macs[into.cut], tiles[into.cut], taken[into.cut] = least, ties[best], (into, best)
-        return self._trace(taken, int(macs[-1]), int(tiles[-1])) if self._open[-1] in taken or count == 1 else None
+            cost[into.cut], tiles[into.cut], taken[into.cut] = least, ties[best], (into, best)
+        return self._trace(taken, int(cost[-1]), int(tiles[-1])) if self._open[-1] in taken or count == 1 else None
 
-    def _trace(self, taken: dict[int, tuple[_Into, int]], macs: int, tiles: int) -> Path:
-        edges, peak, cut = list[Edge](), 0, self._open[-1]
+    def _trace(self, taken: dict[int, tuple[_Into, int]], cost: int, tiles: int) -> Path:
+        edges, peak, macs, cut = list[Edge](), 0, 0, self._open[-1]
         while cut:
             into, best = taken[cut]
             first = int(into.first[best])
             edges.append(Edge(first, cut, into.grids[int(into.grid[best])]))
             peak = max(peak, int(into.peak_bytes[best]))
+            macs += int(into.macs[best])
             cut = first
-        return Path(tuple(reversed(edges)), peak, macs, tiles)
+        return Path(tuple(reversed(edges)), peak, macs, cost, tiles)
 
-    def smallest(self, most_macs: float) -> Path | None:
-        """The smallest peak with so many multiply-adds; of those, the fewest multiply-adds."""
+    def smallest(self, most_cost: float) -> Path | None:
+        """The smallest peak at such a cost; of those, the cheapest."""
         low, high, found = 0, len(self.thresholds), None
         while low < high:
             middle = (low + high) // 2
             path = self.cheapest(int(self.thresholds[middle]))
-            if path is not None and path.macs <= most_macs:
+            if path is not None and path.cost <= most_cost:
                 high, found = middle, path
             else:
                 low = middle + 1

@@ -21,7 +21,7 @@ from memcompile.solvers.tiling.sweep import Ints
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """Tiled stages that end at one cut: parallel arrays. ``grid``: positions in ``grids``."""
+    """Tiled stages that end at one cut: parallel arrays. ``grid``: positions in ``grids``. ``runs``: of operators in tiles."""
 
     grids: tuple[Grid, ...]
     first: Ints
@@ -29,6 +29,7 @@ class Ranges:
     peak_bytes: Ints
     macs: Ints
     tiles: Ints
+    runs: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,9 @@ def tiled_ranges(lives: Lives, cut: int, limits: Limits, periods: Periods) -> Ra
     first = np.array([index for index in order if index in limits.starts], dtype=np.int64)
     layerwise = _running_peak(lives, order, limits.starts)
     row, grid = np.nonzero(_unbeaten(peaks, macs, tiles) & (peaks < layerwise[:, None]))
-    return Ranges(grids, first[row], grid, peaks[row, grid], macs[row, grid], tiles[row, grid])
+    operators = np.cumsum([lives.problem.operators[index].kind != "input" for index in order])
+    runs = tiles[row, grid] * operators[[index in limits.starts for index in order]][row]
+    return Ranges(grids, first[row], grid, peaks[row, grid], macs[row, grid], tiles[row, grid], runs)
 
 
 def _reachable(lives: Lives, cut: int, limits: Limits) -> list[int]:

@@ -39,26 +39,29 @@ def plan(
     limit_bytes: int | None = None,
     max_overhead: float | None = None,
     kinds: Collection[StageKind] = ("patches", "rows"),
+    run_macs: int = 0,
 ) -> Solution:
     """With ``limit_bytes``: the fewest multiply-adds with a peak within it; LimitError if nothing fits.
 
     With ``max_overhead``: the smallest peak with at most that share of multiply-adds more than layerwise. Give one of them.
-    ``kinds``: of tiled stages that may be used. Of equals the plan with fewer tiles and less made again is taken, so that a
-    network that cannot gain stays layerwise.
+    ``kinds``: of tiled stages that may be used. ``run_macs``: multiply-adds in whose time one operator starts in one tile; they
+    are part of both what is made few and what may be more. Of equals the plan with fewer tiles and less made again is taken,
+    so that a network that cannot gain stays layerwise.
     """
     if (limit_bytes is None) == (max_overhead is None):
         raise ValueError("give one of limit_bytes and max_overhead")
     base = cost(problem, Stage(0, len(problem.operators), "layerwise"))
-    built = _built(problem, kinds)
+    operators = sum(operator.kind != "input" for operator in problem.operators)
+    built = _built(problem, kinds, run_macs)
     solution = _Solutions(problem, base, built)
     found = list[Candidate]()
     for order, (variant, paths) in enumerate(built):
         if limit_bytes is not None:
             path = paths.cheapest(limit_bytes)
-            found += [] if path is None else [((path.macs, path.tiles, order), path, variant)]
+            found += [] if path is None else [((path.cost, path.tiles, order), path, variant)]
         elif max_overhead is not None:
-            path = paths.smallest(base.macs * (1 + max_overhead))
-            found += [] if path is None else [((path.peak_bytes, path.macs, path.tiles, order), path, variant)]
+            path = paths.smallest((base.macs + run_macs * operators) * (1 + max_overhead))
+            found += [] if path is None else [((path.peak_bytes, path.cost, path.tiles, order), path, variant)]
     if not found:
         raise LimitError(limit_bytes or 0, solution.floor())
     return solution.of(min(found, key=lambda candidate: candidate[0]))
@@ -68,14 +71,14 @@ Candidate = tuple[tuple[int, ...], Path, Variant]
 """A key, smaller for better plans, and a plan of a variant."""
 
 
-def _built(problem: Problem, kinds: Collection[StageKind]) -> list[tuple[Variant, Paths]]:
+def _built(problem: Problem, kinds: Collection[StageKind], run_macs: int) -> list[tuple[Variant, Paths]]:
     """Variants of the problem with their stages, as far as the work allows."""
     built, work = list[tuple[Variant, Paths]](), 0
     for variant in variants(problem):
         work += Paths.work(variant)
         if built and work > MOST_WORK:
             break
-        built.append((variant, Paths(variant, kinds)))
+        built.append((variant, Paths(variant, kinds, run_macs)))
     return built
 
 
@@ -88,7 +91,7 @@ class _Solutions:
     def floor(self) -> Solution:
         """The smallest peak of all."""
         smallest = [(paths.smallest(math.inf), variant) for variant, paths in self._built]
-        keyed = [((p.peak_bytes, p.macs, p.tiles, i), p, v) for i, (p, v) in enumerate(smallest) if p is not None]
+        keyed = [((p.peak_bytes, p.cost, p.tiles, i), p, v) for i, (p, v) in enumerate(smallest) if p is not None]
         return self.of(min(keyed, key=lambda candidate: candidate[0]))
 
     def of(self, candidate: Candidate) -> Solution:
