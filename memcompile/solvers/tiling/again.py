@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from memcompile.solvers.tiling.lives import Lives
 from memcompile.solvers.tiling.problem import Operator, Problem
 
 SHARE = 16
 """Results of less than one part in this many of the peak stay."""
+SMALL = 256
+"""Results of up to one part in this many of the peak are kept for chains rather than made again."""
 LONGEST_CHAIN = 16
 """Operators that may be made again for one result."""
 GAP = 4
 """Operators between two readers from which a result may be made again."""
-MOST = 5
+MOST = 12
 """Results made again in one plan."""
 
 
@@ -53,28 +56,39 @@ def variants(problem: Problem) -> list[Variant]:
 
 
 def choices(lives: Lives) -> list[Choice]:
-    """Results worth making again: each at its longest time between two readers."""
-    peak = max(lives.layerwise_bytes)
+    """Results worth making again: each at its longest time between two readers, or behind a reduction of it.
+
+    No tile reads across a reduction, so that what is normalised by its own mean is whole unless it is made twice.
+    """
+    operators, peak = lives.problem.operators, max(lives.layerwise_bytes)
     weighed = list[tuple[int, Choice]]()
-    for index, operator in enumerate(lives.problem.operators):
+    for index, operator in enumerate(operators):
         readers = lives.readers[index]
-        if not readers or lives.last[index] == len(lives.problem.operators) or operator.size_bytes * SHARE < peak:
+        if not readers or lives.last[index] == len(operators) or operator.size_bytes * SHARE < peak:
             continue
-        before, reader = max(zip([index, *readers], readers, strict=False), key=lambda pair: pair[1] - pair[0])
+        pauses = [(a, b) for a, b in pairwise([index, *readers]) if b - a > GAP or operators[a].kind == "reduction"]
+        if not pauses:
+            continue
+        before, reader = max(pauses, key=lambda pause: pause[1] - pause[0])
         choice = Choice(index, before, reader, readers[-1])
-        if reader - before > GAP and readers[-1] - reader <= GAP and chain_of(lives, choice, [choice]):
+        if readers[-1] - reader <= GAP and chain_of(lives, choice, [choice]):
             weighed.append((-operator.size_bytes * (reader - before), choice))
     return [choice for _, choice in sorted(weighed, key=lambda x: (x[0], x[1].index))[:MOST]]
 
 
 def chain_of(lives: Lives, choice: Choice, chosen: Sequence[Choice]) -> tuple[int, ...]:
-    """What has to run to make a result from inputs and what is there anyway; nothing where that is too much."""
+    """What has to run to make a result from inputs and what is there anyway; nothing where that is too much.
+
+    Small results, such as means, are kept for longer.
+    """
+    peak = max(lives.layerwise_bytes)
     there = {other.index: other.before for other in chosen}
     chain, waiting = set[int](), [choice.index]
     while waiting:
         at = waiting.pop()
         operator = lives.problem.operators[at]
-        if at in chain or operator.kind == "input" or there.get(at, lives.last[at]) >= choice.reader:
+        kept = there.get(at, lives.last[at]) >= choice.reader or operator.size_bytes * SMALL <= peak
+        if at in chain or operator.kind == "input" or kept:
             continue
         if operator.kind != "local" or len(chain) == LONGEST_CHAIN:
             return ()
