@@ -14,7 +14,7 @@ from memcompile.solvers.tiling.memory import cost, costed
 from memcompile.solvers.tiling.problem import Problem, Solution, Stage, StageKind
 from memcompile.solvers.tiling.search import LimitError, plan
 from memcompile.solvers.tiling.stages import StageError, members, results, sources
-from tests.solvers.tiling_nets import Net, mobilenet_v2, random_problem, unet
+from tests.solvers.tiling_nets import Net, decoder, mobilenet_v2, random_problem, unet
 
 KIB = 1024
 KINDS: tuple[StageKind, ...] = ("patches", "rows")
@@ -66,6 +66,7 @@ def every_plan(problem: Problem) -> set[tuple[int, int]]:
 @given(st.integers(0, 10**6), st.integers(3, 6))
 def test_plans_of_tiny_networks_are_the_best(seed: int, count: int) -> None:
     problem = random_problem(seed, count, 6)
+    count = len(problem.operators)
     if any(x.kind == "reduction" and problem.operators[x.reads[0].source].kind == "input" for x in problem.operators):
         return
     if any(Lives(problem).folded(index) for index in range(count)):
@@ -137,9 +138,18 @@ def test_skips_of_a_unet_are_made_again() -> None:
     assert again.peak_bytes < kept.peak_bytes < again.base_peak_bytes
 
 
+def test_what_a_mean_normalises_is_made_twice() -> None:
+    problem = decoder(32, 16)
+    kept = plan(problem, max_overhead=0.0)
+    again = plan(problem, max_overhead=0.5)
+    check(problem, again)
+    assert any(problem.operators[i].kind == "reduction" for s in again.stages if s.dropped for i in range(s.first, s.last))
+    assert again.peak_bytes < kept.peak_bytes
+
+
 def test_copies_are_parted_neither_from_readers_nor_merged_with_originals() -> None:
     problem = unet(32, 4, 2)
-    for variant in variants(problem)[1:]:
+    for variant in list(variants(problem))[1:]:
         assert len(variant.origin) == len(problem.operators) + sum(variant.copied)
         for place, earlier in variant.barriers.items():
             assert variant.origin[place] == variant.origin[earlier]

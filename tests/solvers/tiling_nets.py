@@ -153,8 +153,17 @@ def unet(resolution: int, channels: int, depth: int, *, held: bool = False) -> P
     return net.problem(net.conv(x, 3, 1))
 
 
+def decoder(resolution: int, channels: int) -> Problem:
+    """A residual block normalised by means over all pixels, after an enlargement: the end of an image autoencoder."""
+    net = Net()
+    x = net.conv(net.up(net.conv(net.image(resolution, resolution, 4, held=True), channels)), channels)
+    inner = net.conv(net.scaled(x, net.mean(x)), channels // 2)
+    x = net.conv(net.scaled(inner, net.mean(inner)), channels // 2, onto=net.conv(x, channels // 2, 1))
+    return net.problem(net.conv(net.scaled(x, net.mean(x)), 3))
+
+
 def random_problem(seed: int, count: int, size: int = 9) -> Problem:
-    """Convolutions of many shapes, sums, pools, enlargements and means over one or two inputs."""
+    """Convolutions of many shapes, sums, pools, enlargements and means over one or two inputs; at least ``count``."""
     draw, net = random.Random(seed), Net()
     for _ in range(draw.randint(1, 2)):
         net.image(size, size + 1, draw.randint(1, 4), held=draw.random() < 0.5)
@@ -178,11 +187,13 @@ def random_problem(seed: int, count: int, size: int = 9) -> Problem:
         elif kind < 0.9 and min(x.height, x.width) > 2:
             net.pool(source)
         elif kind < 0.95:
-            net.mean(source)
+            mean = net.mean(source)
+            if draw.random() < 0.5:
+                net.scaled(source, mean)
         else:
             same = [i for i in pixels if (net.operators[i].height, net.operators[i].width) == (x.height, x.width)]
             net.cat(source, draw.choice(same))
     read = {r.source for x in net.operators for r in x.reads}
     ends = [i for i, x in enumerate(net.operators) if i not in read and x.kind != "input"]
     inner = [i for i, x in enumerate(net.operators) if i in read and x.kind != "input" and draw.random() < 0.1]
-    return replace(net.problem(*sorted({*ends, *inner} or {count - 1})), over_lines=draw.random() < 0.5)
+    return replace(net.problem(*sorted({*ends, *inner} or {len(net.operators) - 1})), over_lines=draw.random() < 0.5)

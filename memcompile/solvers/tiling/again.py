@@ -5,7 +5,7 @@ The copies are ordinary operators of a longer problem, so that the search needs 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -48,32 +48,56 @@ class Variant:
     closed: frozenset[int]
 
 
-def variants(problem: Problem) -> list[Variant]:
-    """The problem as it is; then with more and more results made again, those with the most bytes for the longest first."""
+def variants(problem: Problem) -> Iterator[Variant]:
+    """The problem as it is; then with more and more results made again.
+
+    In turn those with the most bytes for the longest, and those with the most bytes for the fewest operations.
+    """
     lives = Lives(problem)
-    chosen = choices(lives)
-    return [with_copies(lives, chosen[:count]) for count in range(len(chosen) + 1)]
+    longest = choices(lives)
+    cheapest = sorted(longest, key=lambda group: _price(lives, group))
+    tried = list[frozenset[Choice]]()
+    for count in range(max(1, len(longest) + 1)):
+        for order in (longest, cheapest):
+            chosen = frozenset(choice for group in order[:count] for choice in group)
+            if chosen not in tried:
+                tried.append(chosen)
+                yield with_copies(lives, sorted(chosen, key=lambda choice: (choice.reader, choice.index)))
 
 
-def choices(lives: Lives) -> list[Choice]:
-    """Results worth making again: each at its longest time between two readers, or behind a reduction of it.
+def choices(lives: Lives) -> list[tuple[Choice, ...]]:
+    """Results worth making again after each long pause between two readers, and behind each barrier.
 
     No tile reads across a reduction, so that what is normalised by its own mean is whole unless it is made twice.
     """
     operators, peak = lives.problem.operators, max(lives.layerwise_bytes)
-    weighed = list[tuple[int, Choice]]()
+    weighed = list[tuple[int, int, tuple[Choice, ...]]]()
     for index, operator in enumerate(operators):
-        readers = lives.readers[index]
-        if not readers or lives.last[index] == len(operators) or operator.size_bytes * SHARE < peak:
+        if lives.last[index] == len(operators) or operator.size_bytes * SHARE < peak:
             continue
-        pauses = [(a, b) for a, b in pairwise([index, *readers]) if b - a > GAP or operators[a].kind == "reduction"]
-        if not pauses:
-            continue
-        before, reader = max(pauses, key=lambda pause: pause[1] - pause[0])
-        choice = Choice(index, before, reader, readers[-1])
-        if readers[-1] - reader <= GAP and chain_of(lives, choice, [choice]):
-            weighed.append((-operator.size_bytes * (reader - before), choice))
-    return [choice for _, choice in sorted(weighed, key=lambda x: (x[0], x[1].index))[:MOST]]
+        group = tuple(_pauses(lives, index))
+        if group and all(x.last_reader - x.reader <= GAP and chain_of(lives, x, group) for x in group):
+            weighed.append((-operator.size_bytes * max(x.reader - x.before for x in group), index, group))
+    return [group for *_, group in sorted(weighed, key=lambda x: x[:2])[:MOST]]
+
+
+def _pauses(lives: Lives, index: int) -> Iterator[Choice]:
+    """Readers after each pause, up to the next one."""
+    reads = [index, *lives.readers[index]]
+    kinds = [operator.kind for operator in lives.problem.operators]
+    begins = [
+        position
+        for position, (before, reader) in enumerate(pairwise(reads), 1)
+        if reader - before > GAP or any(kind in ("reduction", "whole") for kind in kinds[before:reader])
+    ]
+    for begin, end in pairwise([*begins, len(reads)]):
+        yield Choice(index, reads[begin - 1], reads[begin], reads[end - 1])
+
+
+def _price(lives: Lives, group: Sequence[Choice]) -> float:
+    """Multiply-adds for each byte."""
+    macs = sum(lives.macs[index] for choice in group for index in chain_of(lives, choice, group))
+    return macs / lives.problem.operators[group[0].index].size_bytes
 
 
 def chain_of(lives: Lives, choice: Choice, chosen: Sequence[Choice]) -> tuple[int, ...]:
@@ -82,7 +106,9 @@ def chain_of(lives: Lives, choice: Choice, chosen: Sequence[Choice]) -> tuple[in
     Small results, such as means, are kept for longer.
     """
     peak = max(lives.layerwise_bytes)
-    there = {other.index: other.before for other in chosen}
+    there = dict[int, int]()
+    for other in chosen:
+        there[other.index] = min(other.before, there.get(other.index, other.before))
     chain, waiting = set[int](), [choice.index]
     while waiting:
         at = waiting.pop()
@@ -135,7 +161,7 @@ class _Longer:
         """Add an operator of the problem."""
         redirected = self._readers.get(index, {})
         self.places[index] = self._put(index, redirected)
-        if index + 1 in self._readers and redirected.keys() & self._readers[index + 1].keys():
+        if index + 1 in self._readers and redirected.items() & self._readers[index + 1].items():
             self.closed.add(len(self.operators))
 
     def _put(self, index: int, places: dict[int, int]) -> int:

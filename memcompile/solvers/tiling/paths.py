@@ -14,13 +14,15 @@ from memcompile.solvers.tiling.grids import Periods
 from memcompile.solvers.tiling.layers import Grid
 from memcompile.solvers.tiling.lives import Lives
 from memcompile.solvers.tiling.problem import StageKind
-from memcompile.solvers.tiling.ranges import Limits, tiled_ranges
+from memcompile.solvers.tiling.ranges import Limits, reachable, tiled_ranges
 from memcompile.solvers.tiling.sweep import Ints
 
 MOST_CUTS = 64
 """Cuts at which tiled stages may begin and end: of more, the one that fewest bytes cross in each of as many parts."""
 LONGEST = 128
 """Operators in a tiled stage."""
+WALKS = 8
+"""Steps for each cut that looking for plans takes."""
 NEVER = np.iinfo(np.int64).max // 4
 LAYERWISE: Grid = ("layerwise", 1, 1)
 
@@ -71,25 +73,24 @@ class Paths:
     def __init__(self, variant: Variant, kinds: Collection[StageKind], run_macs: int) -> None:
         self._lives, self._run_macs = Lives(variant.problem), run_macs
         self._open = [cut for cut in range(len(variant.problem.operators) + 1) if cut not in variant.closed]
-        self._cuts = promising_cuts(self._lives, self._open)
-        limits = Limits(frozenset(self._cuts), LONGEST, variant.barriers, frozenset(kinds))
+        cuts = frozenset(promising_cuts(self._lives, self._open))
+        self._limits = Limits(cuts, LONGEST, variant.barriers, frozenset(kinds))
         periods = Periods(variant.problem)
-        self._into = [self._edges(before, cut, limits, periods) for before, cut in pairwise(self._open)]
+        self._into = [self._edges(before, cut, periods) for before, cut in pairwise(self._open)]
         self.thresholds: Ints = np.unique(np.concatenate([into.peak_bytes for into in self._into]))
 
-    @staticmethod
-    def work(variant: Variant) -> int:
-        """Steps that building takes, about a quarter of a millisecond each."""
-        lives = Lives(variant.problem)
-        opened = [cut for cut in range(len(variant.problem.operators) + 1) if cut not in variant.closed]
-        return sum(min(cut, LONGEST) for cut in promising_cuts(lives, opened))
+    @property
+    def work(self) -> int:
+        """Steps that building and walking them takes, about a quarter of a millisecond each."""
+        steps = sum(len(reachable(self._lives, cut, self._limits)) for cut in self._limits.starts if cut)
+        return steps + WALKS * len(self._open)
 
-    def _edges(self, before: int, cut: int, limits: Limits, periods: Periods) -> _Into:
+    def _edges(self, before: int, cut: int, periods: Periods) -> _Into:
         peak = max(self._lives.layerwise_bytes[before:cut])
         macs = sum(self._lives.macs[before:cut])
         runs = sum(operator.kind != "input" for operator in self._lives.problem.operators[before:cut])
         single = [np.array([x], dtype=np.int64) for x in (before, 0, peak, macs, 0, macs + self._run_macs * runs)]
-        ranges = tiled_ranges(self._lives, cut, limits, periods) if cut in limits.starts else None
+        ranges = tiled_ranges(self._lives, cut, self._limits, periods) if cut in self._limits.starts else None
         if ranges is None:
             return _Into(cut, (LAYERWISE,), *single)
         cost = ranges.macs + self._run_macs * ranges.runs

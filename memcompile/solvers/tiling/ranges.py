@@ -45,7 +45,7 @@ class Limits:
 
 def tiled_ranges(lives: Lives, cut: int, limits: Limits, periods: Periods) -> Ranges | None:
     """Tiled stages that end at a cut: those that no other with the same operators beats, with a peak below layerwise."""
-    order = _reachable(lives, cut, limits)
+    order = reachable(lives, cut, limits)
     if not order or lives.last[cut - 1] < cut:
         return None
     last = lives.problem.operators[cut - 1]
@@ -69,7 +69,7 @@ def tiled_ranges(lives: Lives, cut: int, limits: Limits, periods: Periods) -> Ra
     return Ranges(grids, first[row], grid, peaks[row, grid], macs[row, grid], tiles[row, grid], runs)
 
 
-def _reachable(lives: Lives, cut: int, limits: Limits) -> list[int]:
+def reachable(lives: Lives, cut: int, limits: Limits) -> list[int]:
     """Operators from the cut backwards that can be in one tiled stage."""
     order, barrier = list[int](), -1
     for index in range(cut - 1, max(-1, cut - 1 - limits.longest), -1):

@@ -17,9 +17,9 @@ from memcompile.solvers.tiling.again import Variant, variants
 from memcompile.solvers.tiling.memory import Cost, cost, costed
 from memcompile.solvers.tiling.paths import Path, Paths
 from memcompile.solvers.tiling.problem import Problem, Solution, Stage, StageKind
-from memcompile.solvers.tiling.stages import results, sources
+from memcompile.solvers.tiling.stages import members, results, sources
 
-MOST_WORK = 12_000
+MOST_WORK = 14_000
 """Steps of building paths (``Paths.work``) after which no further variants are tried."""
 STEP = 0.02
 """Peaks on the frontier are this share apart."""
@@ -75,10 +75,11 @@ def _built(problem: Problem, kinds: Collection[StageKind], run_macs: int) -> lis
     """Variants of the problem with their stages, as far as the work allows."""
     built, work = list[tuple[Variant, Paths]](), 0
     for variant in variants(problem):
-        work += Paths.work(variant)
-        if built and work > MOST_WORK:
+        paths = Paths(variant, kinds, run_macs)
+        built.append((variant, paths))
+        work += paths.work
+        if work + paths.work > MOST_WORK:
             break
-        built.append((variant, Paths(variant, kinds, run_macs)))
     return built
 
 
@@ -97,7 +98,7 @@ class _Solutions:
     def of(self, candidate: Candidate) -> Solution:
         """The stages of a path, with all that is said about them."""
         _, path, variant = candidate
-        stages = costed(self._problem, merged(with_dropped(self._problem, stages_of(variant, path))))
+        stages = costed(self._problem, with_results(self._problem, merged(stages_of(variant, path))))
         peak, macs = max((s.peak_bytes for s in stages), default=0), sum(s.macs for s in stages)
         return Solution(stages, peak, macs, self._base.peak_bytes, self._base.macs, "heuristic", self._frontier())
 
@@ -124,11 +125,14 @@ def stages_of(variant: Variant, path: Path) -> list[Stage]:
     return stages
 
 
-def with_dropped(problem: Problem, stages: Sequence[Stage]) -> list[Stage]:
-    """The stages, told which of their results no later one reads because it makes them again."""
+def with_results(problem: Problem, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages, told which results no later one reads because it makes them again, and which it reads because of that."""
     needed, told = set(problem.outputs), list[Stage]()
     for stage in reversed(stages):
-        told.append(replace(stage, dropped=tuple(index for index in results(problem, stage) if index not in needed)))
+        in_order = results(problem, stage)
+        kept = needed.intersection(index for index in members(problem, stage) if index not in stage.again)
+        dropped = tuple(index for index in in_order if index not in needed)
+        told.append(replace(stage, dropped=dropped, kept=tuple(sorted(kept.difference(in_order)))))
         needed.update(sources(problem, stage))
     return told[::-1]
 
@@ -141,7 +145,7 @@ def merged(stages: Sequence[Stage]) -> list[Stage]:
         repeats = set(stage.again) & {*before.again, *range(before.first, before.last)}
         if done and before.kind == stage.kind == "layerwise" and not repeats:
             again = tuple(sorted((*before.again, *stage.again)))
-            done[-1] = replace(before, last=stage.last, again=again, dropped=(*before.dropped, *stage.dropped))
+            done[-1] = replace(before, last=stage.last, again=again)
         else:
             done.append(stage)
     return done
