@@ -37,7 +37,10 @@ def some_stage(problem: Problem, seed: int, kind: StageKind) -> Stage | None:
     for _ in range(20):
         first = draw.randrange(len(problem.operators))
         last = draw.randint(first + 1, len(problem.operators))
-        grid = (draw.randint(1, 5), 1 if kind == "rows" else draw.randint(1, 4))
+        grid = (
+            draw.choice((1, 2, 3, 4, 5, 16, 40)) if kind == "rows" else draw.randint(1, 5),
+            1 if kind == "rows" else draw.randint(1, 4),
+        )
         stage = Stage(first, last, kind, grid)
         try:
             check_tiled(problem, stage)
@@ -154,7 +157,7 @@ def test_tiles_begin_at_multiples() -> None:
     assert split(100, 6) == [0, 17, 34, 51, 68, 85, 100]
     assert split(96, 5, 4) == [0, 20, 40, 60, 80, 96]
     assert split(7, 5) == [0, 1, 2, 4, 5, 7]
-    assert split(3, 8) == [0, 1, 2, 3]
+    assert split(3, 6) == [0, 0, 1, 1, 2, 2, 3]
     assert split(56, 3, 8) == [0, 20, 40, 56]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -115,7 +115,7 @@ def rounded(channels: float) -> int:
     return result + 8 if result < 0.9 * channels else result
 
 
-def mobilenet_v2(width: float = 1.0, resolution: int = 224) -> Problem:
+def mobilenet_v2(width: float = 1.0, resolution: int = 224, *, over_lines: bool = False) -> Problem:
     """MobileNetV2 in int8, normalisation and activation folded into convolutions (Sandler et al. 2018, table 2).
 
     Depthwise convolutions of stride 1 and 2 may run in place, and projections are added onto the skip connection.
@@ -131,7 +131,8 @@ def mobilenet_v2(width: float = 1.0, resolution: int = 224) -> Problem:
             skips = stride == 1 and before == rounded(channels * width)
             x = net.conv(inner, rounded(channels * width), 1, onto=x if skips else None)
     x = net.conv(x, max(1280, rounded(1280 * width)), 1)
-    return net.problem(net.whole(net.mean(x), 1, 1, 1000, 1000 * net.operators[x].pixel_bytes))
+    net.whole(net.mean(x), 1, 1, 1000, 1000 * net.operators[x].pixel_bytes)
+    return replace(net.problem(), over_lines=over_lines)
 
 
 def unet(resolution: int, channels: int, depth: int, *, held: bool = False) -> Problem:
@@ -152,8 +153,17 @@ def unet(resolution: int, channels: int, depth: int, *, held: bool = False) -> P
     return net.problem(net.conv(x, 3, 1))
 
 
+def decoder(resolution: int, channels: int) -> Problem:
+    """A residual block normalised by means over all pixels, after an enlargement: the end of an image autoencoder."""
+    net = Net()
+    x = net.conv(net.up(net.conv(net.image(resolution, resolution, 4, held=True), channels)), channels)
+    inner = net.conv(net.scaled(x, net.mean(x)), channels // 2)
+    x = net.conv(net.scaled(inner, net.mean(inner)), channels // 2, onto=net.conv(x, channels // 2, 1))
+    return net.problem(net.conv(net.scaled(x, net.mean(x)), 3))
+
+
 def random_problem(seed: int, count: int, size: int = 9) -> Problem:
-    """Convolutions of many shapes, sums, pools, enlargements and means over one or two inputs."""
+    """Convolutions of many shapes, sums, pools, enlargements and means over one or two inputs; at least ``count``."""
     draw, net = random.Random(seed), Net()
     for _ in range(draw.randint(1, 2)):
         net.image(size, size + 1, draw.randint(1, 4), held=draw.random() < 0.5)
@@ -177,11 +187,13 @@ def random_problem(seed: int, count: int, size: int = 9) -> Problem:
         elif kind < 0.9 and min(x.height, x.width) > 2:
             net.pool(source)
         elif kind < 0.95:
-            net.mean(source)
+            mean = net.mean(source)
+            if draw.random() < 0.5:
+                net.scaled(source, mean)
         else:
             same = [i for i in pixels if (net.operators[i].height, net.operators[i].width) == (x.height, x.width)]
             net.cat(source, draw.choice(same))
     read = {r.source for x in net.operators for r in x.reads}
     ends = [i for i, x in enumerate(net.operators) if i not in read and x.kind != "input"]
     inner = [i for i, x in enumerate(net.operators) if i in read and x.kind != "input" and draw.random() < 0.1]
-    return net.problem(*sorted({*ends, *inner} or {count - 1}))
+    return replace(net.problem(*sorted({*ends, *inner} or {len(net.operators) - 1})), over_lines=draw.random() < 0.5)

@@ -5,19 +5,22 @@ The copies are ordinary operators of a longer problem, so that the search needs 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from memcompile.solvers.tiling.lives import Lives
 from memcompile.solvers.tiling.problem import Operator, Problem
 
 SHARE = 16
 """Results of less than one part in this many of the peak stay."""
+SMALL = 256
+"""Results of up to one part in this many of the peak are kept for chains rather than made again."""
 LONGEST_CHAIN = 16
 """Operators that may be made again for one result."""
 GAP = 4
 """Operators between two readers from which a result may be made again."""
-MOST = 5
+MOST = 12
 """Results made again in one plan."""
 
 
@@ -45,36 +48,73 @@ class Variant:
     closed: frozenset[int]
 
 
-def variants(problem: Problem) -> list[Variant]:
-    """The problem as it is; then with more and more results made again, those with the most bytes for the longest first."""
+def variants(problem: Problem) -> Iterator[Variant]:
+    """The problem as it is; then with more and more results made again.
+
+    In turn those with the most bytes for the longest, and those with the most bytes for the fewest operations.
+    """
     lives = Lives(problem)
-    chosen = choices(lives)
-    return [with_copies(lives, chosen[:count]) for count in range(len(chosen) + 1)]
+    longest = choices(lives)
+    cheapest = sorted(longest, key=lambda group: _price(lives, group))
+    tried = list[frozenset[Choice]]()
+    for count in range(max(1, len(longest) + 1)):
+        for order in (longest, cheapest):
+            chosen = frozenset(choice for group in order[:count] for choice in group)
+            if chosen not in tried:
+                tried.append(chosen)
+                yield with_copies(lives, sorted(chosen, key=lambda choice: (choice.reader, choice.index)))
 
 
-def choices(lives: Lives) -> list[Choice]:
-    """Results worth making again: each at its longest time between two readers."""
-    peak = max(lives.layerwise_bytes)
-    weighed = list[tuple[int, Choice]]()
-    for index, operator in enumerate(lives.problem.operators):
-        readers = lives.readers[index]
-        if not readers or lives.last[index] == len(lives.problem.operators) or operator.size_bytes * SHARE < peak:
+def choices(lives: Lives) -> list[tuple[Choice, ...]]:
+    """Results worth making again after each long pause between two readers, and behind each barrier.
+
+    No tile reads across a reduction, so that what is normalised by its own mean is whole unless it is made twice.
+    """
+    operators, peak = lives.problem.operators, max(lives.layerwise_bytes)
+    weighed = list[tuple[int, int, tuple[Choice, ...]]]()
+    for index, operator in enumerate(operators):
+        if lives.last[index] == len(operators) or operator.size_bytes * SHARE < peak:
             continue
-        before, reader = max(zip([index, *readers], readers, strict=False), key=lambda pair: pair[1] - pair[0])
-        choice = Choice(index, before, reader, readers[-1])
-        if reader - before > GAP and readers[-1] - reader <= GAP and chain_of(lives, choice, [choice]):
-            weighed.append((-operator.size_bytes * (reader - before), choice))
-    return [choice for _, choice in sorted(weighed, key=lambda x: (x[0], x[1].index))[:MOST]]
+        group = tuple(_pauses(lives, index))
+        if group and all(x.last_reader - x.reader <= GAP and chain_of(lives, x, group) for x in group):
+            weighed.append((-operator.size_bytes * max(x.reader - x.before for x in group), index, group))
+    return [group for *_, group in sorted(weighed, key=lambda x: x[:2])[:MOST]]
+
+
+def _pauses(lives: Lives, index: int) -> Iterator[Choice]:
+    """Readers after each pause, up to the next one."""
+    reads = [index, *lives.readers[index]]
+    kinds = [operator.kind for operator in lives.problem.operators]
+    begins = [
+        position
+        for position, (before, reader) in enumerate(pairwise(reads), 1)
+        if reader - before > GAP or any(kind in ("reduction", "whole") for kind in kinds[before:reader])
+    ]
+    for begin, end in pairwise([*begins, len(reads)]):
+        yield Choice(index, reads[begin - 1], reads[begin], reads[end - 1])
+
+
+def _price(lives: Lives, group: Sequence[Choice]) -> float:
+    """Multiply-adds for each byte."""
+    macs = sum(lives.macs[index] for choice in group for index in chain_of(lives, choice, group))
+    return macs / lives.problem.operators[group[0].index].size_bytes
 
 
 def chain_of(lives: Lives, choice: Choice, chosen: Sequence[Choice]) -> tuple[int, ...]:
-    """What has to run to make a result from inputs and what is there anyway; nothing where that is too much."""
-    there = {other.index: other.before for other in chosen}
+    """What has to run to make a result from inputs and what is there anyway; nothing where that is too much.
+
+    Small results, such as means, are kept for longer.
+    """
+    peak = max(lives.layerwise_bytes)
+    there = dict[int, int]()
+    for other in chosen:
+        there[other.index] = min(other.before, there.get(other.index, other.before))
     chain, waiting = set[int](), [choice.index]
     while waiting:
         at = waiting.pop()
         operator = lives.problem.operators[at]
-        if at in chain or operator.kind == "input" or there.get(at, lives.last[at]) >= choice.reader:
+        kept = there.get(at, lives.last[at]) >= choice.reader or operator.size_bytes * SMALL <= peak
+        if at in chain or operator.kind == "input" or kept:
             continue
         if operator.kind != "local" or len(chain) == LONGEST_CHAIN:
             return ()
@@ -93,7 +133,7 @@ def with_copies(lives: Lives, chosen: Sequence[Choice]) -> Variant:
                 longer.copy(chains[choice], range(index, choice.last_reader + 1))
         longer.append(index)
     outputs = tuple(longer.places[output] for output in lives.problem.outputs)
-    problem = Problem(tuple(longer.operators), outputs)
+    problem = replace(lives.problem, operators=tuple(longer.operators), outputs=outputs)
     return Variant(problem, tuple(longer.origin), tuple(longer.copied), longer.barriers, frozenset(longer.closed))
 
 
@@ -121,7 +161,7 @@ class _Longer:
         """Add an operator of the problem."""
         redirected = self._readers.get(index, {})
         self.places[index] = self._put(index, redirected)
-        if index + 1 in self._readers and redirected.keys() & self._readers[index + 1].keys():
+        if index + 1 in self._readers and redirected.items() & self._readers[index + 1].items():
             self.closed.add(len(self.operators))
 
     def _put(self, index: int, places: dict[int, int]) -> int:

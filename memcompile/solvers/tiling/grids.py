@@ -11,6 +11,7 @@ from memcompile.solvers.tiling.problem import Problem, Reach, Read
 Axis = Literal[0, 1]
 LONGEST_PERIOD = 8
 """Largest step of a result after which its reads repeat, shifted: the factor of an enlargement."""
+ALIGNMENTS = (1, 2, 4, 8, 16, 32)
 SLACK = 8
 """A tile may grow by one part in this many to begin where its neighbours' reads repeat."""
 
@@ -19,9 +20,10 @@ def split(extent: int, parts: int, alignment: int = 1) -> list[int]:
     """The ``parts + 1`` bounds of equal parts, the last one smaller; parts of two sizes where those would be fewer.
 
     Parts begin at multiples of ``alignment``, or of the largest half, quarter, ... of it that keeps their number and lets
-    none grow by more than an eighth.
+    none grow by more than an eighth. More parts than indices: some are empty.
     """
-    parts = min(parts, extent)
+    if parts >= extent:
+        return [extent * part // parts for part in range(parts + 1)]
     size = -(-extent // parts)
     while alignment > 1:
         aligned = -(-size // alignment) * alignment
@@ -54,13 +56,14 @@ class Periods:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._known: dict[int, tuple[int, int] | None] = {}
+        self._alignments: dict[tuple[int, Axis], int] = {}
 
     def alignment(self, root: int, axis: Axis) -> int:
         """The smallest power of two: tiles of ``root`` that begin at its multiples read equal shapes of all it is made from."""
-        for candidate in (1, 2, 4, 8, 16, 32):
-            if self._repeats(root, axis, candidate):
-                return candidate
-        return 1
+        if (root, axis) not in self._alignments:
+            steps = (step for step in ALIGNMENTS if self._repeats(root, axis, step))
+            self._alignments[root, axis] = next(steps, 1)
+        return self._alignments[root, axis]
 
     def _repeats(self, root: int, axis: Axis, step: int) -> bool:
         """Whether every operator before ``root`` moves by whole pixels as the tile moves by ``step``."""

@@ -72,7 +72,8 @@ def root_of(problem: Problem, kept: Sequence[int]) -> int:
 
 def bounds_of(problem: Problem, root: int, axis: Axis, parts: int, periods: Periods) -> list[int]:
     """Where the parts of ``root`` begin and end."""
-    return split(extent(problem.operators[root], axis), parts, periods.alignment(root, axis))
+    size = extent(problem.operators[root], axis)
+    return split(size, parts, periods.alignment(root, axis) if parts < size else 1)
 
 
 def tiles(problem: Problem, stage: Stage) -> list[Tile]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,10 @@ from memcompile.solvers.tiling.problem import Operator, Problem, StageKind
 from memcompile.solvers.tiling.sweep import Interval, Ints, Spans, Sweep, hull, padded
 
 Grid = tuple[StageKind, int, int]
-PATCHES = (1, 2, 3, 4, 5, 6, 7, 8)
+PATCHES = (*range(1, 11), 12, 14, 16, 18, 20)
 """Parts along an axis; grids are square, one part wider or narrower, or bands."""
+MOST_STRIPS = 512
+"""Strips of one stage."""
 MANY_TILES = 512
 """Strips from which those that are alike are told apart before they are costed."""
 
@@ -35,24 +38,43 @@ class Layer:
         return Layer(self.made[tiles], self.before[tiles], self.after[tiles], self.inputs[tiles], self.macs)
 
 
+@dataclass(frozen=True, slots=True)
+class _Grids:
+    """Grids of patches: their numbers of ``parts`` along each axis, and of every tile its grid and its place.
+
+    ``places``: along each axis which of the parts, and the part. ``down``, ``across``: of every grid which of the parts.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    parts: tuple[tuple[int, ...], tuple[int, ...]]
+    places: tuple[Ints, Ints]
+    down: Ints
+    across: Ints
+
+
+@functools.lru_cache(maxsize=64)
+def _grids(height: int, width: int) -> _Grids:
+    """Grids worth trying for a result."""
+    parts = (tuple(_useful(height)), tuple(_useful(width)))
+    pairs = tuple(_pairs(*parts))
+    rows = np.array([(parts[0].index(d), i) for d, a in pairs for i in range(d) for _ in range(a)], dtype=np.int64)
+    columns = np.array([(parts[1].index(a), j) for d, a in pairs for _ in range(d) for j in range(a)], dtype=np.int64)
+    down = np.array([parts[0].index(d) for d, _ in pairs], dtype=np.int64)
+    across = np.array([parts[1].index(a) for _, a in pairs], dtype=np.int64)
+    return _Grids(pairs, parts, (rows.reshape(-1, 2).T, columns.reshape(-1, 2).T), down, across)
+
+
 class Patches:
     """Layers of patches. ``tile_grid``: the grid of each tile."""
 
     def __init__(self, problem: Problem, root: int, periods: Periods) -> None:
         self._operators = problem.operators
         pixels = problem.operators[root]
-        parts = [_useful(pixels.height), _useful(pixels.width)]
-        pairs = _pairs(parts[0], parts[1])
-        self.grids: tuple[Grid, ...] = tuple(("patches", d, a) for d, a in pairs)
-        self.counts = np.array([d * a for d, a in pairs], dtype=np.int64)
-        self.tile_grid = np.repeat(np.arange(len(pairs)), self.counts)
-        self._places = [
-            np.array([(parts[0].index(d), i) for d, a in pairs for i in range(d) for _ in range(a)], dtype=np.int64).T,
-            np.array([(parts[1].index(a), j) for d, a in pairs for _ in range(d) for j in range(a)], dtype=np.int64).T,
-        ]
-        self._rows = np.array([parts[0].index(d) for d, _ in pairs])
-        self._columns = np.array([parts[1].index(a) for _, a in pairs])
-        self._sweeps = [_sweep(problem, axis, root, parts[axis], periods, keep=False) for axis in (0, 1)]
+        self._grids = _grids(pixels.height, pixels.width)
+        self.grids: tuple[Grid, ...] = tuple(("patches", d, a) for d, a in self._grids.pairs)
+        self.counts = np.array([d * a for d, a in self._grids.pairs], dtype=np.int64)
+        self.tile_grid = np.repeat(np.arange(len(self.counts)), self.counts)
+        self._sweeps = [_sweep(problem, axis, root, self._grids.parts[axis], periods, keep=False) for axis in (0, 1)]
         self._zero = np.zeros(len(self.tile_grid), dtype=np.int64)
 
     def add(self, index: int, *, is_result: bool, has_readers: bool) -> Layer:
@@ -66,7 +88,7 @@ class Patches:
         if is_result:
             halo = self._at(_halo(down), 0) | self._at(_halo(across), 1)
             made = made * halo if has_readers else self._zero
-        macs = rows.sum(axis=1)[self._rows] * columns.sum(axis=1)[self._columns] * operator.pixel_macs
+        macs = rows.sum(axis=1)[self._grids.down] * columns.sum(axis=1)[self._grids.across] * operator.pixel_macs
         return Layer(made, self._zero, self._zero, self._inputs(operator, down, across), macs)
 
     def _inputs(self, operator: Operator, down: Spans, across: Spans) -> Ints:
@@ -86,16 +108,16 @@ class Patches:
 
     def _at(self, values: Ints, axis: Axis) -> Ints:
         """From parts of an axis to tiles."""
-        tiles: Ints = values[self._places[axis][0], self._places[axis][1]]
+        tiles: Ints = values[self._grids.places[axis][0], self._grids.places[axis][1]]
         return tiles
 
 
 class Rows:
     """Layers of strips that keep their overlaps."""
 
-    def __init__(self, problem: Problem, root: int, periods: Periods) -> None:
+    def __init__(self, problem: Problem, root: int, tallest: int, periods: Periods) -> None:
         self._operators = problem.operators
-        counts = strip_counts(problem.operators[root].height)
+        counts = strip_counts(problem.operators[root].height, tallest)
         self.grids: tuple[Grid, ...] = tuple(("rows", count, 1) for count in counts)
         self.counts = np.array(counts, dtype=np.int64)
         self.tile_grid = np.repeat(np.arange(len(counts)), self.counts)
@@ -136,13 +158,14 @@ class Rows:
         return tiles
 
 
-def strip_counts(height: int) -> list[int]:
-    """Numbers of strips from two to one a row, about geometric."""
+def strip_counts(height: int, tallest: int) -> list[int]:
+    """Numbers of strips from two to one a row, about geometric; then to one a row of the tallest operator."""
     sizes, size = list[int](), 1
     while size < height:
         sizes.append(size)
         size = max(size + 1, size * 4 // 3)
-    return sorted({-(-height // size) for size in sizes} - {1})
+    finer = [height << power for power in range(1, 8) if height << power <= tallest]
+    return sorted(count for count in {*(-(-height // size) for size in sizes), *finer} if 1 < count <= MOST_STRIPS)
 
 
 def distinct(layers: Sequence[Layer], tile_grid: Ints) -> Ints:

@@ -96,10 +96,11 @@ class _Inside:
         for index in self._order:
             operator = self._problem.operators[index]
             ending = {read.source for read in operator.reads if self._last[read.source] == index and read.source in sizes}
-            dying = {source for source in ending if not before[source] and not after[source]}
-            new = 0 if written_over(operator, dying, sizes, sizes[index]) else sizes[index]
+            dead = {source: before[source] + sizes[source] - after[source] for source in ending}
+            loose = {s for s in ending if self._problem.over_lines or not (before[s] or after[s])}
+            new = 0 if written_over(operator, loose, dead, sizes[index]) else sizes[index]
             peak = max(peak, total + new + self._inputs(tile, index))
-            total += sizes[index] - sum(before[source] + sizes[source] - after[source] for source in ending)
+            total += sizes[index] - sum(dead.values())
         return peak
 
     def _size(self, tile: Tile, index: int) -> int:

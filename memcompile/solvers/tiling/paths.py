@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -11,13 +13,16 @@ from memcompile.solvers.tiling.again import Variant
 from memcompile.solvers.tiling.grids import Periods
 from memcompile.solvers.tiling.layers import Grid
 from memcompile.solvers.tiling.lives import Lives
-from memcompile.solvers.tiling.ranges import Limits, tiled_ranges
+from memcompile.solvers.tiling.problem import StageKind
+from memcompile.solvers.tiling.ranges import Limits, reachable, tiled_ranges
 from memcompile.solvers.tiling.sweep import Ints
 
 MOST_CUTS = 64
-"""Cuts at which tiled stages may begin and end: of longer networks, the one that fewest bytes cross in each of as many parts."""
+"""Cuts at which tiled stages may begin and end: of more, the one that fewest bytes cross in each of as many parts."""
 LONGEST = 128
 """Operators in a tiled stage."""
+WALKS = 8
+"""Steps for each cut that looking for plans takes."""
 NEVER = np.iinfo(np.int64).max // 4
 LAYERWISE: Grid = ("layerwise", 1, 1)
 
@@ -33,11 +38,15 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Stages from the first to the last cut. ``tiles``: of all tiled ones together."""
+    """Stages from the first to the last cut. ``cost``: multiply-adds, and what starting operators comes to in them.
+
+    ``tiles``: of all tiled stages together.
+    """
 
     edges: tuple[Edge, ...]
     peak_bytes: int
     macs: int
+    cost: int
     tiles: int
 
 
@@ -52,84 +61,89 @@ class _Into:
     peak_bytes: Ints
     macs: Ints
     tiles: Ints
+    cost: Ints
 
 
 class Paths:
-    """All stages of a variant that are considered, and the cheapest plans of them."""
+    """All stages of a variant that are considered, and the cheapest plans of them.
 
-    def __init__(self, variant: Variant) -> None:
-        self._lives = Lives(variant.problem)
+    ``run_macs``: the multiply-adds in whose time one operator starts in one tile.
+    """
+
+    def __init__(self, variant: Variant, kinds: Collection[StageKind], run_macs: int) -> None:
+        self._lives, self._run_macs = Lives(variant.problem), run_macs
         self._open = [cut for cut in range(len(variant.problem.operators) + 1) if cut not in variant.closed]
-        self._cuts = promising_cuts(self._lives, self._open)
-        limits = Limits(frozenset(self._cuts), LONGEST, variant.barriers)
+        cuts = frozenset(promising_cuts(self._lives, self._open))
+        self._limits = Limits(cuts, LONGEST, variant.barriers, frozenset(kinds))
         periods = Periods(variant.problem)
-        self._into = [
-            self._edges(before, cut, limits, periods) for before, cut in zip(self._open, self._open[1:], strict=False)
-        ]
+        self._into = [self._edges(before, cut, periods) for before, cut in pairwise(self._open)]
         self.thresholds: Ints = np.unique(np.concatenate([into.peak_bytes for into in self._into]))
 
-    @staticmethod
-    def work(variant: Variant) -> int:
-        """Steps that building takes, about a quarter of a millisecond each."""
-        lives = Lives(variant.problem)
-        opened = [cut for cut in range(len(variant.problem.operators) + 1) if cut not in variant.closed]
-        return sum(min(cut, LONGEST) for cut in promising_cuts(lives, opened))
+    @property
+    def work(self) -> int:
+        """Steps that building and walking them takes, about a quarter of a millisecond each."""
+        steps = sum(len(reachable(self._lives, cut, self._limits)) for cut in self._limits.starts if cut)
+        return steps + WALKS * len(self._open)
 
-    def _edges(self, before: int, cut: int, limits: Limits, periods: Periods) -> _Into:
+    def _edges(self, before: int, cut: int, periods: Periods) -> _Into:
         peak = max(self._lives.layerwise_bytes[before:cut])
         macs = sum(self._lives.macs[before:cut])
-        single = [np.array([x], dtype=np.int64) for x in (before, 0, peak, macs, 0)]
-        ranges = tiled_ranges(self._lives, cut, limits, periods) if cut in limits.starts else None
+        runs = sum(operator.kind != "input" for operator in self._lives.problem.operators[before:cut])
+        single = [np.array([x], dtype=np.int64) for x in (before, 0, peak, macs, 0, macs + self._run_macs * runs)]
+        ranges = tiled_ranges(self._lives, cut, self._limits, periods) if cut in self._limits.starts else None
         if ranges is None:
             return _Into(cut, (LAYERWISE,), *single)
-        tiled = (ranges.first, ranges.grid + 1, ranges.peak_bytes, ranges.macs, ranges.tiles)
+        cost = ranges.macs + self._run_macs * ranges.runs
+        tiled = (ranges.first, ranges.grid + 1, ranges.peak_bytes, ranges.macs, ranges.tiles, cost)
         return _Into(cut, (LAYERWISE, *ranges.grids), *(np.concatenate(pair) for pair in zip(single, tiled, strict=True)))
 
     def cheapest(self, threshold: int) -> Path | None:
-        """The fewest multiply-adds, then the fewest tiles, with all peaks up to a threshold."""
+        """The smallest cost, then the fewest tiles, with all peaks up to a threshold."""
         count = self._open[-1] + 1
-        macs, tiles = np.full(count, NEVER, dtype=np.int64), np.full(count, NEVER, dtype=np.int64)
+        cost, tiles = np.full(count, NEVER, dtype=np.int64), np.full(count, NEVER, dtype=np.int64)
         taken = dict[int, tuple[_Into, int]]()
-        macs[0] = tiles[0] = 0
+        cost[0] = tiles[0] = 0
         for into in self._into:
-            total = np.where(into.peak_bytes <= threshold, macs[into.first] + into.macs, NEVER)
+            total = np.where(into.peak_bytes <= threshold, cost[into.first] + into.cost, NEVER)
             least = total.min()
             if least >= NEVER:
                 continue
             ties = np.where(total == least, tiles[into.first] + into.tiles, NEVER)
             best = int(ties.argmin())
-            macs[into.cut], tiles[into.cut], taken[into.cut] = least, ties[best], (into, best)
-        return self._trace(taken, int(macs[-1]), int(tiles[-1])) if self._open[-1] in taken or count == 1 else None
+            cost[into.cut], tiles[into.cut], taken[into.cut] = least, ties[best], (into, best)
+        return self._trace(taken, int(cost[-1]), int(tiles[-1])) if self._open[-1] in taken or count == 1 else None
 
-    def _trace(self, taken: dict[int, tuple[_Into, int]], macs: int, tiles: int) -> Path:
-        edges, peak, cut = list[Edge](), 0, self._open[-1]
+    def _trace(self, taken: dict[int, tuple[_Into, int]], cost: int, tiles: int) -> Path:
+        edges, peak, macs, cut = list[Edge](), 0, 0, self._open[-1]
         while cut:
             into, best = taken[cut]
             first = int(into.first[best])
             edges.append(Edge(first, cut, into.grids[int(into.grid[best])]))
             peak = max(peak, int(into.peak_bytes[best]))
+            macs += int(into.macs[best])
             cut = first
-        return Path(tuple(reversed(edges)), peak, macs, tiles)
+        return Path(tuple(reversed(edges)), peak, macs, cost, tiles)
 
-    def smallest(self, most_macs: float) -> Path | None:
-        """The smallest peak with so many multiply-adds; of those, the fewest multiply-adds."""
+    def smallest(self, most_cost: float) -> Path | None:
+        """The smallest peak at such a cost; of those, the cheapest."""
         low, high, found = 0, len(self.thresholds), None
         while low < high:
             middle = (low + high) // 2
             path = self.cheapest(int(self.thresholds[middle]))
-            if path is not None and path.macs <= most_macs:
+            if path is not None and path.cost <= most_cost:
                 high, found = middle, path
             else:
                 low = middle + 1
         return found
 
     def frontier(self, step: float) -> list[Path]:
-        """Cheapest plans from the largest peak down, each at least a share ``step`` below the one before."""
+        """Cheapest plans from the largest peak down, each at least a share ``step`` below the one before; then the smallest."""
         paths, threshold = list[Path](), int(self.thresholds[-1])
         while (path := self.cheapest(threshold)) is not None:
             paths.append(path)
             threshold = min(path.peak_bytes - 1, int(path.peak_bytes * (1 - step)))
-        return paths
+        smallest = self.smallest(math.inf)
+        return paths if smallest is None else [*paths, smallest]
 
 
 def promising_cuts(lives: Lives, opened: Sequence[int]) -> list[int]:
@@ -138,5 +152,5 @@ def promising_cuts(lives: Lives, opened: Sequence[int]) -> list[int]:
     inner = [cut for cut in opened if cut not in ends and lives.last[cut - 1] >= cut and not lives.folded(cut)]
     parts = min(len(inner), MOST_CUTS)
     bounds = [len(inner) * part // parts for part in range(parts + 1)] if parts else []
-    groups = [inner[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    groups = [inner[a:b] for a, b in pairwise(bounds)]
     return sorted({*ends, *(min(group, key=lambda cut: (lives.alive_bytes[cut], cut)) for group in groups)})

@@ -55,10 +55,15 @@ class Operator:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
-    """Operators in an order in which they can run. ``outputs``: indices of those that are returned."""
+    """Operators in an order in which they can run. ``outputs``: indices of those that are returned.
+
+    ``over_lines``: in strips of rows, ``in_place`` also means over those lines of an operand that no later strip reads, as
+    kernels for microcontrollers do; else an operand of which lines are kept is never written over.
+    """
 
     operators: tuple[Operator, ...]
     outputs: tuple[int, ...]
+    over_lines: bool = False
 
 
 StageKind = Literal["layerwise", "patches", "rows"]
@@ -69,10 +74,12 @@ class Stage:
     """Operators ``first`` up to ``last`` (exclusive) run together.
 
     "layerwise": one after the other, each whole. "patches": a grid of ``grid`` = (down, across) rectangles of the last result,
-    halos made again. "rows": ``grid[0]`` strips of rows from top to bottom, overlaps kept (no operation runs twice).
-    ``again``: earlier operators that run once more inside, in place of keeping their results until here. ``dropped``: operators
-    of the stage whose results are not kept after it, because all later stages that read them make them again. ``peak_bytes``:
-    all that is alive while it runs; ``macs``: multiply-adds of its operators.
+    halos made again. "rows": ``grid[0]`` strips of rows from top to bottom, overlaps kept (no operation runs twice); with more
+    strips than the last result has rows, taller operators make their rows one by one, and some strips make none of it.
+    ``again``: earlier operators that run once more inside, in place of keeping their results until here. Results are kept after
+    the stage for operators behind it; ``dropped``: but not these, because all later stages that read them make them again;
+    ``kept``: and these too, because later stages read them to make something again. ``peak_bytes``: all that is alive while it
+    runs; ``macs``: multiply-adds of its operators.
     """
 
     first: int
@@ -81,6 +88,7 @@ class Stage:
     grid: tuple[int, int] = (1, 1)
     again: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
     peak_bytes: int = 0
     macs: int = 0
 

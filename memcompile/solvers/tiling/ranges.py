@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from memcompile.solvers.tiling.grids import Periods
 from memcompile.solvers.tiling.layers import Grid, Layer, Patches, Rows, distinct
 from memcompile.solvers.tiling.lives import Lives
+from memcompile.solvers.tiling.problem import StageKind
 from memcompile.solvers.tiling.sweep import Ints
 
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """Tiled stages that end at one cut: parallel arrays. ``grid``: positions in ``grids``."""
+    """Tiled stages that end at one cut: parallel arrays. ``grid``: positions in ``grids``. ``runs``: of operators in tiles."""
 
     grids: tuple[Grid, ...]
     first: Ints
@@ -28,28 +29,31 @@ class Ranges:
     peak_bytes: Ints
     macs: Ints
     tiles: Ints
+    runs: Ints
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """``starts``: cuts at which a stage may begin. ``longest``: operators in one. ``barriers``: of some operators, the earlier
-    one that a stage with them must not reach back to."""
+    one that a stage with them must not reach back to. ``kinds``: of stages."""
 
     starts: frozenset[int]
     longest: int
     barriers: Mapping[int, int]
+    kinds: frozenset[StageKind]
 
 
 def tiled_ranges(lives: Lives, cut: int, limits: Limits, periods: Periods) -> Ranges | None:
     """Tiled stages that end at a cut: those that no other with the same operators beats, with a peak below layerwise."""
-    order = _reachable(lives, cut, limits)
+    order = reachable(lives, cut, limits)
     if not order or lives.last[cut - 1] < cut:
         return None
     last = lives.problem.operators[cut - 1]
     root = last.reads[0].source if last.kind == "reduction" else cut - 1
     grown = []
-    for tiling in (Patches(lives.problem, root, periods), Rows(lives.problem, root, periods)):
-        if tiling.grids:
+    tallest = max(lives.problem.operators[index].height for index in order)
+    for tiling in (Patches(lives.problem, root, periods), Rows(lives.problem, root, tallest, periods)):
+        if tiling.grids and tiling.grids[0][0] in limits.kinds:
             grown.append((tiling, _grow(lives, cut, order, limits.starts, tiling)))
     if not grown:
         return None
@@ -60,10 +64,12 @@ def tiled_ranges(lives: Lives, cut: int, limits: Limits, periods: Periods) -> Ra
     first = np.array([index for index in order if index in limits.starts], dtype=np.int64)
     layerwise = _running_peak(lives, order, limits.starts)
     row, grid = np.nonzero(_unbeaten(peaks, macs, tiles) & (peaks < layerwise[:, None]))
-    return Ranges(grids, first[row], grid, peaks[row, grid], macs[row, grid], tiles[row, grid])
+    operators = np.cumsum([lives.problem.operators[index].kind != "input" for index in order])
+    runs = tiles[row, grid] * operators[[index in limits.starts for index in order]][row]
+    return Ranges(grids, first[row], grid, peaks[row, grid], macs[row, grid], tiles[row, grid], runs)
 
 
-def _reachable(lives: Lives, cut: int, limits: Limits) -> list[int]:
+def reachable(lives: Lives, cut: int, limits: Limits) -> list[int]:
     """Operators from the cut backwards that can be in one tiled stage."""
     order, barrier = list[int](), -1
     for index in range(cut - 1, max(-1, cut - 1 - limits.longest), -1):
@@ -138,11 +144,12 @@ class _Profile:
         return peaks
 
     def _write_over(self, index: int, reader: int, layer: Layer) -> None:
-        """The last reader of an operand may take its place, where nothing of it is kept."""
+        """The last reader of an operand may take the place of what dies of it."""
         operator = self._lives.problem.operators[reader]
         if index not in (operator.reads[position].source for position in operator.in_place):
             return
-        fits = (layer.made >= self._made[reader]) & (layer.before == 0) & (layer.after == 0)
+        loose = self._lives.problem.over_lines | ((layer.before == 0) & (layer.after == 0))
+        fits = (layer.before + layer.made - layer.after >= self._made[reader]) & loose
         fresh = fits & ~self._over.get(reader, np.zeros_like(fits))
         self._over[reader] = fits | self._over.get(reader, fits)
         self._bytes[reader - self._lowest] -= self._made[reader] * fresh

@@ -9,16 +9,17 @@ which is not all there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from memcompile.solvers.tiling.again import Variant, variants
 from memcompile.solvers.tiling.memory import Cost, cost, costed
 from memcompile.solvers.tiling.paths import Path, Paths
-from memcompile.solvers.tiling.problem import Problem, Solution, Stage
-from memcompile.solvers.tiling.stages import results, sources
+from memcompile.solvers.tiling.problem import Problem, Solution, Stage, StageKind
+from memcompile.solvers.tiling.stages import members, results, sources
 
-MOST_WORK = 12_000
+MOST_WORK = 14_000
 """Steps of building paths (``Paths.work``) after which no further variants are tried."""
 STEP = 0.02
 """Peaks on the frontier are this share apart."""
@@ -32,25 +33,35 @@ class LimitError(Exception):
         super().__init__(f"limit of {limit_bytes} bytes is below the smallest peak found, {floor.peak_bytes} bytes")
 
 
-def plan(problem: Problem, *, limit_bytes: int | None = None, max_overhead: float | None = None) -> Solution:
+def plan(
+    problem: Problem,
+    *,
+    limit_bytes: int | None = None,
+    max_overhead: float | None = None,
+    kinds: Collection[StageKind] = ("patches", "rows"),
+    run_macs: int = 0,
+) -> Solution:
     """With ``limit_bytes``: the fewest multiply-adds with a peak within it; LimitError if nothing fits.
 
     With ``max_overhead``: the smallest peak with at most that share of multiply-adds more than layerwise. Give one of them.
-    Of equals the plan with fewer tiles and less made again is taken, so that a network that cannot gain stays layerwise.
+    ``kinds``: of tiled stages that may be used. ``run_macs``: multiply-adds in whose time one operator starts in one tile; they
+    are part of both what is made few and what may be more. Of equals the plan with fewer tiles and less made again is taken,
+    so that a network that cannot gain stays layerwise.
     """
     if (limit_bytes is None) == (max_overhead is None):
         raise ValueError("give one of limit_bytes and max_overhead")
     base = cost(problem, Stage(0, len(problem.operators), "layerwise"))
-    built = _built(problem)
+    operators = sum(operator.kind != "input" for operator in problem.operators)
+    built = _built(problem, kinds, run_macs)
     solution = _Solutions(problem, base, built)
     found = list[Candidate]()
     for order, (variant, paths) in enumerate(built):
         if limit_bytes is not None:
             path = paths.cheapest(limit_bytes)
-            found += [] if path is None else [((path.macs, path.tiles, order), path, variant)]
+            found += [] if path is None else [((path.cost, path.tiles, order), path, variant)]
         elif max_overhead is not None:
-            path = paths.smallest(base.macs * (1 + max_overhead))
-            found += [] if path is None else [((path.peak_bytes, path.macs, path.tiles, order), path, variant)]
+            path = paths.smallest((base.macs + run_macs * operators) * (1 + max_overhead))
+            found += [] if path is None else [((path.peak_bytes, path.cost, path.tiles, order), path, variant)]
     if not found:
         raise LimitError(limit_bytes or 0, solution.floor())
     return solution.of(min(found, key=lambda candidate: candidate[0]))
@@ -60,14 +71,15 @@ Candidate = tuple[tuple[int, ...], Path, Variant]
 """A key, smaller for better plans, and a plan of a variant."""
 
 
-def _built(problem: Problem) -> list[tuple[Variant, Paths]]:
+def _built(problem: Problem, kinds: Collection[StageKind], run_macs: int) -> list[tuple[Variant, Paths]]:
     """Variants of the problem with their stages, as far as the work allows."""
     built, work = list[tuple[Variant, Paths]](), 0
     for variant in variants(problem):
-        work += Paths.work(variant)
-        if built and work > MOST_WORK:
+        paths = Paths(variant, kinds, run_macs)
+        built.append((variant, paths))
+        work += paths.work
+        if work + paths.work > MOST_WORK:
             break
-        built.append((variant, Paths(variant)))
     return built
 
 
@@ -79,20 +91,20 @@ class _Solutions:
 
     def floor(self) -> Solution:
         """The smallest peak of all."""
-        smallest = [(paths.smallest(float("inf")), variant) for variant, paths in self._built]
-        keyed = [((p.peak_bytes, p.macs, p.tiles, i), p, v) for i, (p, v) in enumerate(smallest) if p is not None]
+        smallest = [(paths.smallest(math.inf), variant) for variant, paths in self._built]
+        keyed = [((p.peak_bytes, p.cost, p.tiles, i), p, v) for i, (p, v) in enumerate(smallest) if p is not None]
         return self.of(min(keyed, key=lambda candidate: candidate[0]))
 
     def of(self, candidate: Candidate) -> Solution:
         """The stages of a path, with all that is said about them."""
         _, path, variant = candidate
-        stages = costed(self._problem, merged(with_dropped(self._problem, stages_of(variant, path))))
+        stages = costed(self._problem, with_results(self._problem, merged(stages_of(variant, path))))
         peak, macs = max((s.peak_bytes for s in stages), default=0), sum(s.macs for s in stages)
         return Solution(stages, peak, macs, self._base.peak_bytes, self._base.macs, "heuristic", self._frontier())
 
     def _frontier(self) -> tuple[tuple[int, int], ...]:
         points = sorted((path.peak_bytes, path.macs) for _, paths in self._built for path in paths.frontier(STEP))
-        best, least = list[tuple[int, int]](), float("inf")
+        best, least = list[tuple[int, int]](), math.inf
         for peak, macs in points:
             if macs < least:
                 best.append((peak, macs))
@@ -113,11 +125,14 @@ def stages_of(variant: Variant, path: Path) -> list[Stage]:
     return stages
 
 
-def with_dropped(problem: Problem, stages: Sequence[Stage]) -> list[Stage]:
-    """The stages, told which of their results no later one reads because it makes them again."""
+def with_results(problem: Problem, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages, told which results no later one reads because it makes them again, and which it reads because of that."""
     needed, told = set(problem.outputs), list[Stage]()
     for stage in reversed(stages):
-        told.append(replace(stage, dropped=tuple(index for index in results(problem, stage) if index not in needed)))
+        in_order = results(problem, stage)
+        kept = needed.intersection(index for index in members(problem, stage) if index not in stage.again)
+        dropped = tuple(index for index in in_order if index not in needed)
+        told.append(replace(stage, dropped=dropped, kept=tuple(sorted(kept.difference(in_order)))))
         needed.update(sources(problem, stage))
     return told[::-1]
 
@@ -130,7 +145,7 @@ def merged(stages: Sequence[Stage]) -> list[Stage]:
         repeats = set(stage.again) & {*before.again, *range(before.first, before.last)}
         if done and before.kind == stage.kind == "layerwise" and not repeats:
             again = tuple(sorted((*before.again, *stage.again)))
-            done[-1] = replace(before, last=stage.last, again=again, dropped=(*before.dropped, *stage.dropped))
+            done[-1] = replace(before, last=stage.last, again=again)
         else:
             done.append(stage)
     return done

@@ -41,7 +41,7 @@ def members(problem: Problem, stage: Stage) -> tuple[int, ...]:
 
 def results(problem: Problem, stage: Stage) -> tuple[int, ...]:
     """Operators of the stage that are read after it, or returned by the network."""
-    kept = {output for output in problem.outputs if stage.first <= output < stage.last}
+    kept = {output for output in problem.outputs if stage.first <= output < stage.last} | set(stage.kept)
     for operator in problem.operators[stage.last :]:
         kept.update(read.source for read in operator.reads if stage.first <= read.source < stage.last)
     kept.difference_update(stage.dropped)

@@ -57,9 +57,33 @@ def hull(reach: Reach | None, source_extent: int, made: Interval) -> Interval:
     some = made.start < made.stop
     if reach is None:
         return Interval(np.zeros_like(made.start), np.where(some, source_extent, 0))
-    start = np.clip(reach[np.minimum(made.start, len(reach) - 1), 0], 0, source_extent - 1)
-    stop = np.clip(reach[np.maximum(made.stop - 1, 0), 1], start + 1, source_extent)
+    start = np.minimum(np.maximum(reach[np.minimum(made.start, len(reach) - 1), 0], 0), source_extent - 1)
+    stop = np.minimum(np.maximum(reach[np.maximum(made.stop - 1, 0), 1], start + 1), source_extent)
     return Interval(np.where(some, start, 0), np.where(some, stop, 0))
+
+
+def evened(stop: Ints) -> Ints:
+    """``[grids, parts]``, never falling: what is needed in jumps is made in equal steps that lead up to them."""
+    before = np.hstack([np.zeros_like(stop[:, :1]), stop[:, :-1]])
+    jumps = stop > before
+    uneven = (~jumps & (before < stop[:, -1:])).any(axis=1) & ((stop - before).max(axis=1) > 1)
+    if not uneven.any():
+        return stop
+    steps = stop.copy()
+    steps[uneven] = _steps(stop[uneven], before[uneven], jumps[uneven])
+    return steps
+
+
+def _steps(stop: Ints, before: Ints, jumps: NDArray[np.bool_]) -> Ints:
+    """Between two jumps, as large a part of the second as of the time between them."""
+    count = stop.shape[1]
+    parts = np.arange(count)
+    latest = np.maximum.accumulate(np.where(jumps, parts, -1), axis=1)
+    start = np.hstack([np.full_like(latest[:, :1], -1), latest[:, :-1]])
+    end = np.minimum.accumulate(np.where(jumps, parts, count)[:, ::-1], axis=1)[:, ::-1]
+    reached = np.take_along_axis(stop, np.minimum(end, count - 1), axis=1)
+    steps: Ints = np.where(end < count, before + (reached - before) * (parts - start) // (end - start), stop)
+    return steps
 
 
 def padded(bounds: Sequence[Sequence[int]]) -> Ints:
@@ -122,7 +146,7 @@ class Sweep:
         stop = need.stop
         if covered:
             stop = np.maximum(stop, self._shares(index, need).stop)
-        stop = np.maximum.accumulate(stop, axis=1)
+        stop = evened(np.maximum.accumulate(stop, axis=1))
         done = np.hstack([np.zeros_like(stop[:, :1]), stop[:, :-1]])
         first = np.where(need.start < need.stop, need.start, size)
         first = np.minimum.accumulate(first[:, ::-1], axis=1)[:, ::-1]
