@@ -48,11 +48,11 @@ def _assemble(graph: fx.Graph, call: Call) -> None:
         if node.target is aten.constant_pad_nd.default:
             source, given = node.args[:2]
             parts, pads, fill = [source], [*given, *[0] * (4 - len(given))], node.args[2] if len(node.args) > 2 else 0.0
-        if len(pads) != 4 or (parts[0].op != "call_function" and pads == [0, 0, 0, 0]):
+        if len(pads) != 4 or min(pads) < 0:
             continue
         if parts[0].target is aten.cat.default and parts[0].args[1:] == (2,) and (parts == [node] or len(parts[0].users) == 1):
             parts = parts[0].args[0]
-        if parts == [node] or any(part.meta["val"].dim() != 4 for part in parts):
+        if parts == [node] or any(part.meta["val"].dim() != 4 or not part.meta["val"].numel() for part in parts):
             continue
         with graph.inserting_before(node):
             node.replace_all_uses_with(call(assembled, (parts, pads, fill), {}, node))

@@ -186,6 +186,8 @@ class _Assembly:
         bodies: dict[str, fx.GraphModule] = {}
         cut_views: list[tuple[str, list[View]]] = []
         for number, cut in enumerate(cuts):
+            if not cut.made:
+                continue
             key = self._key(cut)
             if key not in bodies:
                 bodies[key] = self._body(cut)

@@ -108,8 +108,13 @@ def _pad_emit(node: fx.Node, tile: Tile) -> Any:
         taken = (taken[0], max(taken[1], taken[0] + 1))
         own[axis] = (taken[0] - begin, end - taken[1])
         read.append(taken)
-    flat = [amount for pair in reversed(own) for amount in pair]
     value = tile.read(source, read[0], read[1])
+    for axis, taken in zip(axes, read, strict=True):
+        before, behind = own[axis]
+        if min(before, behind) < 0:  # only padding is read
+            value = tile.call(aten.slice.Tensor, value, axis, 0, 0)
+            own[axis] = before + taken[1] - taken[0] + behind, 0
+    flat = [amount for pair in reversed(own) for amount in pair]
     return tile.call(aten.constant_pad_nd.default, value, flat, *node.args[2:]) if any(flat) else value
 
 

@@ -130,6 +130,9 @@ class _Tile:
                 kept = self.call(aten.clone.default, kept)
             self.values[node] = kept, rectangle
         if made is None:
+            if node in self.layout.results:  # earlier tiles have written what is read
+                history = self.known.get(node)
+                self.values[node] = None if history is None else self._given(Port("history", node, history)), history
             return
         rectangle = _spans(*made)
         value = self._compute(index, node, rectangle)
@@ -152,6 +155,7 @@ class _Tile:
 
     def _keep(self, index: int) -> None:
         node, (begin, end) = self.network.values[index], self.cut.kept_after[index]
+        self.scope = {}  # from what was kept before and is new
         _, have = self.values[node]
         assert have is not None
         self.node = node

@@ -107,9 +107,9 @@ def _pool_reads(node: fx.Node, planes: Planes) -> Reads:
     return {source_of_image(node, planes): _reads(node, _pool_axes(node))}
 
 
-def _padding(reach: Reach, span: Span, extent: int) -> tuple[int, int]:
-    """How many indices before and behind an image of ``extent`` a range of windows reads."""
-    return max(0, -int(reach[span[0], 0])), max(0, int(reach[span[1] - 1, 1]) - extent)
+def _padding(reach: Reach, span: Span, read: Span) -> tuple[int, int]:
+    """How many indices before and behind those that are read a range of windows takes; less than none: it takes fewer."""
+    return read[0] - int(reach[span[0], 0]), int(reach[span[1] - 1, 1]) - read[1]
 
 
 def _padded(node: fx.Node, tile: Tile, reads: tuple[Reach, Reach], fill: float) -> tuple[Any, list[int]]:
@@ -120,13 +120,17 @@ def _padded(node: fx.Node, tile: Tile, reads: tuple[Reach, Reach], fill: float) 
     source = node.args[0]
     assert isinstance(source, fx.Node)
     extents, spans = shape_of(source)[2:], tile.span(node)
-    sides = [_padding(reads[axis], spans[axis], extents[axis]) for axis in (0, 1)]
-    value = tile.read(source, *(hull(reads[axis], spans[axis], extents[axis]) for axis in (0, 1)))
-    left = [before if before == behind else 0 for before, behind in sides]
-    (top, bottom), (start, end) = [(0, 0) if before == behind else (before, behind) for before, behind in sides]
-    if top or bottom or start or end:
-        value = tile.call(aten.constant_pad_nd.default, value, [start, end, top, bottom], fill)
-    return value, left
+    read = [hull(reads[axis], spans[axis], extents[axis]) for axis in (0, 1)]
+    sides = [_padding(reads[axis], spans[axis], read[axis]) for axis in (0, 1)]
+    value = tile.read(source, *read)
+    left = [before if before == behind >= 0 else 0 for before, behind in sides]
+    pads: list[int] = []
+    for axis, (before, behind) in enumerate(sides):
+        if min(before, behind) < 0:  # only padding is read
+            value = tile.call(aten.slice.Tensor, value, 2 + axis, 0, 0)
+            before, behind = before + 1 + behind, 0
+        pads = [*((0, 0) if before == behind else (before, behind)), *pads]
+    return tile.call(aten.constant_pad_nd.default, value, pads, fill) if any(pads) else value, left
 
 
 def _convolution_emit(node: fx.Node, tile: Tile) -> Any:
