@@ -36,6 +36,12 @@ _EXPENSIVE = {
 }
 
 
+STARTS = 4
+"""Calls of the size of ``launch_overhead_s`` that it takes to run one operator of a tile: views, padding, the kernel."""
+SMALL_SHARE = 0.25
+"""How fast convolutions of a tile are, as a share of the large one that was measured."""
+
+
 @dataclass(frozen=True, slots=True)
 class CostModel:
     """Node -> seconds and bytes, from one device's numbers."""
@@ -67,6 +73,12 @@ class CostModel:
     def kernel_seconds(self, touched_bytes: int) -> float:
         """Memory traffic and launch of one kernel that reads and writes ``touched_bytes``."""
         return touched_bytes / self.device.bandwidth_bytes_per_s + self.device.launch_overhead_s
+
+    @property
+    def run_macs(self) -> int:
+        """Multiply-adds of a small convolution in whose time one starts."""
+        rate = self.device.flops(torch.float32) * self.device.convolution_speed / 2
+        return int(STARTS * self.device.launch_overhead_s * SMALL_SHARE * rate)
 
     def workspace_bytes(self, node: fx.Node) -> int:
         """Known scratch memory of a library kernel while it runs."""

@@ -197,7 +197,7 @@ class Session:
         with self._named("patch"):
             trial: Compile = interpret if self.device.type == "cpu" else functools.partial(compile_block, run=False)
             compiler: Compile = trial if self.dry or self.device.type == "cpu" else compile_block
-            tools = TileTools(self._peak_of, trial, compiler, self.dry)
+            tools = TileTools(self._peak_of, trial, compiler, self.dry, CostModel(device_model(self.device)).run_macs)
             self.tiled = tile(gm, self._wish(gm), tools, options.bytes_per_element)
         return gm if self.tiled is None or self.tiled.gm is None else self.tiled.gm
 

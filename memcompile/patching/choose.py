@@ -24,6 +24,8 @@ log = get_logger(__name__)
 
 MAX_ATTEMPTS = 6
 """Plans that are lowered before the smallest of them is taken."""
+SLACK = 1.05
+"""What a plan may take above the smallest peak when that saves tiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,13 @@ class Tiled:
 @dataclass(frozen=True, slots=True)
 class Tools:
     """``peak_of``: exact peak of a graph as Inductor lowers it. ``trial``: lowers a body without compiling it; ``compiler``:
-    for good (the same in a dry run, ``dry``)."""
+    for good (the same in a dry run, ``dry``). ``run_macs``: multiply-adds in whose time one operator starts in one tile."""
 
     peak_of: Callable[[fx.GraphModule], tuple[int, int]]
     trial: Compile
     compiler: Compile
     dry: bool = False
+    run_macs: int = 0
 
 
 def tile(gm: fx.GraphModule, wish: Wish, tools: Tools, bytes_per_element: int | None = None) -> Tiled | None:
@@ -93,7 +96,7 @@ def _attempts(
     tried: set[tuple[object, ...]] = set()
     target = None if wish.room_bytes is None else wish.room_bytes - entry
     for _ in range(MAX_ATTEMPTS):
-        solution = _plan(network, target, wish)
+        solution = _plan(network, target, wish, tools.run_macs)
         if solution.stages in tried:
             break
         tried.add(solution.stages)
@@ -112,12 +115,14 @@ def _attempts(
     return best
 
 
-def _plan(network: Network, target: int | None, wish: Wish) -> Solution:
-    """Within the target, or the smallest there is."""
+def _plan(network: Network, target: int | None, wish: Wish, run_macs: int) -> Solution:
+    """Within the target the fastest, or the smallest there is; without one the fastest near the smallest."""
     if target is None:
-        return plan(network.problem, max_overhead=wish.max_overhead)
+        smallest = plan(network.problem, max_overhead=wish.max_overhead)
+        faster = plan(network.problem, limit_bytes=int(SLACK * smallest.peak_bytes), run_macs=run_macs)
+        return faster if faster.overhead <= max(smallest.overhead, wish.max_overhead or 0.0) else smallest
     try:
-        return plan(network.problem, limit_bytes=max(1, target))
+        return plan(network.problem, limit_bytes=max(1, target), run_macs=run_macs)
     except LimitError as error:
         return error.floor
 
