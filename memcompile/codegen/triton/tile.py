@@ -48,6 +48,8 @@ RESERVED = frozenset(
         "down",
         "image",
         "tap",
+        "line",
+        "column",
         "row_mask",
         "col_mask",
         "part_rows",
