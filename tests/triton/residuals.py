@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from memcompile.codegen.triton.inverted.block import InvertedResidual
 from memcompile.codegen.triton.inverted.match import inverted_residuals

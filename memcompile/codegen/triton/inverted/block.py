@@ -128,8 +128,8 @@ def convolution_of(node: fx.Node) -> Convolution | None:
     image, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
     if transposed or len(shape_of(node)) != 4:
         return None
-    pairs = (_pair(value) for value in (stride, padding, dilation))
-    return Convolution(node, image, weight, bias, *pairs, groups)  # type: ignore[arg-type]
+    steps = _pair(stride), _pair(padding), _pair(dilation)
+    return Convolution(node, image, weight, bias, *steps, groups)  # type: ignore[arg-type]
 
 
 def _pair(value: Any) -> Pair:

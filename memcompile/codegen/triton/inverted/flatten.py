@@ -9,7 +9,7 @@ floating point dtypes are dropped, but for the operands of products and the resu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -26,7 +26,8 @@ ATEN = torch.ops.aten
 NORMS = {"aten::_native_batch_norm_legit_no_training": None, "aten::native_batch_norm": 5, "aten::cudnn_batch_norm": 5}
 """Batch normalizations, and which argument says that the statistics are those of the batch (None: they never are)."""
 VIEWS = frozenset(
-    f"aten::{name}" for name in ("unsqueeze", "squeeze", "view", "_unsafe_view", "reshape", "expand", "alias", "detach", "clone")
+    f"aten::{name}"
+    for name in ("unsqueeze", "squeeze", "view", "_unsafe_view", "reshape", "expand", "alias", "detach", "clone")
 )
 
 
@@ -42,7 +43,8 @@ class Bodies:
 def is_norm(node: fx.Node) -> bool:
     """Whether the node is a batch normalization with constant statistics. It yields a tuple."""
     name = operator_of(node)
-    return name in NORMS and (NORMS[name] is None or not node.args[NORMS[name]])
+    trains = NORMS.get(name)
+    return name in NORMS and (trains is None or not node.args[trains])
 
 
 def normalized(node: fx.Node) -> fx.Node | None:

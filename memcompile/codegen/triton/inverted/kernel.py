@@ -12,7 +12,8 @@ from torch import fx
 from memcompile.codegen.triton.configs import TARGETS, Config, Target
 from memcompile.codegen.triton.inverted.block import InvertedResidual
 from memcompile.codegen.triton.inverted.configs import inverted_candidates, inverted_smallest
-from memcompile.codegen.triton.inverted.flatten import flatten, leaves_of
+from memcompile.codegen.triton.inverted.cost import InvertedCost, inverted_cost
+from memcompile.codegen.triton.inverted.flatten import flatten
 from memcompile.codegen.triton.inverted.writer import METHOD, write_inverted_kernel
 from memcompile.codegen.triton.kernel import GeneratedKernel
 from memcompile.codegen.triton.layout import Function
@@ -28,6 +29,7 @@ from memcompile.codegen.triton.module import (
 )
 from memcompile.codegen.triton.pointwise import dtype_of, shape_of
 from memcompile.codegen.triton.source import INDENT, Source
+from memcompile.device import DeviceModel
 from memcompile.errors import KernelRefusedError
 
 
@@ -43,6 +45,10 @@ class InvertedKernel(GeneratedKernel):
 
     def count_of(self, operands: Sequence[torch.Tensor]) -> int:
         return operands[0].shape[0]
+
+    def cost(self, device: DeviceModel, processors: int = 132) -> InvertedCost:
+        """Seconds of the kernel and of kernels of their own, estimated. ``processors``: of the GPU."""
+        return inverted_cost(self.block, device, self.config, processors)
 
     def too_large(self, target: str, tried: str) -> KernelRefusedError:
         return KernelRefusedError(self.block.depthwise.node.name, f"{self.block} do not fit on {target}: {tried}")
@@ -80,9 +86,9 @@ def _launch(block: InvertedResidual, function: Function) -> Launch:
 
 def _body(block: InvertedResidual) -> list[str]:
     """The block's nodes as text, with what they compute from parameters alone."""
-    lines = [input_line(node, ["N" if i == 0 and node is block.input else n for i, n in enumerate(shape_of(node))]) for node in block.operands]
-    shown = {*block.nodes}
-    stack = [*block.nodes]
+    lines = [input_line(block.input, ("N", *shape_of(block.input)[1:]))]
+    lines += [input_line(node, shape_of(node)) for node in block.parameters]
+    shown, stack = {*block.nodes}, [*block.nodes]
     while stack:
         for node in stack.pop().all_input_nodes:
             if node not in shown and node not in block.operands:

@@ -53,7 +53,7 @@ def _around(depthwise: Convolution, order: dict[fx.Node, int]) -> InvertedResidu
         between, image = between | {expand.node}, expand.input
     project, passed = _project(depthwise)
     inside = {*between, depthwise.node, *passed, project.node}
-    result, tail = _result(project, image, inside, order)
+    result, tail = _result(project, image, order)
     inside |= tail
     nodes = tuple(sorted(inside, key=order.__getitem__))
     for node in nodes:
@@ -61,7 +61,9 @@ def _around(depthwise: Convolution, order: dict[fx.Node, int]) -> InvertedResidu
             raise refused(depthwise.node, f"{node.name} is read outside of the block")
     convolutions = [c for c in (expand, depthwise, project) if c is not None]
     own = [n for c in convolutions for n in (c.weight, c.bias) if n is not None]
-    leaves = [leaf for root in (depthwise.input, project.input, result) for leaf in leaves_of(root, {image, *_nodes(convolutions)})]
+    leaves = [
+        leaf for root in (depthwise.input, project.input, result) for leaf in leaves_of(root, {image, *_nodes(convolutions)})
+    ]
     parameters = sorted(dict.fromkeys([*own, *leaves]), key=order.__getitem__)
     if len(own) != len(set(own)) or image in parameters:
         raise refused(depthwise.node, "two of its convolutions share a parameter")
@@ -137,9 +139,7 @@ def _project(depthwise: Convolution) -> tuple[Convolution, set[fx.Node]]:
     return found[0], inside
 
 
-def _result(
-    project: Convolution, image: fx.Node, inside: set[fx.Node], order: dict[fx.Node, int]
-) -> tuple[fx.Node, set[fx.Node]]:
+def _result(project: Convolution, image: fx.Node, order: dict[fx.Node, int]) -> tuple[fx.Node, set[fx.Node]]:
     """The last node after ``project`` that is pointwise in it and the input, and read alone; and those on the way to it."""
     shape, tail = shape_of(project.node), {project.node}
     waiting = list(project.node.users)

@@ -12,15 +12,15 @@ from memcompile.codegen.triton.inverted.flatten import Bodies
 from memcompile.codegen.triton.layout import Function, Pointer, divisor, write_columns
 from memcompile.codegen.triton.pointwise import constant_of, dtype_of, shape_of
 from memcompile.codegen.triton.source import Source
-from memcompile.codegen.triton.tile import ROWS, Axis, TileWriter, blocks
+from memcompile.codegen.triton.tile import ROWS, Axis, TileWriter
 
 NEAR = Axis("near", ROWS.width, "inside")
 """The pixels of the input at one tap of the program's pixels."""
 MIN_CHUNK = 16
 METHOD = """
-One program takes BM pixels of the result, over all images, and loops over chunks of BH expanded channels. It expands a chunk once
-for each tap, at the pixels that the tap reads, and zeroes what lies outside of the image after the activation, as act(bias) is
-not zero. Sums are in fp32, and nothing is rounded between two products.
+One program takes BM pixels of the result, over all images, and loops over chunks of BH expanded channels. It expands a chunk
+once for each tap, at the pixels that the tap reads, and zeroes what lies outside of the image after the activation, as act(bias)
+is not zero. Sums are in fp32, and nothing is rounded between two products.
 """
 
 
