@@ -107,7 +107,8 @@ class InvertedResidual:
     @property
     def adds_input(self) -> bool:
         """Whether the input is read for the result once more: a residual."""
-        return any(self.input in node.all_input_nodes for node in self.nodes if node is not self.nodes[0])
+        first = (self.expand or self.depthwise).node
+        return any(self.input in node.all_input_nodes for node in self.nodes if node is not first)
 
     @property
     def dtype(self) -> torch.dtype:

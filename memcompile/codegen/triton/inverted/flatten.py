@@ -88,10 +88,11 @@ def flatten(block: InvertedResidual) -> Bodies:
         before.define(block.expand, before.copies[block.input])
     after = _Body(block)
     sums = after.sums()
-    known = {block.depthwise.node, block.project.node}
+    known = {block.depthwise.node, block.project.node, block.input}
     leaves = [leaf for root in (block.project.input, block.result) for leaf in leaves_of(root, known)]
     bias = [] if block.depthwise.bias is None else [block.depthwise.bias]
-    after.read([*bias, *_parameters(block.project), *leaves])
+    images = [block.input] if block.adds_input else []
+    after.read([*images, *bias, *_parameters(block.project), *leaves])
     after.copies[block.depthwise.node] = after.add(sums, after.copies[bias[0]], block.depthwise.node) if bias else sums
     after.define(block.project, after.value(block.project.input))
     return Bodies(before.chain(block.depthwise.input), after.chain(block.result), sums)

@@ -19,8 +19,8 @@ NEAR = Axis("near", ROWS.width, "inside")
 MIN_CHUNK = 16
 METHOD = """
 One program takes BM pixels of the result, over all images, and loops over chunks of BH expanded channels. It expands a chunk
-once for each tap, at the pixels that the tap reads, and zeroes what lies outside of the image after the activation, as act(bias)
-is not zero. Sums are in fp32, and nothing is rounded between two products.
+once for each tap, at the pixels that the tap reads. What lies outside of the image is zeroed after the activation, as act(bias)
+need not be zero. Sums are in fp32, and nothing is rounded between two products.
 """
 
 
