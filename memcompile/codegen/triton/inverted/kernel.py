@@ -14,6 +14,7 @@ from memcompile.codegen.triton.inverted.block import InvertedResidual
 from memcompile.codegen.triton.inverted.configs import inverted_candidates, inverted_smallest
 from memcompile.codegen.triton.inverted.cost import InvertedCost, inverted_cost
 from memcompile.codegen.triton.inverted.flatten import flatten
+from memcompile.codegen.triton.inverted.naming import computed, named
 from memcompile.codegen.triton.inverted.writer import METHOD, write_inverted_kernel
 from memcompile.codegen.triton.kernel import GeneratedKernel
 from memcompile.codegen.triton.layout import Function
@@ -58,10 +59,10 @@ def generate_inverted(block: InvertedResidual, *, name: str) -> InvertedKernel:
     """Generate the kernel of a block. ``launch`` takes ``block.operands``. Raises `KernelRefusedError`."""
     if not name.isidentifier():
         raise ValueError(f"the name of a kernel has to be an identifier, not {name!r}")
-    bodies, source = flatten(block), Source()
-    function = write_inverted_kernel(block, bodies, source, f"{name}_kernel")
-    tail = source.text() + launcher(_signature(block), [_launch(block, function)])
-    return InvertedKernel(name, (function,), _first_config(block), header(name, _body(block), METHOD), tail, block)
+    own, source = named(block), Source()
+    function = write_inverted_kernel(own, flatten(own), source, f"{name}_kernel")
+    tail = source.text() + launcher(_signature(own), [_launch(own, function)])
+    return InvertedKernel(name, (function,), _first_config(block), header(name, _body(own), METHOD), tail, block)
 
 
 def _signature(block: InvertedResidual) -> Signature:
@@ -85,17 +86,10 @@ def _launch(block: InvertedResidual, function: Function) -> Launch:
 
 
 def _body(block: InvertedResidual) -> list[str]:
-    """The block's nodes as text, with what they compute from parameters alone."""
+    """The block's nodes as text."""
     lines = [input_line(block.input, ("N", *shape_of(block.input)[1:]))]
     lines += [input_line(node, shape_of(node)) for node in block.parameters]
-    shown, stack = {*block.nodes}, [*block.nodes]
-    while stack:
-        for node in stack.pop().all_input_nodes:
-            if node not in shown and node not in block.operands:
-                shown.add(node)
-                stack.append(node)
-    lines += [line_of(node) for node in block.input.graph.nodes if node in shown]
-    return [*lines, f"{INDENT}return {block.result.name}"]
+    return [*lines, *map(line_of, computed(block)), f"{INDENT}return {block.result.name}"]
 
 
 def _first_config(block: InvertedResidual) -> Config:

@@ -129,7 +129,7 @@ def _project(depthwise: Convolution) -> tuple[Convolution, set[fx.Node]]:
             found.append(convolution)
         elif is_norm(node) or _images_of(node) is not None:
             waiting += node.users
-        else:
+        elif node.op != "output":
             raise refused(depthwise.node, f"{node.name} reads what follows it, and is not pointwise")
     if len(found) != 1 or not found[0].is_product:
         raise refused(depthwise.node, "no 1 x 1 convolution follows it")
