@@ -48,8 +48,9 @@ def inverted_program(block: InvertedResidual, kernel: InvertedKernel, *, run: bo
     operands = (_images(images), *(Port(tuple(t.shape), tuple(t.stride()), t.dtype, None, 1) for t in parameters))
     results = (_images(block.result.meta["val"]),)
     key = hashlib.sha256(repr((block.images, operands, results, str(device), kernel.source, run)).encode()).hexdigest()[:12]
-    fused, total = Fused(launch, kernel.source), block.images
-    return PROGRAMS.add(Program(key, total, total, operands, results, (None,), device, inverted_flops(block), {}, {}, fused))
+    fused, flops = Fused(launch, kernel.source), inverted_flops(block, kernel.lines)
+    total = block.images
+    return PROGRAMS.add(Program(key, total, total, operands, results, (None,), device, flops, {}, {}, fused))
 
 
 def _images(value: Tensor) -> Port:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from memcompile.codegen.inverted import inverted_program, inverted_residual
-from memcompile.codegen.triton.inverted.kernel import InvertedKernel
+from memcompile.codegen.triton.inverted.kernel import InvertedKernel, generate_inverted
 from memcompile.codegen.triton.tune import Tuner
 from tests.triton.residuals import Block, BlockCase, case_of, pixels
 from tests.triton.test_rows_kernel import TOLERANCE
@@ -43,7 +43,14 @@ def test_dtypes(interpreted, dtype, decomposed):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("taps", [3, 5, 7])
 def test_taps_and_strides(interpreted, taps, stride, norm):
-    check(Block((8, 8), 40, taps, stride, norm=norm), pixels(2, 8, 9, 5))
+    check(Block((8, 8), 40, taps, stride, norm=norm), pixels(1, 8, 9, 5))
+
+
+@pytest.mark.parametrize(("taps", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 1, 1), (3, 1, 2)])
+@pytest.mark.parametrize("lines", [1, 2, 3])
+def test_pixels_below_each_other_share_what_they_expand(interpreted, lines, taps, stride, dilation):
+    case = case_of(Block((8, 8), 16, taps, stride, dilation=dilation), pixels(2, 8, 7, 5))
+    assert error_of(generate_inverted(case.block, name="block", lines=lines), case) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize(
@@ -91,17 +98,18 @@ def test_pixels_outside_of_the_image_are_zeroed_after_the_activation(interpreted
     kernel = inverted_residual(case.block)
     assert error_of(kernel, case) < TOLERANCE[torch.float32]
     mask = "tl.where(inside[:, None], hardtanh, 0.0)"
-    assert kernel.source.count(mask) == 1
+    assert kernel.source.count(mask) == 4
     without = replace(kernel, tail=kernel.tail.replace(mask, "hardtanh + 0.0"))
     (result,) = without.load()(*case.operands)
     wrong = (result - case.exact).abs().amax((0, 1)) > 1e-3
     assert wrong.sum() == 20 and not wrong[1:-1, 1:-1].any()
 
 
-def test_not_a_number_reaches_no_other_pixels(interpreted):
+@pytest.mark.parametrize("lines", [1, 4])
+def test_not_a_number_reaches_no_other_pixels(interpreted, lines):
     case = case_of(Block((8, 8), 32, residual=False), pixels(1, 8, 9, 9))
     case.operands[0][0, :, 4, 4] = float("nan")
-    (result,) = inverted_residual(case.block).load()(*case.operands)
+    (result,) = generate_inverted(case.block, name="block", lines=lines).load()(*case.operands)
     where = result.isnan().any(1)[0]
     assert where[3:6, 3:6].all() and where.sum() == 9
 

@@ -93,8 +93,10 @@ def test_what_one_kernel_costs():
     (block,) = blocks_of(Block((24, 24), 144), pixels(64, 24, 56, 56, torch.float16))
     area = 64 * 56 * 56
     assert saved_bytes(block) == 2 * 2 * area * 144
-    assert extra_flops(block) == 2 * area * 24 * 144 * 8
-    assert inverted_flops(block) == 2 * area * 144 * (24 + 9 + 24) + extra_flops(block)
+    for lines, expansions in ((1, 9), (2, 6), (4, 4.5)):
+        assert block.expansions(lines) == expansions
+        assert extra_flops(block, lines) == 2 * area * 24 * 144 * (expansions - 1)
+        assert inverted_flops(block, lines) == 2 * area * 144 * (24 + 9 + 24) + extra_flops(block, lines)
 
 
 def test_one_kernel_wins_where_memory_is_the_limit():

@@ -46,6 +46,8 @@ RESERVED = frozenset(
         "pixels",
         "across",
         "down",
+        "first",
+        "valid",
         "image",
         "tap",
         "line",
@@ -138,10 +140,15 @@ class TileWriter:
     @contextmanager
     def scope(self, header: str) -> Iterator[None]:
         """The body of a loop: what is written in it is not seen after it."""
+        with self.source.block(header), self.apart():
+            yield
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is written within is not seen after it: its names are free again."""
         outer = self.values, self.names, self.casts
         self.values, self.names, self.casts = (m.new_child() for m in outer)  # type: ignore[assignment]
-        with self.source.block(header):
-            yield
+        yield
         self.values, self.names, self.casts = outer
 
     def name(self, base: str) -> str:

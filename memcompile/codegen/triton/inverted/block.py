@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +104,20 @@ class InvertedResidual:
     def taps(self) -> int:
         """Pixels of the expanded tensor that a pixel of the result is made of."""
         return math.prod(self.depthwise.kernel)
+
+    def lines_read(self, lines: int) -> dict[int, list[Pair]]:
+        """What ``lines`` pixels of the result below each other read, by the line of the input, counted from their first one:
+        (which of them, which tap down)."""
+        (step, _), (skip, _) = self.depthwise.stride, self.depthwise.dilation
+        found: dict[int, list[Pair]] = {}
+        for line, tap in itertools.product(range(lines), range(self.depthwise.kernel[0])):
+            found.setdefault(line * step + tap * skip, []).append((line, tap))
+        return dict(sorted(found.items()))
+
+    def expansions(self, lines: int) -> float:
+        """How often a pixel is expanded for each pixel of the result, ``lines`` of them sharing what they read."""
+        height = self.result_size[0]
+        return len(self.lines_read(lines)) * self.depthwise.kernel[1] * -(-height // lines) / height
 
     @property
     def adds_input(self) -> bool:
