@@ -89,7 +89,9 @@ class Golden(TestCase):
         module = Block((16, 8), 32, norm=False).half()
         (block,) = inverted_residuals(graph_of(module, pixels(1, 16, 6, 6, torch.float16))[0]).blocks
         source = generate_inverted(block, name="block", lines=1).source
-        self.assertExpectedInline(source[source.index("@triton.jit") : source.index("OPERANDS = (")].strip(), """\
+        self.assertExpectedInline(
+            source[source.index("@triton.jit") : source.index("OPERANDS = (")].strip(),
+            """\
 @triton.jit(do_not_specialize=["n_rows"])
 def block_kernel(
     x_ptr,
@@ -146,4 +148,5 @@ def block_kernel(
     project_bias_float32 = project_bias.to(tl.float32)
     project = project + project_bias_float32
     project_float16 = project.to(tl.float16)
-    tl.store(out_ptr + rows[:, None] * 8 + r8[None, :], project_float16, mask=row_mask[:, None] & r8_mask[None, :])""")
+    tl.store(out_ptr + rows[:, None] * 8 + r8[None, :], project_float16, mask=row_mask[:, None] & r8_mask[None, :])""",
+        )

@@ -82,6 +82,16 @@ def test_sizes_and_paddings(interpreted, size, padding, dilation):
     check(Block((8, 12), 24, taps, padding=padding, dilation=dilation), pixels(2, 8, *size))
 
 
+@pytest.mark.parametrize("pads", [(0, 1, 0, 1), (1, 1, 1, 1), (2, 0, 0, 3), (0, 0, 0, 0)])
+def test_images_that_are_padded_by_themselves(interpreted, pads):
+    """As networks from TensorFlow do where the stride is 2."""
+    module = Block((8, 8), 24, stride=2, padding=0)
+    module.layers.insert(3, nn.ZeroPad2d(pads))
+    case = case_of(module, pixels(1, 8, 8, 7))
+    assert case.block.expand is not None and case.block.depthwise.padding == (pads[2], pads[0])
+    assert error_of(inverted_residual(case.block), case) < TOLERANCE[torch.float32]
+
+
 def test_numbers_of_images_that_the_kernel_was_not_generated_for(interpreted):
     module = Block((8, 8), 24)
     launch = inverted_residual(case_of(module, pixels(1, 8, 6, 6)).block).load()

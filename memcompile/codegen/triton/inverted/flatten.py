@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import getitem
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -55,11 +55,18 @@ def normalized(node: fx.Node) -> fx.Node | None:
     return source if is_norm(source) else None
 
 
+def passes_on(node: fx.Node) -> bool:
+    """Whether the node yields the elements of its operand: a view, a copy, a pad of no width."""
+    if operator_of(node) == "aten::constant_pad_nd":
+        return not any(cast("list[int]", node.args[1]))
+    return operator_of(node) in VIEWS
+
+
 def is_inner(node: fx.Node) -> bool:
     """Whether a body can compute the node."""
     if is_norm(node) or normalized(node) is not None or constant_of(node) is not None:
         return True
-    return is_pointwise(node) or is_cast(node) or operator_of(node) in VIEWS
+    return is_pointwise(node) or is_cast(node) or passes_on(node)
 
 
 def leaves_of(root: fx.Node, known: set[fx.Node]) -> list[fx.Node]:
@@ -169,7 +176,7 @@ class _Body:
             return self._normalized(norm)
         if (constant := constant_of(node)) is not None:
             return self.call(ATEN.full.default, ([], constant), node, dtype=dtype_of(node), device="meta")
-        if operator_of(node) in VIEWS:
+        if passes_on(node):
             return self.value(node.all_input_nodes[0])
         if is_cast(node):
             return self._cast(self.value(node.all_input_nodes[0]), dtype_of(node), node, rounds=False)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import fx
 
 from memcompile.codegen.triton.inverted.block import Convolution, InvertedResidual, convolution_of
-from memcompile.codegen.triton.inverted.flatten import VIEWS, is_inner, is_norm, leaves_of, normalized
+from memcompile.codegen.triton.inverted.flatten import is_inner, is_norm, leaves_of, normalized
 from memcompile.codegen.triton.pointwise import constant_of, operator_of, refused, shape_of
 from memcompile.errors import KernelRefusedError
 
@@ -44,7 +45,8 @@ def _is_static(node: fx.Node) -> bool:
     return all(isinstance(v, torch.Tensor) and all(isinstance(length, int) for length in v.shape) for v in values)
 
 
-def _around(depthwise: Convolution, order: dict[fx.Node, int]) -> InvertedResidual:
+def _around(convolution: Convolution, order: dict[fx.Node, int]) -> InvertedResidual:
+    depthwise, pads = _with_pads(convolution)
     between, sources = _back(depthwise.input)
     expand = convolution_of(sources[0]) if len(sources) == 1 else None
     if expand is None or not expand.is_product:
@@ -52,7 +54,7 @@ def _around(depthwise: Convolution, order: dict[fx.Node, int]) -> InvertedResidu
     else:
         between, image = between | {expand.node}, expand.input
     project, passed = _project(depthwise)
-    inside = {*between, depthwise.node, *passed, project.node}
+    inside = {*between, *pads, depthwise.node, *passed, project.node}
     result, tail = _result(project, image, order)
     inside |= tail
     nodes = tuple(sorted(inside, key=order.__getitem__))
@@ -70,6 +72,20 @@ def _around(depthwise: Convolution, order: dict[fx.Node, int]) -> InvertedResidu
     if math.prod(shape_of(image)[2:]) * shape_of(image)[0] == 1:
         raise refused(depthwise.node, "there is one pixel only")
     return InvertedResidual(expand, depthwise, project, image, result, nodes, tuple(parameters))
+
+
+def _with_pads(depthwise: Convolution) -> tuple[Convolution, list[fx.Node]]:
+    """The convolution with the zeros around its input as its own padding (how many lie below and to the right follows from the
+    size of the result), and the node that pads."""
+    node = depthwise.input
+    if operator_of(node) != "aten::constant_pad_nd":
+        return depthwise, []
+    source, pads, *value = cast("tuple[Any, ...]", node.args)
+    if len(pads) > 4 or any(value) or min(pads, default=0) < 0:
+        return depthwise, []
+    left, top = [*pads, 0, 0, 0][0:3:2]
+    padding = depthwise.padding[0] + top, depthwise.padding[1] + left
+    return replace(depthwise, input=source, padding=padding), [node]
 
 
 def _nodes(convolutions: Iterable[Convolution]) -> Iterator[fx.Node]:
@@ -99,7 +115,7 @@ def _images_of(node: fx.Node) -> list[fx.Node] | None:
     """The images that a pointwise node of images reads; None for all other nodes."""
     if (norm := normalized(node)) is not None:
         return [norm.args[0]]  # type: ignore[list-item]
-    if not is_inner(node) or operator_of(node) in VIEWS or constant_of(node) is not None:
+    if not is_inner(node) or constant_of(node) is not None:
         return None
     shape = shape_of(node) if isinstance(node.meta.get("val"), torch.Tensor) else ()
     if len(shape) != 4 or not all(isinstance(n.meta.get("val"), torch.Tensor) for n in node.all_input_nodes):

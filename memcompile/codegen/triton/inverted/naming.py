@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from torch import fx
 
-from memcompile.codegen.triton.inverted.block import Convolution, InvertedResidual, convolution_of
+from memcompile.codegen.triton.inverted.block import Convolution, InvertedResidual
 from memcompile.fxutil import op_name
 
 
@@ -28,8 +28,9 @@ def named(block: InvertedResidual) -> InvertedResidual:
         copies[node] = _with_meta(graph.create_node(node.op, node.target, arguments, keywords, name=name), node)
     graph.output((copies[block.result],))
 
-    def convolution(part: Convolution) -> Any:
-        return convolution_of(copies[part.node])
+    def convolution(part: Convolution) -> Convolution:
+        bias = None if part.bias is None else copies[part.bias]
+        return replace(part, node=copies[part.node], input=copies[part.input], weight=copies[part.weight], bias=bias)
 
     return InvertedResidual(
         None if block.expand is None else convolution(block.expand),
