@@ -24,8 +24,8 @@ PRODUCT_SPEED = 0.4
 """Rate of products between tiles of this size, as a share of a large product's. An assumption, not a measurement."""
 STEP_S = 2.5e-7
 """From the load of a tap to the sum that it is added to, where no other program fills the time. An assumption as well."""
-RESIDENT = 2
-"""Programs that run on one processor at a time."""
+RESIDENT_WARPS = 16
+"""Warps of all programs that run on one processor at a time, with about 128 registers a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def _fused_seconds(block: InvertedResidual, lines: int, device: DeviceModel, con
     elements = pixels * wide * (expansions * _operators(flatten(block).before) + block.taps)
     arithmetic = products / (device.flops(block.dtype) * PRODUCT_SPEED) + elements / device.elements_per_second
     steps = math.ceil(wide / config["BH"]) * expansions * lines
-    waiting = math.ceil(turns / RESIDENT) * steps * STEP_S
+    waiting = math.ceil(turns / (RESIDENT_WARPS // config.num_warps)) * steps * STEP_S
     moved = sum(map(node_bytes, block.operands)) + node_bytes(block.result)
     return device.launch_overhead_s + max(arithmetic, waiting, moved / device.bandwidth_bytes_per_s)
 
