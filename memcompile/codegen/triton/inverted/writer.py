@@ -5,13 +5,13 @@ offset. What there is, on 24 -> 144 -> 24 channels in fp16, 64 columns a program
 time was measured):
 
     expand once for each tap                     128 / 112 registers, 9 expansions a pixel, nothing is exchanged
-    the same, 2 pixels below each other          205 / 126 registers, 6 expansions a pixel        <- taken where it fits
-    the same, 4 pixels below each other          255 / 183 registers, 4.5 expansions a pixel, spills from 40 channels on
+    the same, 2 pixels below each other          205 / 127 registers, 6 expansions a pixel        <- taken where it fits
+    the same, 4 pixels below each other          255 / 183 registers, 4.5 expansions a pixel, spills on sm_80 from 40 channels on
     tl.gather in the expanded tile with halo     126 / 120 registers, 2 expansions, 72 warp shuffles an element
     tl.gather along 16 columns, for each line    196 / 158 registers, 3.4 expansions, 9 warp shuffles an element
     shifts by tl.split and tl.join               230 registers, 240 barriers a chunk (sm_80)
     products with 0/1 matrices                   9 x 128 multiply-adds an element, and one inf or nan reaches all of the tile
-    scratch in global memory                     pixels x chunk of every program; loads that feed a product may move past the stores
+    scratch in global memory                     pixels x chunk a program; loads that feed a product may move past the stores
 
 A warp shuffle takes as long as four multiply-adds, and an expansion in tensor cores as long as C / 8 to C / 16 of them. So the
 expansion is computed again, and pixels below each other share theirs: G lines of a result read (G - 1) * stride + k lines.
