@@ -6,7 +6,7 @@ time was measured):
 
     expand once for each tap                     128 / 112 registers, 9 expansions a pixel, nothing is exchanged
     the same, 2 pixels below each other          205 / 127 registers, 6 expansions a pixel        <- taken where it fits
-    the same, 4 pixels below each other          255 / 183 registers, 4.5 expansions a pixel, spills on sm_80 from 40 channels on
+    the same, 4 pixels below each other          255 / 183 registers, 4.5 expansions a pixel, spills on sm_80 from 40 channels
     tl.gather in the expanded tile with halo     126 / 120 registers, 2 expansions, 72 warp shuffles an element
     tl.gather along 16 columns, for each line    196 / 158 registers, 3.4 expansions, 9 warp shuffles an element
     shifts by tl.split and tl.join               230 registers, 240 barriers a chunk (sm_80)
