@@ -99,10 +99,11 @@ def plan(
 
 
 def kernels(model: Callable[..., Any], /, *args: Any, target: str = "cuda:90", **kwargs: Any) -> KernelSet:
-    """The Triton kernels of the low-rank chains of ``model(*args, **kwargs)``, compiled for a GPU that need not be there.
+    """The Triton kernels of the low-rank chains and inverted residuals of ``model(*args, **kwargs)``, compiled for a GPU that
+    need not be there.
 
     ``target``: "cuda:80" or "cuda:90". Inference, on fake tensors: nothing is allocated or run. The result has each kernel's
-    source, ttir, ptx, registers, shared memory and spills, and the chains that no kernel can do, with the reason. Raises
+    source, ttir, ptx, registers, shared memory and spills, and what no kernel can do, with the reason. Raises
     `UnknownTargetError` and `MissingTritonError`.
     """
     from memcompile.gpu_kernels import kernels as compiled

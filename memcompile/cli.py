@@ -88,7 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     low_rank = add("compress", compress.run, "What memcompile.compress would do: low-rank layers, energy kept, errors.")
     low_rank.add_argument("target", help=TARGET_HELP)
     compress.add_arguments(low_rank)
-    fused = add("kernels", _kernels, "Triton kernels of a model's low-rank chains, compiled for a GPU that need not be there.")
+    fused = add(
+        "kernels",
+        _kernels,
+        "Triton kernels of low-rank chains and inverted residuals, for a GPU that need not be there.",
+    )
     fused.add_argument("model", help=TARGET_HELP)
     fused.add_argument("--target", default="cuda:90", metavar="cuda:CAPABILITY", help="(default cuda:90)")
     fused.add_argument("--save", type=Path, metavar="FOLDER", help="write source, ttir and ptx of each kernel there")

@@ -10,7 +10,7 @@ import torch
 
 from memcompile.codegen.triton.compile import compile_for, compile_with, kernels
 from memcompile.codegen.triton.configs import TARGETS, Config, candidates, estimate
-from memcompile.codegen.triton.kernel import GeneratedKernel, generate
+from memcompile.codegen.triton.kernel import ChainKernel, generate
 from memcompile.codegen.triton.tune import Tuner
 from memcompile.errors import KernelRefusedError, MissingTritonError, UnknownTargetError
 from tests.triton.bodies import Case, ffn, gated, rank_to_rank
@@ -23,7 +23,7 @@ CASES = {
 }
 
 
-def kernel_of(kind: str, rank: int, dtype: torch.dtype = BF16) -> GeneratedKernel:
+def kernel_of(kind: str, rank: int, dtype: torch.dtype = BF16) -> ChainKernel:
     case: Case = CASES[kind](rank, dtype)
     return generate(case.body(), case.rows, name=kind)
 
@@ -65,7 +65,7 @@ def test_a_config_with_too_much_shared_memory_is_not_taken(compiled, monkeypatch
     kernel = kernel_of("ffn", 256)
     sizes = (("BM", 64), ("BK", 64), ("BH", 64), ("BN", 64))
     too_large, fitting = Config(sizes, 8, 4), Config(sizes, 8, 2)
-    monkeypatch.setattr("memcompile.codegen.triton.compile.candidates", lambda *_: [too_large, fitting])
+    monkeypatch.setattr("memcompile.codegen.triton.kernel.candidates", lambda *_: [too_large, fitting])
     assert compile_with(kernel, too_large, "cuda:90")[0].shared_bytes > TARGETS["cuda:90"].shared_bytes
     assert compile_for(kernel, "cuda:90")[0].config == fitting
 

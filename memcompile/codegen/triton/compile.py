@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import fx
 
-from memcompile.codegen.triton.configs import TARGETS, Config, Method, Target, candidates
+from memcompile.codegen.triton.configs import TARGETS, Config, Method, Target
 from memcompile.codegen.triton.kernel import GeneratedKernel, generate
 from memcompile.codegen.triton.layout import Function
-from memcompile.errors import KernelRefusedError, MissingTritonError, UnknownTargetError
+from memcompile.errors import MissingTritonError, UnknownTargetError
 
 MAX_TRIALS = 12
 """Configs that are compiled before a kernel is said not to fit."""
@@ -75,15 +75,12 @@ def compile_for(kernel: GeneratedKernel, target: str) -> tuple[CompiledKernel, .
     """
     limits = parse_target(target)
     found: list[tuple[CompiledKernel, ...]] = []
-    for config in candidates(kernel.chain, kernel.method, limits)[:MAX_TRIALS]:
+    for config in kernel.candidates(limits)[:MAX_TRIALS]:
         compiled = compile_with(kernel, config, target)
         if all(part.spill_bytes == 0 and part.shared_bytes <= limits.shared_bytes for part in compiled):
             return compiled
         found.append(compiled)
-    first = next(iter(kernel.chain.products), kernel.chain.outputs[0])
-    widest = max(node.meta["val"].shape[1] for node in kernel.chain.resident)
-    tried = f"{len(found)} tile sizes were compiled" if found else "no tile size is small enough"
-    raise KernelRefusedError(first.name, f"{widest} resident columns do not fit in the registers of {target}: {tried}")
+    raise kernel.too_large(target, f"{len(found)} tile sizes were compiled" if found else "no tile size is small enough")
 
 
 def kernels(

@@ -7,23 +7,25 @@ import hashlib
 import importlib.util
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Self
 
 import torch
 from torch import fx
 
 from memcompile.codegen.triton.chain import Chain, read_chain
-from memcompile.codegen.triton.configs import TARGETS, Config, Method, candidates, smallest
+from memcompile.codegen.triton.configs import TARGETS, Config, Method, Target, candidates, smallest
 from memcompile.codegen.triton.decode_kernel import DECODE_METHOD, write_decode_kernels
 from memcompile.codegen.triton.layout import Function
-from memcompile.codegen.triton.module import header, launcher
+from memcompile.codegen.triton.module import body_of, header, launcher, signature_of
 from memcompile.codegen.triton.rows_kernel import ROWS_METHOD, rows_launch, write_rows_kernel
 from memcompile.codegen.triton.source import LINE_LENGTH, Source
 from memcompile.device import cache_directory
-from memcompile.errors import MissingTritonError
+from memcompile.errors import KernelRefusedError, MissingTritonError
 
 Launcher = Callable[..., tuple[torch.Tensor, ...]]
 Choice = Callable[["GeneratedKernel", Sequence[torch.Tensor]], Config]
@@ -31,16 +33,26 @@ Choice = Callable[["GeneratedKernel", Sequence[torch.Tensor]], Config]
 
 
 @dataclass(frozen=True, slots=True)
-class GeneratedKernel:
-    """A kernel's module as text, for any number of rows. ``functions``: its ``@triton.jit`` functions."""
+class GeneratedKernel(ABC):
+    """A kernel's module as text. ``functions``: its ``@triton.jit`` functions."""
 
     name: str
-    method: Method
-    chain: Chain
     functions: tuple[Function, ...]
     config: Config
     head: str
     tail: str
+
+    @abstractmethod
+    def candidates(self, target: Target, count: int | None = None) -> list[Config]:
+        """Configs whose estimate fits, the most promising first. ``count``: of rows or images; those of the graph when None."""
+
+    @abstractmethod
+    def count_of(self, operands: Sequence[torch.Tensor]) -> int:
+        """The number of rows or images in a call's operands."""
+
+    @abstractmethod
+    def too_large(self, target: str, tried: str) -> KernelRefusedError:
+        """The error that says that no config fits. ``tried``: what was tried."""
 
     @property
     def source(self) -> str:
@@ -54,7 +66,7 @@ class GeneratedKernel:
         """The same for kernels that compute the same on the same shapes and dtypes."""
         return hashlib.sha256((self.head + self.tail).encode()).hexdigest()[:16]
 
-    def with_config(self, config: Config) -> GeneratedKernel:
+    def with_config(self, config: Config) -> Self:
         """The same kernel with other tile sizes."""
         return replace(self, config=config)
 
@@ -86,7 +98,27 @@ class GeneratedKernel:
         return tuned
 
 
-def generate(body: fx.GraphModule, rows: Sequence[bool], *, name: str, method: Method = "rows") -> GeneratedKernel:
+@dataclass(frozen=True, slots=True)
+class ChainKernel(GeneratedKernel):
+    """The kernel of a chain, for any number of rows."""
+
+    method: Method
+    chain: Chain
+
+    def candidates(self, target: Target, count: int | None = None) -> list[Config]:
+        return candidates(self.chain, self.method, target, count)
+
+    def count_of(self, operands: Sequence[torch.Tensor]) -> int:
+        return next(t.shape[0] for node, t in zip(self.chain.placeholders, operands, strict=True) if node in self.chain.rows)
+
+    def too_large(self, target: str, tried: str) -> KernelRefusedError:
+        first = next(iter(self.chain.products), self.chain.outputs[0])
+        widest = max(node.meta["val"].shape[1] for node in self.chain.resident)
+        reason = f"{widest} resident columns do not fit in the registers of {target}: {tried}"
+        return KernelRefusedError(first.name, reason)
+
+
+def generate(body: fx.GraphModule, rows: Sequence[bool], *, name: str, method: Method = "rows") -> ChainKernel:
     """Generate the kernel of a body. Raises `KernelRefusedError` for what no kernel can do.
 
     ``rows``: for each placeholder whether it is sliced by rows. ``method``: "rows" for many rows (one program a block of rows),
@@ -103,8 +135,8 @@ def generate(body: fx.GraphModule, rows: Sequence[bool], *, name: str, method: M
         written, text = write_decode_kernels(chain, source, name), DECODE_METHOD
     functions, launches = zip(*written, strict=True)
     config = _first_config(chain, method)
-    tail = source.text() + launcher(chain, launches)
-    return GeneratedKernel(name, method, chain, functions, config, header(chain, name, text), tail)
+    tail = source.text() + launcher(signature_of(chain), launches)
+    return ChainKernel(name, functions, config, header(name, body_of(chain), text), tail, method, chain)
 
 
 def _first_config(chain: Chain, method: Method) -> Config:

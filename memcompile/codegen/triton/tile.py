@@ -41,6 +41,17 @@ RESERVED = frozenset(
         "torch",
         "rows",
         "cols",
+        "near",
+        "inside",
+        "pixels",
+        "across",
+        "down",
+        "first",
+        "valid",
+        "image",
+        "tap",
+        "line",
+        "column",
         "row_mask",
         "col_mask",
         "part_rows",
@@ -117,9 +128,10 @@ def blocks(columns: int) -> tuple[tuple[int, int], ...]:
 class TileWriter:
     """Writes the tiles of one kernel function into ``source``."""
 
-    def __init__(self, chain: Chain, source: Source, taken: Iterable[str] = ()) -> None:
+    def __init__(self, chain: Chain, source: Source, taken: Iterable[str] = (), rows: Axis = ROWS) -> None:
         self.chain = chain
         self.source = source
+        self.rows = rows
         self.values: ChainMap[tuple[fx.Node, Dims], Value] = ChainMap()
         self.names: ChainMap[str, None] = ChainMap(dict.fromkeys(taken))
         self.casts: ChainMap[tuple[str, torch.dtype | str], str] = ChainMap()
@@ -128,10 +140,15 @@ class TileWriter:
     @contextmanager
     def scope(self, header: str) -> Iterator[None]:
         """The body of a loop: what is written in it is not seen after it."""
+        with self.source.block(header), self.apart():
+            yield
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is written within is not seen after it: its names are free again."""
         outer = self.values, self.names, self.casts
         self.values, self.names, self.casts = (m.new_child() for m in outer)  # type: ignore[assignment]
-        with self.source.block(header):
-            yield
+        yield
         self.values, self.names, self.casts = outer
 
     def name(self, base: str) -> str:
@@ -174,7 +191,7 @@ class TileWriter:
         while is_same(base) or is_cast(base):
             base = base.all_input_nodes[0]
         if None in (None, *self._dims(base, inner))[-2:]:
-            text = f"tl.broadcast_to({text}, ({ROWS.width}, {inner.width}))"
+            text = f"tl.broadcast_to({text}, ({self.rows.width}, {inner.width}))"
         if not inner.mask or self._zero_where_masked(base):
             return text
         key = (text, inner.mask)
@@ -224,7 +241,7 @@ class TileWriter:
         """Write the node's tile to a dense tensor [N, columns]."""
         value = self.cast(self.read(node, cols), dtype_of(node))
         columns = shape_of(node)[1]
-        at = (Index(ROWS, 0), Index(cols, 1))
+        at = (Index(self.rows, 0), Index(cols, 1))
         self.source.call("tl.store(", [self._address(pointer, at, (columns, 1)), value, *self._mask(at)])
 
     def cast(self, value: Value, dtype: torch.dtype) -> str:
@@ -246,7 +263,7 @@ class TileWriter:
 
     def label(self, node: fx.Node, *axes: Axis) -> str:
         """The node's name, and which block of a resident tensor it is when there are several."""
-        parts = [axis.name.partition("_")[2] for axis in axes if axis.name not in ("rows", "cols")]
+        parts = [axis.name.partition("_")[2] for axis in axes if axis.name not in (self.rows.name, "cols")]
         return "_".join([node.name, *(f"part{part}" for part in parts if part)])
 
     def _dims(self, node: fx.Node, cols: Axis) -> Dims:
@@ -254,7 +271,7 @@ class TileWriter:
         last = (Index(cols, 1) if shape[-1] != 1 else None,) if shape else ()
         if len(shape) < 2:
             return last
-        return (Index(ROWS, 0) if node in self.chain.row_nodes else None, *last)
+        return (Index(self.rows, 0) if node in self.chain.row_nodes else None, *last)
 
     def _has_columns(self, node: fx.Node) -> bool:
         return any(length != 1 for length in shape_of(node)[-1:])

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from memcompile.codegen.triton.configs import TARGETS, Config, Target, candidates
+from memcompile.codegen.triton.configs import TARGETS, Config, Target
 from memcompile.codegen.triton.kernel import GeneratedKernel
 from memcompile.errors import UnknownTargetError
 
@@ -59,13 +59,10 @@ class Tuner:
 
     def __call__(self, kernel: GeneratedKernel, operands: Sequence[torch.Tensor]) -> Config:
         """The fastest of the most promising configs for these operands. Those that the device cannot run are left out."""
-        chain, device = kernel.chain, operands[0].device
-        rows = next(
-            t.shape[0] for node, t in zip(kernel.chain.placeholders, operands, strict=True) if node in kernel.chain.rows
-        )
-        key = (kernel.key, rows.bit_length(), device)
+        count, device = kernel.count_of(operands), operands[0].device
+        key = (kernel.key, count.bit_length(), device)
         if key not in self.found:
-            self.found[key] = self._fastest(kernel, operands, candidates(chain, kernel.method, self.target(device), rows))
+            self.found[key] = self._fastest(kernel, operands, kernel.candidates(self.target(device), count))
         return self.found[key]
 
     def _fastest(self, kernel: GeneratedKernel, operands: Sequence[torch.Tensor], configs: Sequence[Config]) -> Config:
