@@ -14,7 +14,7 @@ from memcompile.solvers.tiling.memory import cost, costed
 from memcompile.solvers.tiling.problem import Problem, Solution, Stage, StageKind
 from memcompile.solvers.tiling.search import LimitError, plan
 from memcompile.solvers.tiling.stages import StageError, members, results, sources
-from tests.solvers.tiling_nets import Net, decoder, mobilenet_v2, random_problem, unet
+from tests.solvers.tiling_nets import Net, copying, decoder, mobilenet_v2, random_problem, unet
 
 KIB = 1024
 KINDS: tuple[StageKind, ...] = ("patches", "rows")
@@ -63,9 +63,9 @@ def every_plan(problem: Problem) -> set[tuple[int, int]]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.integers(3, 6))
-def test_plans_of_tiny_networks_are_the_best(seed: int, count: int) -> None:
-    problem = random_problem(seed, count, 6)
+@given(st.integers(0, 10**6), st.integers(3, 6), st.booleans())
+def test_plans_of_tiny_networks_are_the_best(seed: int, count: int, copies: bool) -> None:
+    problem = copying(random_problem(seed, count, 6), seed) if copies else random_problem(seed, count, 6)
     count = len(problem.operators)
     if any(x.kind == "reduction" and problem.operators[x.reads[0].source].kind == "input" for x in problem.operators):
         return
@@ -91,9 +91,9 @@ def test_plans_of_tiny_networks_are_the_best(seed: int, count: int) -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6), st.integers(8, 24))
-def test_plans_hold_what_they_say(seed: int, count: int) -> None:
-    problem = random_problem(seed, count, 8)
+@given(st.integers(0, 10**6), st.integers(8, 24), st.booleans())
+def test_plans_hold_what_they_say(seed: int, count: int, copies: bool) -> None:
+    problem = copying(random_problem(seed, count, 8), seed) if copies else random_problem(seed, count, 8)
     for overhead in (0.0, 0.5):
         solution = plan(problem, max_overhead=overhead)
         check(problem, solution)
