@@ -7,6 +7,7 @@ tiles meet.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import getitem
@@ -17,8 +18,9 @@ from torch import fx
 from memcompile.fxutil import base_of, outputs_of, source_of
 from memcompile.patching.network import Network
 from memcompile.patching.planes import Plane
-from memcompile.patching.program import TileProgram, channels_last, program_of
-from memcompile.patching.reductions import merge
+from memcompile.patching.products import as_products
+from memcompile.patching.program import TileProgram, add_call, channels_last, program_of
+from memcompile.patching.reductions import merge, parts_of
 from memcompile.solvers.tiling.problem import Solution, Stage
 from memcompile.solvers.tiling.stages import results
 from memcompile.streaming.program import PROGRAMS, Block, empty
@@ -47,6 +49,8 @@ def apply(gm: fx.GraphModule, network: Network, solution: Solution, compiler: Co
     for stage in reversed(solution.stages):  # the last first: earlier ones are still there to be read
         if stage.kind != "layerwise":
             made.append(_replace(gm.graph, network, stage, compiler, dry))
+    images = [node for node in gm.graph.find_nodes(op="placeholder") if isinstance(node.meta.get("val"), torch.Tensor)]
+    as_products(gm.graph, functools.partial(add_call, gm.graph, images[0].meta["val"].fake_mode))
     gm.graph.eliminate_dead_code()
     gm.graph.lint()
     gm.recompile()
@@ -96,8 +100,6 @@ def _take(graph: fx.Graph, node: fx.Node, network: Network, kept: list[fx.Node],
         return taken
 
     kinds = {network.values[i]: operator.kind for i, operator in enumerate(network.problem.operators)}
-    from memcompile.patching.reductions import parts_of
-
     for old in kept:
         if kinds[old] == "reduction":
             merge(graph, old, [part() for _ in parts_of(old)])
