@@ -50,11 +50,11 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "backward_timeline": _timeline(peak, "backward", outside),
     }
     if outcome is None:
-        unplanned = session.keeps.peak().peak_bytes + outside
+        unplanned = (session.keeps.peak().peak_bytes if session.tiled is None else session.tiled.base_peak_bytes) + outside
         return GraphReport(unplanned_peak_bytes=unplanned, decisions=_tiles(session), **common)  # type: ignore[arg-type]
     return GraphReport(
         budget_bytes=None if outcome.budget_bytes is None else outcome.budget_bytes + outside,
-        unplanned_peak_bytes=outcome.base.peak.peak_bytes + outside,
+        unplanned_peak_bytes=(outcome.base.peak.peak_bytes if session.tiled is None else session.tiled.base_peak_bytes) + outside,
         lower_bound_bytes=outcome.lower_bound_bytes + outside if outcome.lower_bound_bytes else 0,
         graphs=_graph_texts(outcome),
         base_timeline=_timeline(outcome.base.peak, None, outside),

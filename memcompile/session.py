@@ -237,8 +237,9 @@ class Session:
             return graphs
         with self._named("rematerialize"):
             base = self.lowering(graphs, None)
+            unplanned = base.peak.peak_bytes if self.tiled is None else self.tiled.base_peak_bytes
             total = budget.resolve(
-                unplanned_peak_bytes=base.peak.peak_bytes + self.outside_bytes,
+                unplanned_peak_bytes=unplanned + self.outside_bytes,
                 free_bytes=free_bytes(self.device),
                 entry_bytes=base.peak.entry_bytes,
             )

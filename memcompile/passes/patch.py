@@ -71,7 +71,7 @@ def _replace(graph: fx.Graph, network: Network, stage: Stage, compiler: Compile,
     late = waiting(order, operands)
     with graph.inserting_before(order[-1].next):
         node = graph.call_function(torch.ops.memcompile.stream_rows.default, (program.key, operands))
-        with kept[0].meta["val"].fake_mode if hasattr(kept[0].meta["val"], "fake_mode") else _mode(kept):
+        with network.values[0].meta["val"].fake_mode:
             node.meta = {**source, "val": [empty(buffer, program.device) for buffer in program.results]}
         _take(graph, node, network, kept, inside)
     _move(late, after=_last(node))
@@ -80,11 +80,6 @@ def _replace(graph: fx.Graph, network: Network, stage: Stage, compiler: Compile,
             graph.erase_node(old)
     last = network.values[stage.last - 1]
     return Patched(node.name, source_of(node) or last.name, stage, program)
-
-
-def _mode(kept: list[fx.Node]) -> torch._subclasses.FakeTensorMode:
-    mode: torch._subclasses.FakeTensorMode = kept[0].all_input_nodes[0].meta["val"].fake_mode
-    return mode
 
 
 def _take(graph: fx.Graph, node: fx.Node, network: Network, kept: list[fx.Node], inside: set[fx.Node]) -> None:

@@ -209,8 +209,8 @@ class _Assembly:
         return program, list(self.operands)
 
     def _device(self) -> torch.device:
-        value: Tensor = self.layout.results[0].all_input_nodes[0].meta["val"]
-        return value.device
+        image: Tensor = self.layout.network.values[0].meta["val"]
+        return image.device
 
     def _record(self, cut: Any) -> tuple[list[Any], list[Port]]:
         recorder = _Recorder()
