@@ -65,7 +65,7 @@ def _replace(graph: fx.Graph, network: Network, stage: Stage, compiler: Compile,
     program, operands = program_of(network, stage, strides)
     program = PROGRAMS.add(program)
     program.compile(compiler, dry=dry)
-    inside = {node for index in range(stage.first, stage.last) for node in network.inner[index]}
+    inside = _own(network, stage, kept)
     order = [node for node in graph.nodes if node in inside]
     source = {k: v for k, v in network.values[stage.last - 1].meta.items() if k == "stack_trace"}
     late = waiting(order, operands)
@@ -80,6 +80,14 @@ def _replace(graph: fx.Graph, network: Network, stage: Stage, compiler: Compile,
             graph.erase_node(old)
     last = network.values[stage.last - 1]
     return Patched(node.name, source_of(node) or last.name, stage, program)
+
+
+def _own(network: Network, stage: Stage, kept: list[fx.Node]) -> set[fx.Node]:
+    """Nodes that make way: those of the stage without what others read of them on the way, such as views of its results."""
+    inside = {node for index in range(stage.first, stage.last) for node in network.inner[index]}
+    while shared := {n for n in inside if n not in kept and any(user not in inside for user in n.users)}:
+        inside -= shared
+    return inside
 
 
 def _take(graph: fx.Graph, node: fx.Node, network: Network, kept: list[fx.Node], inside: set[fx.Node]) -> None:

@@ -163,8 +163,8 @@ def _shift(bias: Any, steps: Steps, call: Call, like: fx.Node) -> Any:
 
 def _dense(source: fx.Node, call: Call) -> fx.Node:
     """Images as a convolution takes them: dense, channels last."""
-    if source.target in (aten.constant_pad_nd.default, aten.cat.default):
-        return source  # copied anyway
+    if source.target in (aten.constant_pad_nd.default, aten.cat.default, aten.addcmul.default):
+        return source  # copied anyway, or as dense as the image that it is made of
     if source.meta["val"].is_contiguous(memory_format=torch.channels_last):
         return source
     return call(assembled, ([source], [0, 0, 0, 0], 0.0), {}, source)
