@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 from memcompile.patching.activations import Fused, fused
 from memcompile.patching.products import is_heavy, product
@@ -77,6 +78,14 @@ def assembled(parts: list[Tensor], pads: list[int], fill: float) -> Tensor:
     return whole
 
 
+def packed(weight: Tensor, padding: list[int], stride: list[int], dilation: list[int], groups: int) -> Tensor:
+    """A weight in the blocked layout that oneDNN would copy it to before every call."""
+    if isinstance(weight, FakeTensor):
+        return torch.empty_like(weight)
+    made: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups)
+    return made
+
+
 def _is_plain(node: fx.Node) -> bool:
     value = node.meta["val"]
     return bool(value.device.type == "cpu" and value.dtype is torch.float32 and value.dim() == 4)
@@ -87,17 +96,21 @@ def _fold(graph: fx.Graph, node: fx.Node, constants: set[fx.Node], call: Call) -
     assert isinstance(weight, fx.Node) and isinstance(source, fx.Node)
     steps, last = _affine(node, constants)
     scaled = [operand for target, operand in steps if target is aten.mul.Tensor]
-    heavy = bool(scaled) and weight.meta["val"].numel() > FOLDED_SHARE * node.meta["val"].numel()
+    large = weight.meta["val"].numel() > FOLDED_SHARE * node.meta["val"].numel()
+    heavy = bool(scaled) and large
     with graph.inserting_before(node):
         if not heavy:
             shift = _shift(bias, steps, call, node)
             if scaled:
                 weight = call(aten.mul.Tensor, (weight, _column(_product(scaled, call), 4, call)), {}, node)
+                constants.add(weight)
             bias = shift
         activation, end = _activation(node if heavy else last)
         if heavy and is_heavy(node):
             value, activation, end = product(node, call), Fused("none"), node
         else:
+            if not large and weight in constants:
+                weight = call(packed, (weight, padding, stride, dilation, groups), {}, node)
             arguments = (_dense(source, call), weight, bias, padding, stride, dilation, groups)
             kind = (activation.name, list(activation.scalars), activation.algorithm)
             value = call(torch.ops.mkldnn._convolution_pointwise.default, (*arguments, *kind), {}, node)

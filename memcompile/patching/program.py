@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from memcompile.codegen.interpreted import peak_bytes
 from memcompile.cost import flops_of
 from memcompile.fxutil import base_of, is_view
 from memcompile.patching.activations import restore
@@ -106,12 +107,10 @@ class TileProgram:
     @property
     def scratch_bytes(self) -> int:
         """Bytes that the library calls inside allocate."""
-        return self._hoisted_bytes() + max((block.scratch_bytes for block in self.blocks.values()), default=0)
-
-    def _hoisted_bytes(self) -> int:
-        """All that the prologue allocates."""
-        made = [node for node in self.prologue.graph.nodes if node.op == "call_function" and not is_view(node)]
-        return sum(node.meta["val"].numel() * node.meta["val"].itemsize for node in made)
+        kept = [node for node in self.prologue.graph.output_node().all_input_nodes if not is_view(node)]
+        hoisted: int = sum(node.meta["val"].numel() * node.meta["val"].itemsize for node in kept)
+        inside = max((block.scratch_bytes for block in self.blocks.values()), default=0)
+        return max(peak_bytes(self.prologue.graph), hoisted + inside)
 
     def compile(self, compiler: Callable[[fx.GraphModule], Block], *, dry: bool = False) -> None:
         """Lower the bodies, once. ``dry``: they need not run."""
@@ -315,6 +314,8 @@ class _Hoisted:
     def __init__(self, operands: list[fx.Node]) -> None:
         self.graph = fx.Graph()
         self.inputs = {f"operand_{node.name}": self.graph.placeholder(f"operand_{node.name}") for node in operands}
+        for node, given in zip(operands, self.inputs.values(), strict=True):
+            given.meta["val"] = node.meta["val"]
         self.outputs: dict[str, int] = {}
         self.values: list[fx.Node] = []
         self.texts: dict[str, fx.Node] = {}
