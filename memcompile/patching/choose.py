@@ -13,9 +13,10 @@ from torch import fx
 from memcompile.fxutil import source_of
 from memcompile.logs import get_logger
 from memcompile.passes.patch import Compile, Patched, apply
+from memcompile.patching.describe import described, layerwise_bytes
 from memcompile.patching.network import Network, network_of
 from memcompile.patching.planes import NotLocalError
-from memcompile.report.data import PatchReport, PatchStage
+from memcompile.report.patch_data import PatchReport, PatchStage
 from memcompile.solvers.tiling.problem import Solution
 from memcompile.solvers.tiling.search import LimitError, plan
 from memcompile.streaming.rules import NotRowLocalError
@@ -149,6 +150,7 @@ def _report(network: Network, solution: Solution, seconds: float, bytes_per_elem
             stage.macs,
             source_of(network.values[stage.last - 1]),
             tuple(operators[index].name for index in stage.again),
+            layerwise_bytes(network.problem, stage.first, stage.last),
         )
         for stage in solution.stages
     )
@@ -163,4 +165,5 @@ def _report(network: Network, solution: Solution, seconds: float, bytes_per_elem
         bytes_per_element,
         solution.frontier,
         refused,
+        described(network, solution),
     )
