@@ -54,7 +54,7 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "backward_timeline": _timeline(peak, "backward", outside),
     }
     base = session.keeps.peak() if outcome is None else outcome.base.peak
-    common["unplanned_peak_bytes"] = outside + (tiled.base_peak_bytes if tiled is not None and in_stages else base.peak_bytes)
+    common["unplanned_peak_bytes"] = _unplanned(session, base) + outside
     passes = _patch_pass(tiled, outside)
     if outcome is None:
         return GraphReport(passes=passes, decisions=_tiles(session), **common)  # type: ignore[arg-type]
@@ -69,6 +69,12 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         **planned,
         **common,  # type: ignore[arg-type]
     )
+
+
+def _unplanned(session: Session, base: StepPeak) -> int:
+    """The peak without any plan; ``base``: without recomputation."""
+    tiled = session.tiled
+    return base.peak_bytes if tiled is None or tiled.gm is None else tiled.base_peak_bytes
 
 
 def save(report: GraphReport, folder: Path) -> None:
@@ -224,12 +230,9 @@ def _readable(module: fx.GraphModule) -> str:
 
 
 def _notes(session: Session, outcome: Outcome | None) -> tuple[str, ...]:
-    notes = []
+    notes = list(session.notes)
     if session.tiled is not None and session.tiled.report.refused:
         notes.append(f"images are made layer by layer: {session.tiled.report.refused}")
-    wanted = session.options.max_overhead is not None or session.options.bytes_per_element is not None
-    if wanted and session.options.enabled("patch") and session.graphs is not None and session.graphs.backward is not None:
-        notes.append("images run in stages for inference alone: torch.no_grad(), or model.requires_grad_(False)")
     if outcome is None:
         return tuple(notes)
     if session.capture.graph_break:

@@ -91,6 +91,7 @@ class Session:
         self.placing = Placing(device, options.arena, other)
         self.low_rank, self.dry = LowRank(), lowering is not None
         self.tiled: Tiled | None = None
+        self.notes: list[str] = []
         self.arena_report: ArenaReport | None = None
         self.repro = repro_script(gm, self.inputs, options)
 
@@ -164,6 +165,8 @@ class Session:
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         self._stream(gm, rewrite_training)
+        if self.options.max_overhead is not None or self.options.bytes_per_element is not None:
+            self.notes.append("patches are for inference (torch.no_grad()): a training graph is left as it is")
         graphs = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
         held = not graphs.returns_loss() if self.tangents_held is None else self.tangents_held
         self.graphs = self._fit(dataclasses.replace(graphs, tangents_held=held))
@@ -237,8 +240,10 @@ class Session:
             return graphs
         with self._named("rematerialize"):
             base = self.lowering(graphs, None)
+            in_stages = self.tiled is not None and self.tiled.gm is not None
+            unplanned = self.tiled.base_peak_bytes if self.tiled is not None and in_stages else base.peak.peak_bytes
             total = budget.resolve(
-                unplanned_peak_bytes=base.peak.peak_bytes + self.outside_bytes,
+                unplanned_peak_bytes=unplanned + self.outside_bytes,
                 free_bytes=free_bytes(self.device),
                 entry_bytes=base.peak.entry_bytes,
             )

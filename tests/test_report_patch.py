@@ -24,7 +24,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 class TestTerminal(TestCase):
     def test_for_a_microcontroller(self) -> None:
-        self.assertExpectedInline(str(Report([report_samples.patch_graph()])), """\
+        self.assertExpectedInline(
+            str(Report([report_samples.patch_graph()])),
+            """\
 memcompile  graph 0/0  inference  cpu  no budget   48.00 MiB planned
 
  pass     peak before -> after    step time    compile    what
@@ -41,10 +43,13 @@ stages at 1 byte per element
      1    conv .. add<1> (3)                 4 x 5 patches           20.5        276.9    8.22 M    net.py:33
      2    conv_2 .. add_2 (2), again conv    9 strips of rows        20.0         68.4    3.19 M    net.py:34
      3    mean                               layer by layer           9.0          9.0    1.00 k    net.py:53
-   all    +9.7 % multiply-adds                                       20.5        276.9    11.4 M""")
+   all    +9.7 % multiply-adds                                       20.5        276.9    11.4 M""",
+        )
 
     def test_on_this_device(self) -> None:
-        self.assertExpectedInline(str(Report([report_samples.patch_graph(0)])), """\
+        self.assertExpectedInline(
+            str(Report([report_samples.patch_graph(0)])),
+            """\
 memcompile  graph 0/0  inference  cpu  no budget   18.00 MiB planned
 
  pass     peak before -> after    step time    compile    what
@@ -57,7 +62,8 @@ memcompile  graph 0/0  inference  cpu  no budget   18.00 MiB planned
 
  decision    storage    source           saves    costs    why
  tile        add<1>     net.py:33    256.3 KiB        -    3 operators from conv on in 4 x 5 patches
- tile        add_2      net.py:34    48.36 KiB        -    2 operators from conv_2 on in 9 strips of rows""")
+ tile        add_2      net.py:34    48.36 KiB        -    2 operators from conv_2 on in 9 strips of rows""",
+        )
 
 
 def layer_by_layer() -> PatchReport:
@@ -225,9 +231,26 @@ def test_stages_that_run_are_reported_with_exact_peaks() -> None:
     assert f"from {stage.first} on in {stage.grid[0]} " in row.why
 
 
+def test_a_second_dry_run_of_another_size_is_as_exact_as_the_first() -> None:
+    peaks = []
+    for size in (32, 40):
+        patch = planned({"patch": {"max_overhead": 0.1}, "bytes_per_element": 1}, size).patch
+        assert patch is not None
+        peaks.append(patch.base_peak_bytes)
+    assert peaks[0] / peaks[1] == pytest.approx((32 / 40) ** 2)
+
+
 def test_notes_say_why_nothing_is_tiled() -> None:
-    small = planned({"patch": {"max_overhead": 0.0}}, size=4)
-    assert small.notes == ("images are made layer by layer: no stages have a smaller peak",)
-    trained = planned({"patch": {"max_overhead": 0.1}}, grad=True)
-    assert [note for note in trained.notes if "for inference alone" in note]
+    options = {"patch": {"max_overhead": 0.0}}
+    assert planned(options, size=4).notes == ("images are made layer by layer: no stages have a smaller peak",)
+    assert [note for note in planned({"bytes_per_element": 1}, grad=True).notes if "for inference" in note]
     assert not planned({}, grad=True).notes
+
+
+def test_sizes_that_vary_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)).eval()
+    compiled = torch.compile(model, backend="memcompile", options={"patch": {"max_overhead": 0.1}}, dynamic=True)
+    with torch.no_grad():
+        compiled(torch.randn(1, 3, 24, 24))
+    (graph,) = memcompile.report(compiled).graphs
+    assert graph.notes == ("images are made layer by layer: dynamic shapes",)

@@ -66,7 +66,12 @@ def tile(gm: fx.GraphModule, wish: Wish, tools: Tools, bytes_per_element: int | 
     With ``bytes_per_element`` nothing is lowered: the report says what a microcontroller would need.
     """
     started = time.perf_counter()
-    network = network_of(gm.graph, bytes_per_element)
+    try:
+        network = network_of(gm.graph, bytes_per_element)
+    except NotLocalError as error:
+        return Tiled(
+            None, (), PatchReport((), 0, 0, 0, 0, "heuristic", time.perf_counter() - started, refused=str(error)), 0, 0
+        )
     if network is None:
         return None
     if bytes_per_element is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from memcompile.patching.activations import Fused, fused
+from memcompile.patching.products import is_heavy, product
 
 aten = torch.ops.aten
 FOLDED_SHARE = 0.25
@@ -94,9 +95,12 @@ def _fold(graph: fx.Graph, node: fx.Node, constants: set[fx.Node], call: Call) -
                 weight = call(aten.mul.Tensor, (weight, _column(_product(scaled, call), 4, call)), {}, node)
             bias = shift
         activation, end = _activation(node if heavy else last)
-        arguments = (_dense(source, call), weight, bias, padding, stride, dilation, groups)
-        kind = (activation.name, list(activation.scalars), activation.algorithm)
-        value = call(torch.ops.mkldnn._convolution_pointwise.default, (*arguments, *kind), {}, node)
+        if heavy and is_heavy(node):
+            value, activation, end = product(node, call), Fused("none"), node
+        else:
+            arguments = (_dense(source, call), weight, bias, padding, stride, dilation, groups)
+            kind = (activation.name, list(activation.scalars), activation.algorithm)
+            value = call(torch.ops.mkldnn._convolution_pointwise.default, (*arguments, *kind), {}, node)
         if heavy:
             factor = _column(_product(scaled, call), 3, call)
             value = call(aten.addcmul.default, (_column(_shift(None, steps, call, node), 3, call), value, factor), {}, last)
@@ -159,8 +163,8 @@ def _shift(bias: Any, steps: Steps, call: Call, like: fx.Node) -> Any:
 
 def _dense(source: fx.Node, call: Call) -> fx.Node:
     """Images as a convolution takes them: dense, channels last."""
-    if source.target in (aten.constant_pad_nd.default, aten.cat.default):
-        return source  # copied anyway
+    if source.target in (aten.constant_pad_nd.default, aten.cat.default, aten.addcmul.default):
+        return source  # copied anyway, or as dense as the image that it is made of
     if source.meta["val"].is_contiguous(memory_format=torch.channels_last):
         return source
     return call(assembled, ([source], [0, 0, 0, 0], 0.0), {}, source)

@@ -137,9 +137,10 @@ class _Builder:
         values = [node for node in self.order if node in self.stored]
         place = {node: index for index, node in enumerate(values)}
         operators = tuple(self._operator(node, inner[node], place) for node in values)
+        lowered = self.bytes_per_element is None
         outputs = tuple(place[node] for node in values if node in self.returned)
         return Network(
-            Problem(operators, outputs, fixed_lines=self.bytes_per_element is None),
+            Problem(operators, outputs, fixed_lines=lowered, results_apart=lowered),
             tuple(values),
             tuple(tuple(inner[node]) for node in values),
             self.found.planes,

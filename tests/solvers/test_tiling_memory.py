@@ -229,3 +229,15 @@ def test_lines_are_copied_whole() -> None:
     first_tile, others = 2 + 2 + 1, 2 + 1 + 1 + (2 + 1)
     assert cost(replace(problem, fixed_lines=True), stage).peak_bytes == whole + first_tile * row
     assert cost(copied(problem, 3, fixed_lines=True), stage).peak_bytes == whole + others * row
+
+
+def test_results_in_buffers_of_their_own() -> None:
+    net = Net()
+    inner = net.conv(net.image(16, 8, 1, held=True), 10, 1)
+    problem = net.problem(net.conv(inner, 4, 3), inner)
+    apart, whole = replace(problem, results_apart=True), 16 * 8 * (1 + 4 + 10)
+    for kind, grid, made, share in (("rows", (4, 1), 5 * 8, 4 * 8), ("patches", (2, 2), 9 * 5, 8 * 4)):
+        stage = Stage(1, 3, kind, grid)  # type: ignore[arg-type]
+        assert cost(problem, stage).peak_bytes == whole + (0 if kind == "rows" else made * 10)
+        assert cost(apart, stage).peak_bytes == whole + made * 10 + share * 4
+    assert cost(apart, Stage(1, 3, "layerwise")) == cost(problem, Stage(1, 3, "layerwise"))

@@ -128,6 +128,24 @@ def test_starts_that_cost_make_for_fewer_tiles() -> None:
     assert tiles[1] < tiles[0] and dear.macs >= free.macs
 
 
+@pytest.mark.parametrize("overhead", [0.0, 0.1])
+def test_starts_choose_among_plans_of_equal_peak(overhead: float) -> None:
+    saved, run_macs = 0, 10_000
+    for problem in (mobilenet_v2(0.35, 96), unet(32, 4, 2), copying(mobilenet_v2(0.35, 96))):
+        free, dear = (plan(problem, max_overhead=overhead, run_macs=macs) for macs in (0, run_macs))
+        check(problem, dear)
+        assert dear.peak_bytes == free.peak_bytes < free.base_peak_bytes
+        assert dear.overhead <= overhead
+        assert dear.macs + run_macs * runs(dear) <= free.macs + run_macs * runs(free)
+        saved += runs(free) - runs(dear)
+    assert saved > 0
+
+
+def runs(solution: Solution) -> int:
+    """Starts of operators in tiles."""
+    return sum(s.grid[0] * s.grid[1] * (s.last - s.first + len(s.again)) for s in solution.stages)
+
+
 def test_skips_of_a_unet_are_made_again() -> None:
     problem = unet(128, 8, 3)
     kept = plan(problem, max_overhead=0.0)

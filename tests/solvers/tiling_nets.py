@@ -200,8 +200,8 @@ def random_problem(seed: int, count: int, size: int = 9) -> Problem:
 
 
 def copying(problem: Problem, seed: int | None = None) -> Problem:
-    """The same with operands that tiles copy and lines in buffers of their own: some (``seed``), or as a CPU runs it, those
-    of which windows are read."""
+    """The same with operands that tiles copy, and with lines and results in buffers of their own: some (``seed``), or as a CPU
+    runs it, with operands of which windows are read."""
     draw = random.Random(seed)
 
     def some(operator: Operator) -> Operator:
@@ -210,4 +210,5 @@ def copying(problem: Problem, seed: int | None = None) -> Problem:
         return replace(operator, copies=tuple(chosen))
 
     operators = tuple(some(operator) for operator in problem.operators)
-    return replace(problem, operators=operators, fixed_lines=seed is None or draw.random() < 0.5)
+    fixed, apart = (seed is None or draw.random() < 0.5 for _ in range(2))
+    return replace(problem, operators=operators, fixed_lines=fixed, results_apart=apart)

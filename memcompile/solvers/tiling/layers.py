@@ -35,7 +35,7 @@ class Copied:
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One operator: bytes made in each tile outside of whole results, kept lines before and after it, bytes of inputs read
-    that are not held; multiply-adds in each grid; operands that tiles copy."""
+    that are not held; multiply-adds in each grid; operands that tiles copy. ``joined``: earlier rows of it are there too."""
 
     made: Ints
     before: Ints
@@ -43,11 +43,14 @@ class Layer:
     inputs: Ints
     macs: Ints
     copies: tuple[Copied, ...] = ()
+    joined: bool = False
 
     def of(self, tiles: Ints) -> Layer:
         """Of some tiles alone."""
         copies = tuple(Copied(copied.source, copied.size[tiles], copied.padded[tiles]) for copied in self.copies)
-        return Layer(self.made[tiles], self.before[tiles], self.after[tiles], self.inputs[tiles], self.macs, copies)
+        return Layer(
+            self.made[tiles], self.before[tiles], self.after[tiles], self.inputs[tiles], self.macs, copies, self.joined
+        )
 
     def parts(self) -> Iterator[Ints]:
         """All that it says of tiles."""
@@ -86,7 +89,7 @@ class Patches:
     """Layers of patches. ``tile_grid``: the grid of each tile."""
 
     def __init__(self, problem: Problem, root: int, periods: Periods) -> None:
-        self._operators = problem.operators
+        self._operators, self._apart = problem.operators, problem.results_apart
         pixels = problem.operators[root]
         self._grids = _grids(pixels.height, pixels.width)
         self.grids: tuple[Grid, ...] = tuple(("patches", d, a) for d, a in self._grids.pairs)
@@ -103,7 +106,7 @@ class Patches:
             return Layer(self._zero, self._zero, self._zero, self._zero, _constant(self, _reduced_macs(self._operators, index)))
         rows, columns = down.made.length, across.made.length
         made = self._area(rows, columns) * operator.pixel_bytes
-        if is_result:
+        if is_result and not self._apart:
             halo = self._at(_halo(down), 0) | self._at(_halo(across), 1)
             made = made * halo if has_readers else self._zero
         macs = rows.sum(axis=1)[self._grids.down] * columns.sum(axis=1)[self._grids.across] * operator.pixel_macs
@@ -136,7 +139,7 @@ class Rows:
     """Layers of strips that keep their overlaps."""
 
     def __init__(self, problem: Problem, root: int, tallest: int, periods: Periods) -> None:
-        self._operators = problem.operators
+        self._operators, self._apart = problem.operators, problem.results_apart
         counts = strip_counts(problem.operators[root].height, tallest)
         self.grids: tuple[Grid, ...] = tuple(("rows", count, 1) for count in counts)
         self.counts = np.array(counts, dtype=np.int64)
@@ -160,7 +163,8 @@ class Rows:
         inputs = sum((self._size(read, spans.made) for read in loose_reads(self._operators, operator)), self._zero)
         copies = tuple(self._copied(read, spans.made) for read in copied_reads(self._operators, operator))
         if is_result or spans.kept is None:
-            return Layer(self._zero, self._zero, self._zero, inputs, macs, copies)
+            made = self._at(rows) * row if self._apart else self._zero
+            return Layer(made, self._zero, self._zero, inputs, macs, copies, joined=is_result)
         kept = spans.kept.length
         place = np.minimum(self._place + 1, kept.shape[1] - 1)
         after = kept[self.tile_grid, place] * self._after

@@ -2,11 +2,12 @@
 
 Counted are whole results from outside that the stage or a later one reads, whole results of the stage (all of them from its
 start if it is tiled), and the tensors inside a tile, each from its making to its last reader. Tiles write their shares
-straight into results. Of an input that is not held only what a tile reads counts, while an operator reads it.
+straight into results, but for ``results_apart``. Of an input that is not held only what a tile reads counts, while an operator
+reads it.
 
 Copies of operands live as long as the operator that reads them runs. They are made before its result, and a copied operand that
-dies is freed between the two. What a tile reads in full and without padding out of a buffer of its own is not copied, nor is
-anything in layerwise stages.
+dies is freed between the two. What a tile has made in a buffer of its own (in strips: but for results) and reads in full and
+without padding is not copied, nor is anything in layerwise stages.
 """
 
 from __future__ import annotations
@@ -114,13 +115,15 @@ class _Inside:
             freed = sum(dead[source] for source in ending - uncopied)
             during = total + sum(copies.values()) + self._inputs(tile, index)
             peak = max(peak, during, during - freed + new)
-            total += sizes[index] - sum(dead.values())
+            total += (sizes[index] if index in self._last else 0) - sum(dead.values())
         return peak
 
     def _size(self, tile: Tile, index: int) -> int:
         """Bytes of what a tile makes outside of whole results."""
         if index not in tile.made or self._problem.operators[index].kind == "reduction":
             return 0
+        if self._problem.results_apart:
+            return tile.made[index].pixels * self._problem.operators[index].pixel_bytes
         straight = self._rows or index not in self._last or tile.made[index] == tile.share.get(index)
         if index in self._results and straight:
             return 0
@@ -141,9 +144,10 @@ class _Inside:
                 continue
             part = _read(read, source, tile.made[index], whole_columns=self._rows)
             size = part.pixels * source.pixel_bytes
+            joined = self._rows and read.source in self._results  # earlier rows are there too
             if before.get(read.source):
                 size = before[read.source] + sizes[read.source] if self._problem.fixed_lines else size
-            elif sizes.get(read.source) and part == made and not _pads(read, source, tile.made[index]):
+            elif sizes.get(read.source) and part == made and not joined and not _pads(read, source, tile.made[index]):
                 continue
             copies[position] = size
         return copies

@@ -62,12 +62,14 @@ class Problem:
     ``over_lines``: in strips of rows, ``in_place`` also means over those lines of an operand that no later strip reads, as
     kernels for microcontrollers do; else an operand of which lines are kept is never written over. ``fixed_lines``: in strips
     of rows the kept lines of an operator lie in a buffer of their own, there for the whole stage and as large as they ever get.
+    ``results_apart``: what a tile makes of results lies in buffers of its own too, from which it is copied into the results.
     """
 
     operators: tuple[Operator, ...]
     outputs: tuple[int, ...]
     over_lines: bool = False
     fixed_lines: bool = False
+    results_apart: bool = False
 
 
 StageKind = Literal["layerwise", "patches", "rows"]

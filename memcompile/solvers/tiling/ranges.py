@@ -173,7 +173,8 @@ class _Profile:
         free = len(copies) == sum(read.source == index for read in self._lives.problem.operators[reader].reads)
         all_copied = np.full(self._lines.shape, free)
         for copied in copies:
-            size = np.where((layer.before == 0) & (layer.made == copied.size) & ~copied.padded, 0, copied.size)
+            alone = (layer.before == 0) & (layer.made == copied.size) & (not layer.joined)
+            size = np.where(alone & ~copied.padded, 0, copied.size)
             if self._lives.problem.fixed_lines:
                 size = np.where((layer.before > 0) & (copied.size > 0), layer.before + layer.made, size)
             self._bytes[:, reader - self._lowest] += size - copied.size
