@@ -65,7 +65,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("target", help=TARGET_HELP)
         sub.add_argument("--budget", help="'6GiB', '60%%', 'auto' or a number of bytes")
         sub.add_argument(
-            "--option", action="append", default=[], metavar="NAME=VALUE", help=f"one of {', '.join(OPTION_NAMES)}"
+            "--option",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help=f"one of {', '.join(OPTION_NAMES)}; mappings as JSON: patch='{{\"max_overhead\": 0.1}}'",
         )
         sub.add_argument("--save", type=Path, metavar="FOLDER", help="write the report into this folder")
         if name == "run":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
@@ -22,16 +22,19 @@ from memcompile.report.data import (
     Report,
     TimelinePoint,
 )
+from memcompile.report.patched import how_text, patch_summary
 from memcompile.streaming.source import source_text
 from memcompile.units import format_bytes
 
 if TYPE_CHECKING:
+    from memcompile.patching.choose import Tiled
     from memcompile.session import Session
 
 
 def graph_report(session: Session, peak: StepPeak) -> GraphReport:
     """The report of one compiled graph; ``peak``: of the code that was compiled."""
-    outcome, outside = session.outcome, session.outside_bytes
+    outcome, outside, tiled = session.outcome, session.outside_bytes, session.tiled
+    in_stages = tiled is not None and tiled.gm is not None  # all that was lowered since is of the stages
     kind = "inference" if "inference" in session.keeps.traces or session.graphs is None else "train"
     common = {
         "graph_id": session.graph_id,
@@ -44,30 +47,34 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "kernels": _kernels(session),
         "repro": session.repro,
         "arena": session.arena_report,
-        "patch": None if session.tiled is None else session.tiled.report,
+        "patch": None if tiled is None else tiled.report,
+        "notes": _notes(session, outcome),
         "orders": _orders(session),
         "forward_timeline": _timeline(peak, "forward", outside),
         "backward_timeline": _timeline(peak, "backward", outside),
     }
+    base = session.keeps.peak() if outcome is None else outcome.base.peak
+    common["unplanned_peak_bytes"] = _unplanned(session, base) + outside
+    passes = _patch_pass(tiled, outside)
     if outcome is None:
-        unplanned = _unplanned(session, session.keeps.peak()) + outside
-        notes = tuple(session.notes)
-        return GraphReport(unplanned_peak_bytes=unplanned, decisions=_tiles(session), notes=notes, **common)  # type: ignore[arg-type]
+        return GraphReport(passes=passes, decisions=_tiles(session), **common)  # type: ignore[arg-type]
+    planned = _planned(outcome, outside)
     return GraphReport(
         budget_bytes=None if outcome.budget_bytes is None else outcome.budget_bytes + outside,
-        unplanned_peak_bytes=_unplanned(session, outcome.base.peak) + outside,
         lower_bound_bytes=outcome.lower_bound_bytes + outside if outcome.lower_bound_bytes else 0,
         graphs=_graph_texts(outcome),
-        base_timeline=_timeline(outcome.base.peak, None, outside),
-        notes=_notes(session, outcome),
-        **_planned(outcome, outside, _tiles(session)),  # type: ignore[arg-type]
+        base_timeline=() if in_stages else _timeline(base, None, outside),
+        passes=(*passes, *planned.pop("passes", ())),
+        decisions=(*_tiles(session), *planned.pop("decisions", ())),
+        **planned,
         **common,  # type: ignore[arg-type]
     )
 
 
 def _unplanned(session: Session, base: StepPeak) -> int:
     """The peak without any plan; ``base``: without recomputation."""
-    return base.peak_bytes if session.tiled is None else session.tiled.base_peak_bytes
+    tiled = session.tiled
+    return base.peak_bytes if tiled is None or tiled.gm is None else tiled.base_peak_bytes
 
 
 def save(report: GraphReport, folder: Path) -> None:
@@ -95,9 +102,9 @@ def next_lever(outcome: Outcome) -> str:
     return "a smaller batch with gradient accumulation, or lower precision (autocast)"
 
 
-def _planned(outcome: Outcome, outside: int, tiles: tuple[DecisionRow, ...]) -> dict[str, object]:
+def _planned(outcome: Outcome, outside: int) -> dict[str, Any]:
     if outcome.chosen is None or outcome.facts is None:
-        return {"status": "optimal" if outcome.fits else "none", "solver": "nothing to do", "decisions": tiles}
+        return {"status": "optimal" if outcome.fits else "none", "solver": "nothing to do"}
     solution, problem = outcome.chosen.solution, outcome.facts.problem
     rows = recomputations(outcome.facts, solution.schedule)
     base_seconds = problem.total_seconds
@@ -120,7 +127,7 @@ def _planned(outcome: Outcome, outside: int, tiles: tuple[DecisionRow, ...]) -> 
         "status": solution.status,
         "solver": solution.method,
         "passes": (done,),
-        "decisions": (*tiles, *_decisions(rows), *_refusals(outcome)),
+        "decisions": (*_decisions(rows), *_refusals(outcome)),
         "plan": {
             "schedule": [problem.ops[op].name for op in solution.schedule.sequence],
             "backward_starts_at": solution.schedule.split,
@@ -172,16 +179,30 @@ def _tiles(session: Session) -> tuple[DecisionRow, ...]:
 
 
 def _patches(session: Session) -> list[DecisionRow]:
-    """Stages of images that run tile by tile."""
+    """Stages of images that run tile by tile; they save what the planner counts of their peak."""
+    if session.tiled is None:
+        return []
     rows = []
-    for patched in session.tiled.patched if session.tiled is not None else ():
-        down, across = patched.stage.grid
-        what = f"{down} strips of rows" if patched.stage.kind == "rows" else f"{down} x {across} patches"
+    for patched, stage in zip(session.tiled.patched, session.tiled.report.tiled, strict=False):
         program = patched.program
-        count = patched.stage.last - patched.stage.first
-        why = f"{count} operators in {what}, {len(program.bodies)} bodies, {format_bytes(program.workspace_bytes)} for one"
-        rows.append(DecisionRow("tile", patched.name, patched.source, None, None, why))
+        count = f"{stage.operators} operator{'s' * (stage.operators != 1)} from {stage.first} on"
+        again = f", {', '.join(stage.again)} made again" if stage.again else ""
+        bodies = f"{len(program.bodies)} kind{'s' * (len(program.bodies) != 1)} of tile"
+        why = f"{count} in {how_text(stage)}{again}: {bodies}, {format_bytes(program.workspace_bytes)} for one"
+        saves = stage.base_peak_bytes - stage.peak_bytes
+        rows.append(DecisionRow("tile", stage.last, stage.source or patched.source, saves if saves > 0 else None, None, why))
     return rows
+
+
+def _patch_pass(tiled: Tiled | None, outside: int) -> tuple[PassReport, ...]:
+    """What stages did to the peak: exactly, where the graph was lowered with and without them."""
+    if tiled is None or tiled.report.refused:
+        return ()
+    patch = tiled.report
+    before, after = patch.base_peak_bytes, patch.peak_bytes
+    if tiled.gm is not None:
+        before, after = tiled.base_peak_bytes + outside, tiled.peak_bytes + outside
+    return (PassReport("patch", before, after, 0.0, 0.0, patch.seconds, patch_summary(patch)),)
 
 
 def _refusals(outcome: Outcome) -> list[DecisionRow]:
@@ -208,8 +229,12 @@ def _readable(module: fx.GraphModule) -> str:
     return module.print_readable(print_output=False, include_stride=False, include_device=False)
 
 
-def _notes(session: Session, outcome: Outcome) -> tuple[str, ...]:
+def _notes(session: Session, outcome: Outcome | None) -> tuple[str, ...]:
     notes = list(session.notes)
+    if session.tiled is not None and session.tiled.report.refused:
+        notes.append(f"images are made layer by layer: {session.tiled.report.refused}")
+    if outcome is None:
+        return tuple(notes)
     if session.capture.graph_break:
         notes.append("a graph break follows: room is left for the graphs after it")
     if session.outside_bytes:

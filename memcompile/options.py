@@ -184,7 +184,8 @@ def _parse_percent(text: str) -> Fraction:
 
 def _parse_switch(value: object, option: str) -> bool:
     if not isinstance(value, bool):
-        raise InvalidOptionError(option, value, "True or False")
+        accepted = "True, False or {'max_overhead': 0.1}" if option == "patch" else "True or False"
+        raise InvalidOptionError(option, value, accepted)
     return value
 
 

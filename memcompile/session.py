@@ -165,8 +165,8 @@ class Session:
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         self._stream(gm, rewrite_training)
-        if self.options.max_overhead is not None:
-            self.notes.append("patches are for inference: a training graph is left as it is")
+        if self.options.max_overhead is not None or self.options.bytes_per_element is not None:
+            self.notes.append("patches are for inference (torch.no_grad()): a training graph is left as it is")
         graphs = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
         held = not graphs.returns_loss() if self.tangents_held is None else self.tangents_held
         self.graphs = self._fit(dataclasses.replace(graphs, tangents_held=held))
@@ -240,7 +240,8 @@ class Session:
             return graphs
         with self._named("rematerialize"):
             base = self.lowering(graphs, None)
-            unplanned = base.peak.peak_bytes if self.tiled is None else self.tiled.base_peak_bytes
+            in_stages = self.tiled is not None and self.tiled.gm is not None
+            unplanned = self.tiled.base_peak_bytes if self.tiled is not None and in_stages else base.peak.peak_bytes
             total = budget.resolve(
                 unplanned_peak_bytes=unplanned + self.outside_bytes,
                 free_bytes=free_bytes(self.device),

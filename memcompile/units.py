@@ -62,6 +62,16 @@ def format_pair(before_bytes: float, after_bytes: float) -> str:
     return f"{before_bytes / scale:.{digits}f} -> {after_bytes / scale:.{digits}f} {BINARY_UNITS[power]}"
 
 
+def format_count(count: float) -> str:
+    """A number with three or so significant digits and a metric letter: "23.5 M", "1.20 G", "812"."""
+    for letter in ("", "k", "M", "G", "T"):
+        text = f"{count:.0f}" if not letter else f"{count:.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {letter}"
+        if float(text.split()[0]) < 1000 or letter == "T":
+            return text
+        count /= 1000
+    raise AssertionError("unreachable: the last letter takes everything")
+
+
 def format_seconds(duration_s: float) -> str:
     """A duration with three or so significant digits: "1.24 s", "0.21 ms", "18.00 µs"."""
     if abs(duration_s) >= 0.99995:

@@ -1,6 +1,8 @@
 """Reports made by hand for the tests of the renderers."""
 
 from memcompile.report import DecisionRow, GraphReport, KernelInfo, PassReport, PeakPoint, Report, TimelinePoint
+from memcompile.report.patch_data import PatchOperator, PatchReport, PatchStage
+from memcompile.report.patched import patch_summary
 
 GIB = 1024**3
 MIB = 1024**2
@@ -62,6 +64,56 @@ def inference_graph() -> GraphReport:
         graph_id="1/0", kind="inference", device="cpu", planned_peak_bytes=300 * MIB, unplanned_peak_bytes=300 * MIB,
         entry_bytes=100 * MIB, notes=("the graph is empty: nothing to plan",),
     )  # fmt: skip
+
+
+def patch_plan(bytes_per_element: int = 1) -> PatchReport:
+    """A network of six operators in three stages, of which two are tiled."""
+    return PatchReport(
+        stages=(
+            PatchStage("patches", (4, 5), "conv", "add<1>", 3, 21_000, 8_220_000, "net.py:33", (), 283_500),
+            PatchStage("rows", (9, 1), "conv_2", "add_2", 2, 20_480, 3_190_000, "net.py:34", ("conv",), 70_000),
+            PatchStage("layerwise", (1, 1), "mean", "mean", 1, 9_216, 1_000, "net.py:53", (), 9_216),
+        ),
+        peak_bytes=21_000,
+        macs=11_411_000,
+        base_peak_bytes=283_500,
+        base_macs=10_405_000,
+        status="heuristic",
+        seconds=0.66,
+        bytes_per_element=bytes_per_element,
+        frontier=((12_000, 33_000_000), (18_000, 12_100_000), (21_000, 11_411_000), (25_000, 10_405_000)),
+        operators=(
+            PatchOperator("image", "input", 144, 144, 3, 0, 62_208, ""),
+            PatchOperator("conv", "local", 72, 72, 16, 82_944, 6_400, "net.py:31"),
+            PatchOperator("relu", "local", 72, 72, 48, 283_500, 8_000, "net.py:32"),
+            PatchOperator("add<1>", "local", 36, 36, 8, 243_000, 10_368, "net.py:33"),
+            PatchOperator("conv_2", "local", 36, 36, 48, 70_000, 7_000, "net.py:34"),
+            PatchOperator("add_2", "local", 18, 18, 16, 62_000, 5_184, "net.py:34"),
+            PatchOperator("mean", "reduction", 1, 1, 16, 9_216, 16, "net.py:53"),
+        ),
+    )
+
+
+def patch_graph(bytes_per_element: int = 1) -> GraphReport:
+    """An inference graph of images; with ``bytes_per_element`` 0 its stages run, else they are for a microcontroller."""
+    patch = patch_plan(bytes_per_element)
+    runs = not bytes_per_element
+    before, after = (48 * MIB, 18 * MIB) if runs else (patch.base_peak_bytes, patch.peak_bytes)
+    rows = (
+        DecisionRow("tile", "add<1>", "net.py:33", 262_500, None, "3 operators from conv on in 4 x 5 patches"),
+        DecisionRow("tile", "add_2", "net.py:34", 49_520, None, "2 operators from conv_2 on in 9 strips of rows"),
+    )
+    return GraphReport(
+        graph_id="0/0",
+        kind="inference",
+        device="cpu",
+        planned_peak_bytes=18 * MIB if runs else 48 * MIB,
+        unplanned_peak_bytes=48 * MIB,
+        entry_bytes=12 * MIB,
+        passes=(PassReport("patch", before, after, 0.0, 0.0, 0.66, patch_summary(patch)),),
+        decisions=rows if runs else (),
+        patch=patch,
+    )
 
 
 def single() -> Report:

@@ -24,6 +24,10 @@ def make_single():
 def wrong():
     return torch.nn.Linear(4, 1)
 
+def make_images():
+    layers = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3, 2), torch.nn.AdaptiveAvgPool2d(1)
+    return torch.nn.Sequential(*layers).requires_grad_(False), (torch.empty(1, 3, 64, 64),)
+
 model = torch.nn.Linear(4, 1)
 """
 
@@ -85,6 +89,24 @@ def test_plan_and_run_hand_the_target_over(
     assert "7.94 GiB planned" in capsys.readouterr().out
 
 
+def test_plan_for_a_microcontroller(script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--option", 'patch={"max_overhead": 0.1}', "--option", "bytes_per_element=1"]
+    assert cli.main(["plan", f"{script}:make_images", *options, "--save", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "stages at 1 byte per element" in text
+    assert "peak KiB" in text
+    assert "images" in text
+    assert (tmp_path / "out" / "patch.svg").exists()
+    assert cli.main(["show", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.split() == text[: text.index("saved to")].split()
+    assert cli.main(["plan", f"{script}:make_images", *options, "--json"]) == 0
+    (graph,) = Report.from_json(capsys.readouterr().out).graphs
+    assert graph.patch is not None
+    assert graph.patch.bytes_per_element == 1
+    assert 0 < graph.patch.peak_bytes < graph.patch.base_peak_bytes
+    assert graph.patch.overhead <= 0.1
+
+
 def test_run(script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", f"{script}:make", "--budget", "1GiB", "--steps", "1", "--json"]) == 0
     report = Report.from_json(capsys.readouterr().out)
@@ -128,6 +150,7 @@ def test_bad_targets(name: str, message: str, script: Path, capsys: pytest.Captu
         (["plan", "SCRIPT:make", "--budget", "-6GiB"], 2, "expected one argument"),
         (["plan", "SCRIPT:make", "--budget=-6GiB"], 1, "InvalidOptionError"),
         (["plan", "SCRIPT:make", "--option", "dmp=x"], 1, "Did you mean 'dump'"),
+        (["plan", "SCRIPT:make", "--option", "patch={max_overhead: 0.1}"], 1, "True, False or {'max_overhead': 0.1}"),
         (["plan", "SCRIPT:make", "--option", "dump"], 2, "not NAME=VALUE"),
         (["run", "SCRIPT:make", "--steps", "0"], 2, "not a positive whole number"),
         (["show", "nowhere"], 2, "no saved report here"),

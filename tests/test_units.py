@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcompile.units import format_bytes, format_change, format_pair, format_seconds, parse_bytes
+from memcompile.units import format_bytes, format_change, format_count, format_pair, format_seconds, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,12 @@ def test_the_other_formats() -> None:
     ]
     assert [format_change(1.0, value) for value in (1.061, 0.9, 1.0)] == ["+6.1 %", "-10.0 %", "0.0 %"]
     assert format_change(0.0, 1.0) == "-"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0"), (999, "999"), (1000, "1.00 k"), (9_996, "10.0 k"), (99_960, "100 k"), (999_600, "1.00 M"), (23_499_152, "23.5 M"),
+     (1.2e9, "1.20 G"), (3e16, "30000 T")],
+)  # fmt: skip
+def test_format_count(count: float, text: str) -> None:
+    assert format_count(count) == text

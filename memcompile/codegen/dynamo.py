@@ -37,10 +37,12 @@ def debug_folder() -> Path | None:
 
 
 def recompiling_freely() -> AbstractContextManager[None]:
-    """While active, Dynamo captures every graph anew, however often one function was captured."""
+    """While active, Dynamo captures every graph anew and with the sizes at hand, however often one function was captured."""
     from torch._dynamo import config
 
-    patched: AbstractContextManager[None] = config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000)
+    patched: AbstractContextManager[None] = config.patch(
+        recompile_limit=10_000, accumulated_recompile_limit=100_000, automatic_dynamic_shapes=False
+    )
     return patched
 
 

@@ -13,9 +13,10 @@ from torch import fx
 from memcompile.fxutil import source_of
 from memcompile.logs import get_logger
 from memcompile.passes.patch import Compile, Patched, apply
+from memcompile.patching.describe import described, layerwise_bytes
 from memcompile.patching.network import Network, network_of
 from memcompile.patching.planes import NotLocalError
-from memcompile.report.data import PatchReport, PatchStage
+from memcompile.report.patch_data import PatchReport, PatchStage
 from memcompile.solvers.tiling.problem import Solution
 from memcompile.solvers.tiling.search import LimitError, plan
 from memcompile.streaming.rules import NotRowLocalError
@@ -65,7 +66,12 @@ def tile(gm: fx.GraphModule, wish: Wish, tools: Tools, bytes_per_element: int | 
     With ``bytes_per_element`` nothing is lowered: the report says what a microcontroller would need.
     """
     started = time.perf_counter()
-    network = network_of(gm.graph, bytes_per_element)
+    try:
+        network = network_of(gm.graph, bytes_per_element)
+    except NotLocalError as error:
+        return Tiled(
+            None, (), PatchReport((), 0, 0, 0, 0, "heuristic", time.perf_counter() - started, refused=str(error)), 0, 0
+        )
     if network is None:
         return None
     if bytes_per_element is not None:
@@ -149,6 +155,7 @@ def _report(network: Network, solution: Solution, seconds: float, bytes_per_elem
             stage.macs,
             source_of(network.values[stage.last - 1]),
             tuple(operators[index].name for index in stage.again),
+            layerwise_bytes(network.problem, stage.first, stage.last),
         )
         for stage in solution.stages
     )
@@ -163,4 +170,5 @@ def _report(network: Network, solution: Solution, seconds: float, bytes_per_elem
         bytes_per_element,
         solution.frontier,
         refused,
+        described(network, solution),
     )

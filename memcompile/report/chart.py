@@ -23,7 +23,7 @@ def memory_chart(graph: GraphReport, measured_peak_bytes: int | None = None) -> 
         return ""
     levels = [point.live_bytes for point in (*planned, *graph.base_timeline)]
     levels += [value for value in (graph.budget_bytes, measured_peak_bytes) if value is not None]
-    top = _nice_ceiling(max(max(levels), 1))
+    top = nice_ceiling(max(max(levels), 1))
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" class="chart" aria-label="Bytes alive over the ops of the step">',
         *_grid(top),
@@ -36,7 +36,7 @@ def memory_chart(graph: GraphReport, measured_peak_bytes: int | None = None) -> 
     return "\n".join(parts)
 
 
-def _nice_ceiling(size_bytes: int, ticks: int = 4) -> int:
+def nice_ceiling(size_bytes: int, ticks: int = 4) -> int:
     """A round size above ``size_bytes`` whose ``ticks`` parts are round too: a digit or so times a power of ten of a unit."""
     unit = 1
     while size_bytes / unit >= 1024:

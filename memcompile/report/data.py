@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memcompile.codec import decode, encode
+from memcompile.report.patch_data import PatchReport
 
 GraphKind = Literal["train", "inference"]
 Status = Literal["optimal", "bounded", "heuristic", "none"]
@@ -131,51 +132,6 @@ class OrderReport:
     status: Status
     method: str
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class PatchStage:
-    """Consecutive operators of a network of images that run together: ``first`` to ``last`` by name, ``operators`` of them.
-
-    ``kind``: "layerwise"; "patches", rectangles with halos that are made again; "rows", strips that keep their overlap.
-    ``grid``: tiles down and across. ``again``: operators of earlier stages that run once more inside. ``source``: the user's
-    line of the last one.
-    """
-
-    kind: Literal["layerwise", "patches", "rows"]
-    grid: tuple[int, int]
-    first: str
-    last: str
-    operators: int
-    peak_bytes: int
-    macs: int
-    source: str = ""
-    again: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PatchReport:
-    """How a network of images runs in stages; peaks are of its images alone, as the planner counts them.
-
-    ``base_*``: layer by layer. ``bytes_per_element``: 0 where they are counted as Inductor allocates them. ``frontier``: (peak
-    bytes, multiply-adds) of other plans. ``seconds``: of the search.
-    """
-
-    stages: tuple[PatchStage, ...]
-    peak_bytes: int
-    macs: int
-    base_peak_bytes: int
-    base_macs: int
-    status: str
-    seconds: float
-    bytes_per_element: int = 0
-    frontier: tuple[tuple[int, int], ...] = ()
-    refused: str = ""
-
-    @property
-    def overhead(self) -> float:
-        """Multiply-adds that are done once more, as a share."""
-        return self.macs / self.base_macs - 1 if self.base_macs else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,7 +259,10 @@ class Report:
         return render_text(self)
 
     def save(self, folder: str | Path) -> Path:
-        """Write report.json, report.html, plan.json, graphs/, kernels/ and repro.py into ``folder``, made when missing."""
+        """Write report.json, report.html, plan.json, graphs/, kernels/ and repro.py into ``folder``, made when missing.
+
+        Of networks of images that run in stages also patch.json and a picture, patch.svg.
+        """
         from memcompile.report.folder import save_report
 
         return save_report(self, Path(folder))

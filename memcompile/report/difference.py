@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memcompile.report.data import DecisionRow, Report
+from memcompile.report.patch_data import PatchReport
 from memcompile.units import format_bytes, format_change, format_seconds
 
 SHOWN_CHANGES = 20
@@ -64,9 +65,15 @@ _NUMBERS: tuple[tuple[str, str, Callable[[Report], float | None]], ...] = (
     ("step time, modelled", "seconds", lambda report: report.planned_seconds),
     ("step time, bound", "seconds", lambda report: report.lower_bound_seconds),
     ("step time, measured", "seconds", lambda report: report.measured_seconds),
+    ("peak of images", "bytes", lambda report: max((patch.peak_bytes for patch in _patches(report)), default=None)),
+    ("multiply-adds of images", "", lambda report: sum(patch.macs for patch in _patches(report)) or None),
     ("graphs", "", lambda report: len(report.graphs)),
     ("kernels", "", lambda report: len(report.kernels)),
 )
+
+
+def _patches(report: Report) -> list[PatchReport]:
+    return [graph.patch for graph in report.graphs if graph.patch is not None]
 
 
 def _numbers(before: Report, after: Report) -> Iterator[NumberChange]:

@@ -1,14 +1,21 @@
-"""The report as a folder: report.json, report.html, plan.json, graphs/ (each stage), kernels/ (each kernel), repro.py."""
+"""The report as a folder: report.json, report.html, plan.json, graphs/ (each stage), kernels/ (each kernel), repro.py.
+
+Networks of images that run in stages add patch.json (graph id -> stages) and a picture each, patch.svg.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+from memcompile.codec import encode
 from memcompile.report.data import GraphReport, KernelInfo, Report
 from memcompile.report.html import render_html
+from memcompile.report.patch_chart import patch_chart
+from memcompile.report.patch_data import PatchReport
 
 _SUFFIX = {"cpp": ".cpp", "python": ".py"}
 _COMMENT = {"cpp": "//", "python": "#"}
@@ -24,6 +31,7 @@ def save_report(report: Report, folder: Path) -> Path:
     _write(folder / "plan.json", json.dumps(plans, indent=1, ensure_ascii=False))
     for graph in report.graphs:
         _save_graph(graph, folder)
+    _save_patches({graph.graph_id: graph.patch for graph in report.graphs if graph.patch and not graph.patch.refused}, folder)
     _save_repros(report, folder)
     return folder
 
@@ -32,8 +40,9 @@ def _remove_earlier(folder: Path) -> None:
     """Remove what an earlier report left that this one may not write again; files that are not a report's stay."""
     for old in (folder / "graphs", folder / "kernels"):
         shutil.rmtree(old, ignore_errors=True)
-    for old in folder.glob("repro*.py"):
-        old.unlink()
+    for pattern in ("repro*.py", "patch*.svg", "patch.json"):
+        for file in folder.glob(pattern):
+            file.unlink()
 
 
 def _save_graph(graph: GraphReport, folder: Path) -> None:
@@ -58,6 +67,17 @@ def _save_repros(report: Report, folder: Path) -> None:
     with_repro = [graph for graph in report.graphs if graph.repro is not None]
     for index, graph in enumerate(with_repro):
         _write(folder / ("repro.py" if index == 0 else f"repro_{safe_name(graph.graph_id)}.py"), graph.repro or "")
+
+
+def _save_patches(plans: Mapping[str, PatchReport], folder: Path) -> None:
+    """All stages in one file; a picture of each graph, patch.svg for the first."""
+    if not plans:
+        return
+    data = {graph_id: {**encode(patch), "overhead": patch.overhead} for graph_id, patch in plans.items()}
+    _write(folder / "patch.json", json.dumps(data, indent=1, ensure_ascii=False))
+    drawn = {graph_id: svg for graph_id, patch in plans.items() if (svg := patch_chart(patch, file=True))}
+    for index, (graph_id, svg) in enumerate(drawn.items()):
+        _write(folder / ("patch.svg" if index == 0 else f"patch_{safe_name(graph_id)}.svg"), svg)
 
 
 def safe_name(text: str) -> str:

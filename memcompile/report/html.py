@@ -10,6 +10,8 @@ from markupsafe import Markup
 
 from memcompile.report.chart import memory_chart
 from memcompile.report.data import DecisionRow, GraphReport, Report
+from memcompile.report.patch_chart import patch_chart
+from memcompile.report.patched import images_text
 from memcompile.report.placed import arena_chart, arena_text
 from memcompile.units import format_bytes, format_change, format_pair, format_seconds
 
@@ -21,8 +23,10 @@ def render_html(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(bytes=format_bytes, seconds=format_seconds, arena_text=arena_text)
-    environment.filters.update(arena_chart=lambda arena: Markup(arena_chart(arena)))
+    environment.filters.update(bytes=format_bytes, seconds=format_seconds, arena_text=arena_text, images_text=images_text)
+    environment.filters.update(
+        arena_chart=lambda arena: Markup(arena_chart(arena)), patch_chart=lambda patch: Markup(patch_chart(patch))
+    )
     environment.globals.update(change=format_change, pair=format_pair)
     single = len(report.graphs) == 1
     graphs = [(graph, _chart(graph, report if single else None), _counts(graph.decisions)) for graph in report.graphs]

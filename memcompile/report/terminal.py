@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from memcompile.report.data import DecisionRow, GraphReport, OrderReport, PeakPoint, Report, TimelinePoint
+from memcompile.report.patched import images_text
 from memcompile.report.placed import arena_text
+from memcompile.report.stage_table import stage_table
 from memcompile.units import format_bytes, format_change, format_pair, format_seconds
 
 TEXT_WIDTH = 120
@@ -52,8 +54,12 @@ def _parts(report: Report) -> Iterator[RenderableType]:
             yield Text()
             yield _pass_table(graph)
         yield Text()
-        yield from _facts(graph)
+        yield _facts(graph)
+        if graph.patch is not None and graph.patch.bytes_per_element:
+            yield Text()
+            yield stage_table(graph.patch)
         if graph.decisions:
+            yield Text()
             yield _decision_table(graph.decisions)
         for note in graph.notes:
             yield Padding(Text(f"note: {note}", style="yellow"), (0, 0, 0, 1))
@@ -105,7 +111,7 @@ def _pass_table(graph: GraphReport) -> Table:
     return table
 
 
-def _facts(graph: GraphReport) -> Iterator[RenderableType]:
+def _facts(graph: GraphReport) -> Table:
     table = Table(box=None, show_header=False, pad_edge=True, padding=(0, 3, 0, 1))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -123,11 +129,11 @@ def _facts(graph: GraphReport) -> Iterator[RenderableType]:
         table.add_row("order", "; ".join(map(_order_text, graph.orders)))
     if graph.arena is not None:
         table.add_row("arena", arena_text(graph.arena))
+    if graph.patch is not None and not graph.patch.refused:
+        table.add_row("images", images_text(graph.patch))
     if points := (*graph.forward_timeline, *graph.backward_timeline):
         table.add_row("memory", _sparkline(points))
-    yield table
-    if graph.decisions:
-        yield Text()
+    return table
 
 
 def _peak_text(peak: PeakPoint) -> str:
