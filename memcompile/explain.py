@@ -51,11 +51,12 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "backward_timeline": _timeline(peak, "backward", outside),
     }
     if outcome is None:
-        unplanned = session.keeps.peak().peak_bytes + outside
-        return GraphReport(unplanned_peak_bytes=unplanned, decisions=_tiles(session), **common)  # type: ignore[arg-type]
+        unplanned = _unplanned(session, session.keeps.peak()) + outside
+        notes = tuple(session.notes)
+        return GraphReport(unplanned_peak_bytes=unplanned, decisions=_tiles(session), notes=notes, **common)  # type: ignore[arg-type]
     return GraphReport(
         budget_bytes=None if outcome.budget_bytes is None else outcome.budget_bytes + outside,
-        unplanned_peak_bytes=outcome.base.peak.peak_bytes + outside,
+        unplanned_peak_bytes=_unplanned(session, outcome.base.peak) + outside,
         lower_bound_bytes=outcome.lower_bound_bytes + outside if outcome.lower_bound_bytes else 0,
         graphs=_graph_texts(outcome),
         base_timeline=_timeline(outcome.base.peak, None, outside),
@@ -63,6 +64,11 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         **_planned(outcome, outside, _tiles(session)),  # type: ignore[arg-type]
         **common,  # type: ignore[arg-type]
     )
+
+
+def _unplanned(session: Session, base: StepPeak) -> int:
+    """The peak without any plan; ``base``: without recomputation."""
+    return session.unplanned_bytes or base.peak_bytes
 
 
 def save(report: GraphReport, folder: Path) -> None:
@@ -210,7 +216,7 @@ def _readable(module: fx.GraphModule) -> str:
 
 
 def _notes(session: Session, outcome: Outcome) -> tuple[str, ...]:
-    notes = []
+    notes = list(session.notes)
     if session.capture.graph_break:
         notes.append("a graph break follows: room is left for the graphs after it")
     if session.outside_bytes:

@@ -94,7 +94,8 @@ class Session:
         self.low_rank, self.dry = LowRank(), lowering is not None
         self.tiled: Tiled | None = None
         self.inverted = Inverted()
-        self.unplanned_bytes: int | None = None  # of an inference graph before it was rewritten
+        self.unplanned_bytes: int | None = None  # peak of a network of images before it was rewritten
+        self.notes: list[str] = []
         self.arena_report: ArenaReport | None = None
         self.repro = repro_script(gm, self.inputs, options)
 
@@ -168,6 +169,8 @@ class Session:
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         self._stream(gm, rewrite_training)
+        if self.options.max_overhead is not None:
+            self.notes.append("patches are for inference: a training graph is left as it is")
         graphs = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
         held = not graphs.returns_loss() if self.tangents_held is None else self.tangents_held
         self.graphs = self._fit(dataclasses.replace(graphs, tangents_held=held))
@@ -206,6 +209,7 @@ class Session:
             by_kernels = self._invert(gm)
             if by_kernels is None:
                 return gm if wish is None else self._tile(gm, wish)
+            self.unplanned_bytes = self.unplanned_bytes or self._peak_of(gm)[0]
             if wish is None:
                 return by_kernels
             shrunk = self._tile(by_kernels, wish)
@@ -244,7 +248,10 @@ class Session:
         compiler: Compile = trial if self.dry or on_cpu else compile_block
         tools = TileTools(self._peak_of, trial, compiler, self.dry, CostModel(device_model(self.device)).run_macs)
         self.tiled = tile(gm, wish, tools, self.options.bytes_per_element)
-        return gm if self.tiled is None or self.tiled.gm is None else self.tiled.gm
+        if self.tiled is None:
+            return gm
+        self.unplanned_bytes = self.unplanned_bytes or self.tiled.base_peak_bytes or None
+        return gm if self.tiled.gm is None else self.tiled.gm
 
     def _wish(self, gm: fx.GraphModule) -> Wish:
         """The room that a budget leaves; without one, the overhead that is allowed."""

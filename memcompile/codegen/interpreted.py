@@ -25,7 +25,7 @@ def interpret(module: fx.GraphModule) -> Block:
     _in_place(module.graph)
     module.graph.lint()
     module.recompile()
-    peak = _peak_bytes(module.graph)
+    peak = peak_bytes(module.graph)
     forward = module.forward
 
     def run(tensors: list[torch.Tensor]) -> None:
@@ -90,8 +90,8 @@ def _last_uses(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     return last
 
 
-def _peak_bytes(graph: fx.Graph) -> int:
-    """The most bytes that the calls have allocated at once."""
+def peak_bytes(graph: fx.Graph) -> int:
+    """The most bytes that the calls of a graph have allocated at once."""
     sizes: dict[fx.Node, int] = {}
     homes: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:

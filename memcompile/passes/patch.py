@@ -7,6 +7,7 @@ tiles meet.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import getitem
@@ -17,8 +18,9 @@ from torch import fx
 from memcompile.fxutil import base_of, outputs_of, source_of
 from memcompile.patching.network import Network
 from memcompile.patching.planes import Plane
-from memcompile.patching.program import TileProgram, channels_last, program_of
-from memcompile.patching.reductions import merge
+from memcompile.patching.products import as_products
+from memcompile.patching.program import TileProgram, add_call, channels_last, program_of
+from memcompile.patching.reductions import merge, parts_of
 from memcompile.solvers.tiling.problem import Solution, Stage
 from memcompile.solvers.tiling.stages import results
 from memcompile.streaming.program import PROGRAMS, Block, empty
@@ -47,6 +49,8 @@ def apply(gm: fx.GraphModule, network: Network, solution: Solution, compiler: Co
     for stage in reversed(solution.stages):  # the last first: earlier ones are still there to be read
         if stage.kind != "layerwise":
             made.append(_replace(gm.graph, network, stage, compiler, dry))
+    images = [node for node in gm.graph.find_nodes(op="placeholder") if isinstance(node.meta.get("val"), torch.Tensor)]
+    as_products(gm.graph, functools.partial(add_call, gm.graph, images[0].meta["val"].fake_mode))
     gm.graph.eliminate_dead_code()
     gm.graph.lint()
     gm.recompile()
@@ -61,13 +65,13 @@ def _replace(graph: fx.Graph, network: Network, stage: Stage, compiler: Compile,
     program, operands = program_of(network, stage, strides)
     program = PROGRAMS.add(program)
     program.compile(compiler, dry=dry)
-    inside = {node for index in range(stage.first, stage.last) for node in network.inner[index]}
+    inside = _own(network, stage, kept)
     order = [node for node in graph.nodes if node in inside]
     source = {k: v for k, v in network.values[stage.last - 1].meta.items() if k == "stack_trace"}
     late = waiting(order, operands)
     with graph.inserting_before(order[-1].next):
         node = graph.call_function(torch.ops.memcompile.stream_rows.default, (program.key, operands))
-        with kept[0].meta["val"].fake_mode if hasattr(kept[0].meta["val"], "fake_mode") else _mode(kept):
+        with network.values[0].meta["val"].fake_mode:
             node.meta = {**source, "val": [empty(buffer, program.device) for buffer in program.results]}
         _take(graph, node, network, kept, inside)
     _move(late, after=_last(node))
@@ -78,9 +82,12 @@ def _replace(graph: fx.Graph, network: Network, stage: Stage, compiler: Compile,
     return Patched(node.name, source_of(node) or last.name, stage, program)
 
 
-def _mode(kept: list[fx.Node]) -> torch._subclasses.FakeTensorMode:
-    mode: torch._subclasses.FakeTensorMode = kept[0].all_input_nodes[0].meta["val"].fake_mode
-    return mode
+def _own(network: Network, stage: Stage, kept: list[fx.Node]) -> set[fx.Node]:
+    """Nodes that make way: those of the stage without what others read of them on the way, such as views of its results."""
+    inside = {node for index in range(stage.first, stage.last) for node in network.inner[index]}
+    while shared := {n for n in inside if n not in kept and any(user not in inside for user in n.users)}:
+        inside -= shared
+    return inside
 
 
 def _take(graph: fx.Graph, node: fx.Node, network: Network, kept: list[fx.Node], inside: set[fx.Node]) -> None:
@@ -96,8 +103,6 @@ def _take(graph: fx.Graph, node: fx.Node, network: Network, kept: list[fx.Node],
         return taken
 
     kinds = {network.values[i]: operator.kind for i, operator in enumerate(network.problem.operators)}
-    from memcompile.patching.reductions import parts_of
-
     for old in kept:
         if kinds[old] == "reduction":
             merge(graph, old, [part() for _ in parts_of(old)])

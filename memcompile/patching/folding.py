@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 from memcompile.patching.activations import Fused, fused
+from memcompile.patching.products import is_heavy, product
 
 aten = torch.ops.aten
 FOLDED_SHARE = 0.25
@@ -76,6 +78,14 @@ def assembled(parts: list[Tensor], pads: list[int], fill: float) -> Tensor:
     return whole
 
 
+def packed(weight: Tensor, padding: list[int], stride: list[int], dilation: list[int], groups: int) -> Tensor:
+    """A weight in the blocked layout that oneDNN would copy it to before every call."""
+    if isinstance(weight, FakeTensor):
+        return torch.empty_like(weight)
+    made: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups)
+    return made
+
+
 def _is_plain(node: fx.Node) -> bool:
     value = node.meta["val"]
     return bool(value.device.type == "cpu" and value.dtype is torch.float32 and value.dim() == 4)
@@ -86,17 +96,24 @@ def _fold(graph: fx.Graph, node: fx.Node, constants: set[fx.Node], call: Call) -
     assert isinstance(weight, fx.Node) and isinstance(source, fx.Node)
     steps, last = _affine(node, constants)
     scaled = [operand for target, operand in steps if target is aten.mul.Tensor]
-    heavy = bool(scaled) and weight.meta["val"].numel() > FOLDED_SHARE * node.meta["val"].numel()
+    large = weight.meta["val"].numel() > FOLDED_SHARE * node.meta["val"].numel()
+    heavy = bool(scaled) and large
     with graph.inserting_before(node):
         if not heavy:
             shift = _shift(bias, steps, call, node)
             if scaled:
                 weight = call(aten.mul.Tensor, (weight, _column(_product(scaled, call), 4, call)), {}, node)
+                constants.add(weight)
             bias = shift
         activation, end = _activation(node if heavy else last)
-        arguments = (_dense(source, call), weight, bias, padding, stride, dilation, groups)
-        kind = (activation.name, list(activation.scalars), activation.algorithm)
-        value = call(torch.ops.mkldnn._convolution_pointwise.default, (*arguments, *kind), {}, node)
+        if heavy and is_heavy(node):
+            value, activation, end = product(node, call), Fused("none"), node
+        else:
+            if not large and weight in constants:
+                weight = call(packed, (weight, padding, stride, dilation, groups), {}, node)
+            arguments = (_dense(source, call), weight, bias, padding, stride, dilation, groups)
+            kind = (activation.name, list(activation.scalars), activation.algorithm)
+            value = call(torch.ops.mkldnn._convolution_pointwise.default, (*arguments, *kind), {}, node)
         if heavy:
             factor = _column(_product(scaled, call), 3, call)
             value = call(aten.addcmul.default, (_column(_shift(None, steps, call, node), 3, call), value, factor), {}, last)
@@ -159,8 +176,8 @@ def _shift(bias: Any, steps: Steps, call: Call, like: fx.Node) -> Any:
 
 def _dense(source: fx.Node, call: Call) -> fx.Node:
     """Images as a convolution takes them: dense, channels last."""
-    if source.target in (aten.constant_pad_nd.default, aten.cat.default):
-        return source  # copied anyway
+    if source.target in (aten.constant_pad_nd.default, aten.cat.default, aten.addcmul.default):
+        return source  # copied anyway, or as dense as the image that it is made of
     if source.meta["val"].is_contiguous(memory_format=torch.channels_last):
         return source
     return call(assembled, ([source], [0, 0, 0, 0], 0.0), {}, source)

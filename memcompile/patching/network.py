@@ -137,9 +137,10 @@ class _Builder:
         values = [node for node in self.order if node in self.stored]
         place = {node: index for index, node in enumerate(values)}
         operators = tuple(self._operator(node, inner[node], place) for node in values)
+        lowered = self.bytes_per_element is None
         outputs = tuple(place[node] for node in values if node in self.returned)
         return Network(
-            Problem(operators, outputs),
+            Problem(operators, outputs, fixed_lines=lowered, results_apart=lowered),
             tuple(values),
             tuple(tuple(inner[node]) for node in values),
             self.found.planes,
@@ -213,6 +214,7 @@ class _Builder:
             reads,
             macs // (height * width) if kind != "reduction" else 0,
             self._in_place(node, inner, reads, place),
+            copies=self._copies(inner, reads),
         )
 
     def _extents(self, node: fx.Node) -> tuple[int, int]:
@@ -239,6 +241,12 @@ class _Builder:
                     through[source] = _both(through.get(source), reach)
         return tuple(Read(index, rows, columns) for index, (rows, columns) in sorted(taken.items()))
 
+    def _copies(self, inner: list[fx.Node], reads: tuple[Read, ...]) -> tuple[int, ...]:
+        """Operands that a tile copies together with kept rows and padding before a window slides over them."""
+        if self.bytes_per_element is not None or not any(op_name(part) in _WINDOWED for part in inner):
+            return ()
+        return tuple(position for position, read in enumerate(reads) if _slides(read))
+
     def _in_place(
         self, node: fx.Node, inner: list[fx.Node], reads: tuple[Read, ...], place: dict[fx.Node, int]
     ) -> tuple[int, ...]:
@@ -263,6 +271,11 @@ def _both(
     one: tuple[Reach | None, Reach | None] | None, other: tuple[Reach | None, Reach | None]
 ) -> tuple[Reach | None, Reach | None]:
     return other if one is None else (joined(one[0], other[0]), joined(one[1], other[1]))
+
+
+def _slides(read: Read) -> bool:
+    """Whether neighbouring pixels read some of the same."""
+    return any(reach is not None and bool((reach[:, 1] - reach[:, 0] > 1).any()) for reach in (read.rows, read.columns))
 
 
 def _is_identity(read: Read) -> bool:

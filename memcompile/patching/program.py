@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from memcompile.codegen.interpreted import peak_bytes
 from memcompile.cost import flops_of
-from memcompile.fxutil import base_of
+from memcompile.fxutil import base_of, is_view
 from memcompile.patching.activations import restore
 from memcompile.patching.folding import fold, hoist
 from memcompile.patching.network import Network
@@ -106,11 +107,10 @@ class TileProgram:
     @property
     def scratch_bytes(self) -> int:
         """Bytes that the library calls inside allocate."""
-        hoisted = 2 * sum(t.numel() * t.itemsize for t in self._hoisted())
-        return hoisted + max((block.scratch_bytes for block in self.blocks.values()), default=0)
-
-    def _hoisted(self) -> list[Tensor]:
-        return [node.meta["val"] for node in self.prologue.graph.output_node().all_input_nodes]
+        kept = [node for node in self.prologue.graph.output_node().all_input_nodes if not is_view(node)]
+        hoisted: int = sum(node.meta["val"].numel() * node.meta["val"].itemsize for node in kept)
+        inside = max((block.scratch_bytes for block in self.blocks.values()), default=0)
+        return max(peak_bytes(self.prologue.graph), hoisted + inside)
 
     def compile(self, compiler: Callable[[fx.GraphModule], Block], *, dry: bool = False) -> None:
         """Lower the bodies, once. ``dry``: they need not run."""
@@ -208,8 +208,8 @@ class _Assembly:
         return program, list(self.operands)
 
     def _device(self) -> torch.device:
-        value: Tensor = self.layout.results[0].all_input_nodes[0].meta["val"]
-        return value.device
+        image: Tensor = self.layout.network.values[0].meta["val"]
+        return image.device
 
     def _record(self, cut: Any) -> tuple[list[Any], list[Port]]:
         recorder = _Recorder()
@@ -314,6 +314,8 @@ class _Hoisted:
     def __init__(self, operands: list[fx.Node]) -> None:
         self.graph = fx.Graph()
         self.inputs = {f"operand_{node.name}": self.graph.placeholder(f"operand_{node.name}") for node in operands}
+        for node, given in zip(operands, self.inputs.values(), strict=True):
+            given.meta["val"] = node.meta["val"]
         self.outputs: dict[str, int] = {}
         self.values: list[fx.Node] = []
         self.texts: dict[str, fx.Node] = {}
@@ -322,7 +324,7 @@ class _Hoisted:
     def take(self, body: fx.GraphModule) -> None:
         """Fuse a body, and give it an input for each value that it has no longer to compute itself."""
         graph, inputs = body.graph, body.graph.find_nodes(op="placeholder")
-        call = functools.partial(_call, graph, inputs[0].meta["val"].fake_mode)
+        call = functools.partial(add_call, graph, inputs[0].meta["val"].fake_mode)
         parameters = [node for node in inputs if node.meta["whole"]]
         restore(graph, call)
         fold(graph, parameters, call)
@@ -365,7 +367,7 @@ class _Hoisted:
         return fx.GraphModule(torch.nn.Module(), self.graph)
 
 
-def _call(
+def add_call(
     graph: fx.Graph, mode: FakeTensorMode, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: fx.Node
 ) -> fx.Node:
     """A node with its value."""
@@ -411,7 +413,7 @@ class _Body:
 
     def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: fx.Node) -> fx.Node:
         """See `stage.Sink`."""
-        return _call(self.graph, self.mode, target, args, kwargs, like)
+        return add_call(self.graph, self.mode, target, args, kwargs, like)
 
     def constant(self, values: NDArray[Any], device: torch.device) -> fx.Node:
         """See `stage.Sink`."""

@@ -95,6 +95,7 @@ class _Tile:
         self.outside: dict[fx.Node, tuple[Any, Rectangle | None]] = {}
         self.scope: dict[fx.Node, Any] = {}
         self.spans: dict[fx.Node, Rectangle] = {}
+        self.pieces: list[tuple[Any, Rectangle]] = []
         self.node: fx.Node | None = None
         self.ports: list[Port] = []
 
@@ -113,7 +114,7 @@ class _Tile:
 
     def _make(self, index: int) -> None:
         operator, node = self.network.problem.operators[index], self.network.values[index]
-        self.scope = {}
+        self.scope, self.pieces = {}, []
         if operator.kind == "reduction":
             if index in self.cut.made:
                 self._reduce(index, node)
@@ -145,6 +146,7 @@ class _Tile:
             value = self._joined(node, [kept, value])
             rectangle = ((before_rows[0], rectangle[0][1]), rectangle[1])
         elif kept is not None and before is not None:
+            self.pieces = [(kept, _spans(before, rectangle[1])), (value, rectangle)]
             value = self._joined(node, [kept, value])
             rectangle = ((before.start, rectangle[0][1]), rectangle[1])
         self.values[node] = value, rectangle
@@ -154,12 +156,17 @@ class _Tile:
         return self.call(aten.cat.default, values, self.planes[node].rows)
 
     def _keep(self, index: int) -> None:
+        """Rows for later tiles, from what was kept before or from what is new where they lie in one of them."""
         node, (begin, end) = self.network.values[index], self.cut.kept_after[index]
-        self.scope = {}  # from what was kept before and is new
-        _, have = self.values[node]
-        assert have is not None
-        self.node = node
-        self._write(Port("keep", node, ((begin, end), have[1])), self.read(node, (begin, end), have[1]))
+        for value, rectangle in (*self.pieces, self.values[node]):
+            assert rectangle is not None
+            (first, last), columns = rectangle
+            if first <= begin and end <= last:
+                self.node = node
+                if (begin, end) != (first, last):
+                    value = self.call(aten.slice.Tensor, value, self.planes[node].rows, begin - first, end - first)
+                self._write(Port("keep", node, ((begin, end), columns)), value)
+                return
 
     def _compute(self, index: int, node: fx.Node, rectangle: Rectangle) -> Any:
         """The value of an operator on a rectangle: of the nodes that lead to it what is needed, in order."""

@@ -15,7 +15,7 @@ from memcompile.solvers.tiling.memory import cost, costed
 from memcompile.solvers.tiling.problem import Problem, Stage, StageKind
 from memcompile.solvers.tiling.ranges import Limits, Ranges, tiled_ranges
 from memcompile.solvers.tiling.stages import StageError, needed_after
-from tests.solvers.tiling_nets import Net, mobilenet_v2, random_problem, unet
+from tests.solvers.tiling_nets import Net, copying, mobilenet_v2, random_problem, unet
 
 KINDS: tuple[StageKind, ...] = ("patches", "rows")
 
@@ -45,10 +45,10 @@ def one_by_one(problem: Problem, cut: int) -> list[tuple[int, int, int, int]]:
     return stages
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.integers(3, 8))
-def test_costs_at_once_are_those_one_by_one(seed: int, count: int) -> None:
-    problem = random_problem(seed, count)
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 8), st.booleans())
+def test_costs_at_once_are_those_one_by_one(seed: int, count: int, copies: bool) -> None:
+    problem = copying(random_problem(seed, count), seed) if copies else random_problem(seed, count)
     for cut in range(1, len(problem.operators) + 1):
         if problem.operators[cut - 1].kind == "input":
             continue
@@ -143,3 +143,101 @@ def test_known_peaks_of_mobilenet() -> None:
     assert base.peak_bytes == 1372 * 1024
     assert max(stage.peak_bytes for stage in stages) == 171.5 * 1024
     assert sum(stage.macs for stage in stages) / base.macs == pytest.approx(1.0928, abs=1e-4)
+
+
+def copied(problem: Problem, *indices: int, fixed_lines: bool = False) -> Problem:
+    """The problem in which some operators copy their first operand."""
+    operators = tuple(replace(x, copies=(0,)) if i in indices else x for i, x in enumerate(problem.operators))
+    return replace(problem, operators=operators, fixed_lines=fixed_lines)
+
+
+def test_a_copied_operand_is_freed_before_the_result() -> None:
+    net = Net()
+    inner = net.conv(net.image(8, 8, 1), 10, 1)
+    problem = net.problem(net.conv(net.conv(inner, 6), 2, 1))
+    stage = Stage(1, 4, "patches", (2, 2))
+    result = 64 * 2
+    assert cost(problem, stage).peak_bytes == result + 25 * 10 + 16 * 6
+    assert cost(copied(problem, 2), stage).peak_bytes == result + 25 * 10 + 25 * 10
+    net = Net()
+    inner = net.conv(net.image(8, 8, 1), 10, 1)
+    wide = net.problem(net.conv(net.conv(inner, 20), 2, 1))
+    assert cost(copied(wide, 2), stage).peak_bytes == result + 25 * 10 + 16 * 20
+
+
+def test_an_operand_that_is_read_on_stays_beside_its_copy() -> None:
+    net = Net()
+    inner = net.conv(net.image(8, 8, 1), 10, 1)
+    problem = net.problem(net.conv(net.cat(net.conv(inner, 6), inner), 2, 1))
+    x = cost(copied(problem, 2), Stage(1, 5, "patches", (2, 2)))
+    assert x.peak_bytes == 64 * 2 + 25 * 10 + max(25 * 10 + 16 * 6, 16 * 6 + 16 * 16)
+
+
+def test_what_is_read_in_full_and_without_padding_is_not_copied() -> None:
+    net = Net()
+    inner = net.conv(net.image(12, 12, 1, held=True), 10, 1)
+    plain = net.problem(net.conv(inner, 2, 3, padding=0))
+    padded = Net()
+    padded.conv(padded.conv(padded.image(12, 12, 1, held=True), 10, 1), 2, 3)
+    for problem, copy in ((plain, 0), (padded.problem(), 1)):
+        result = problem.operators[-1].height * problem.operators[-1].width * 2
+        for kind, grid, made in (("patches", (2, 2), 7 * 7), ("rows", (1, 1), 12 * 12)):
+            stage = Stage(1, 3, kind, grid)  # type: ignore[arg-type]
+            assert cost(copied(problem, 2), stage).peak_bytes == 144 + result + made * 10 * (1 + copy)
+
+
+def test_copies_of_what_lies_outside() -> None:
+    for held in (True, False):
+        net = Net()
+        problem = copied(net.problem(net.conv(net.image(8, 8, 3, held=held), 2)), 1)
+        whole = 64 * 3 * held
+        assert cost(problem, Stage(1, 2, "layerwise")).peak_bytes == whole + 64 * 2
+        assert cost(problem, Stage(1, 2, "patches", (2, 2))).peak_bytes == whole + 64 * 2 + 25 * 3
+        assert cost(problem, Stage(1, 2, "rows", (4, 1))).peak_bytes == whole + 64 * 2 + 4 * 8 * 3
+    net = Net()
+    problem = copied(net.problem(net.conv(net.conv(net.image(8, 8, 3), 10), 2)), 2)
+    assert cost(problem, Stage(2, 3, "patches", (2, 2))).peak_bytes == 64 * 12 + 25 * 10
+
+
+def test_a_copied_operand_is_not_written_over() -> None:
+    net = Net()
+    inner = net.conv(net.image(8, 8, 1), 10, 1)
+    problem = net.problem(net.conv(net.conv(inner, 10, 3, depthwise=True, in_place=True), 2, 1))
+    stage = Stage(1, 4, "patches", (2, 2))
+    assert cost(copied(problem, 2), stage).peak_bytes == 64 * 2 + max(25 * 10 + 25 * 10, 25 * 10 + 16 * 10)
+    assert cost(copied(problem, 2), Stage(1, 4, "layerwise")) == cost(problem, Stage(1, 4, "layerwise"))
+
+
+def test_lines_in_buffers_of_their_own() -> None:
+    """Six rows are made at first, then four; the two that are kept count twice while they are read."""
+    net = Net()
+    inner = net.conv(net.image(16, 8, 1, held=True), 10, 1)
+    problem = net.problem(net.conv(inner, 2, 3))
+    stage, whole, row = Stage(1, 3, "rows", (4, 1)), 16 * 8 * (1 + 2), 8 * 10
+    assert cost(problem, stage).peak_bytes == whole + (2 + 4) * row
+    assert cost(replace(problem, fixed_lines=True), stage).peak_bytes == whole + (2 + 5) * row
+    assert cost(copied(problem, 2), stage).peak_bytes == whole + (2 + 4 + 6) * row
+    assert cost(copied(problem, 2, fixed_lines=True), stage).peak_bytes == whole + (2 + 4 + 6) * row
+
+
+def test_lines_are_copied_whole() -> None:
+    """The result of a skip is kept for a late reader, and all that is kept is copied together with new rows."""
+    net = Net()
+    skip = net.conv(net.image(16, 8, 1, held=True), 10, 1)
+    problem = net.problem(net.pointwise(skip, net.conv(skip, 10, 3), in_place=False))
+    stage, whole, row = Stage(1, 4, "rows", (16, 1)), 16 * 8 * (1 + 10), 8 * 10
+    first_tile, others = 2 + 2 + 1, 2 + 1 + 1 + (2 + 1)
+    assert cost(replace(problem, fixed_lines=True), stage).peak_bytes == whole + first_tile * row
+    assert cost(copied(problem, 3, fixed_lines=True), stage).peak_bytes == whole + others * row
+
+
+def test_results_in_buffers_of_their_own() -> None:
+    net = Net()
+    inner = net.conv(net.image(16, 8, 1, held=True), 10, 1)
+    problem = net.problem(net.conv(inner, 4, 3), inner)
+    apart, whole = replace(problem, results_apart=True), 16 * 8 * (1 + 4 + 10)
+    for kind, grid, made, share in (("rows", (4, 1), 5 * 8, 4 * 8), ("patches", (2, 2), 9 * 5, 8 * 4)):
+        stage = Stage(1, 3, kind, grid)  # type: ignore[arg-type]
+        assert cost(problem, stage).peak_bytes == whole + (0 if kind == "rows" else made * 10)
+        assert cost(apart, stage).peak_bytes == whole + made * 10 + share * 4
+    assert cost(apart, Stage(1, 3, "layerwise")) == cost(problem, Stage(1, 3, "layerwise"))

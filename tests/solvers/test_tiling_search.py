@@ -14,7 +14,7 @@ from memcompile.solvers.tiling.memory import cost, costed
 from memcompile.solvers.tiling.problem import Problem, Solution, Stage, StageKind
 from memcompile.solvers.tiling.search import LimitError, plan
 from memcompile.solvers.tiling.stages import StageError, members, results, sources
-from tests.solvers.tiling_nets import Net, decoder, mobilenet_v2, random_problem, unet
+from tests.solvers.tiling_nets import Net, copying, decoder, mobilenet_v2, random_problem, unet
 
 KIB = 1024
 KINDS: tuple[StageKind, ...] = ("patches", "rows")
@@ -63,9 +63,9 @@ def every_plan(problem: Problem) -> set[tuple[int, int]]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.integers(3, 6))
-def test_plans_of_tiny_networks_are_the_best(seed: int, count: int) -> None:
-    problem = random_problem(seed, count, 6)
+@given(st.integers(0, 10**6), st.integers(3, 6), st.booleans())
+def test_plans_of_tiny_networks_are_the_best(seed: int, count: int, copies: bool) -> None:
+    problem = copying(random_problem(seed, count, 6), seed) if copies else random_problem(seed, count, 6)
     count = len(problem.operators)
     if any(x.kind == "reduction" and problem.operators[x.reads[0].source].kind == "input" for x in problem.operators):
         return
@@ -91,9 +91,9 @@ def test_plans_of_tiny_networks_are_the_best(seed: int, count: int) -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6), st.integers(8, 24))
-def test_plans_hold_what_they_say(seed: int, count: int) -> None:
-    problem = random_problem(seed, count, 8)
+@given(st.integers(0, 10**6), st.integers(8, 24), st.booleans())
+def test_plans_hold_what_they_say(seed: int, count: int, copies: bool) -> None:
+    problem = copying(random_problem(seed, count, 8), seed) if copies else random_problem(seed, count, 8)
     for overhead in (0.0, 0.5):
         solution = plan(problem, max_overhead=overhead)
         check(problem, solution)
@@ -126,6 +126,24 @@ def test_starts_that_cost_make_for_fewer_tiles() -> None:
     check(problem, dear)
     tiles = [sum(s.grid[0] * s.grid[1] * (s.last - s.first) for s in x.stages if s.kind != "layerwise") for x in (free, dear)]
     assert tiles[1] < tiles[0] and dear.macs >= free.macs
+
+
+@pytest.mark.parametrize("overhead", [0.0, 0.1])
+def test_starts_choose_among_plans_of_equal_peak(overhead: float) -> None:
+    saved, run_macs = 0, 10_000
+    for problem in (mobilenet_v2(0.35, 96), unet(32, 4, 2), copying(mobilenet_v2(0.35, 96))):
+        free, dear = (plan(problem, max_overhead=overhead, run_macs=macs) for macs in (0, run_macs))
+        check(problem, dear)
+        assert dear.peak_bytes == free.peak_bytes < free.base_peak_bytes
+        assert dear.overhead <= overhead
+        assert dear.macs + run_macs * runs(dear) <= free.macs + run_macs * runs(free)
+        saved += runs(free) - runs(dear)
+    assert saved > 0
+
+
+def runs(solution: Solution) -> int:
+    """Starts of operators in tiles."""
+    return sum(s.grid[0] * s.grid[1] * (s.last - s.first + len(s.again)) for s in solution.stages)
 
 
 def test_skips_of_a_unet_are_made_again() -> None:

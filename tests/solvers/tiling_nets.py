@@ -197,3 +197,18 @@ def random_problem(seed: int, count: int, size: int = 9) -> Problem:
     ends = [i for i, x in enumerate(net.operators) if i not in read and x.kind != "input"]
     inner = [i for i, x in enumerate(net.operators) if i in read and x.kind != "input" and draw.random() < 0.1]
     return replace(net.problem(*sorted({*ends, *inner} or {len(net.operators) - 1})), over_lines=draw.random() < 0.5)
+
+
+def copying(problem: Problem, seed: int | None = None) -> Problem:
+    """The same with operands that tiles copy, and with lines and results in buffers of their own: some (``seed``), or as a CPU
+    runs it, with operands of which windows are read."""
+    draw = random.Random(seed)
+
+    def some(operator: Operator) -> Operator:
+        windows = [i for i, x in enumerate(operator.reads) if x.rows is not None and (x.rows[:, 1] - x.rows[:, 0] > 1).any()]
+        chosen = windows if seed is None else [i for i in range(len(operator.reads)) if draw.random() < 0.7]
+        return replace(operator, copies=tuple(chosen))
+
+    operators = tuple(some(operator) for operator in problem.operators)
+    fixed, apart = (seed is None or draw.random() < 0.5 for _ in range(2))
+    return replace(problem, operators=operators, fixed_lines=fixed, results_apart=apart)

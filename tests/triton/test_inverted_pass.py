@@ -143,6 +143,7 @@ def test_the_backend_runs_them(interpreted):
     report = memcompile.report(step)
     counters = 8 * sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())  # no graph reads them
     assert report.planned_peak_bytes == measured.peak_bytes - counters < 0.5 * plain.planned_peak_bytes
+    assert report.unplanned_peak_bytes == plain.planned_peak_bytes
     assert [row.why for row in rows(report, "tile")] == [WHY] * 2
     assert not rows(report, "refused")
     assert sum("@triton.jit" in kernel.code for kernel in report.kernels) == 2

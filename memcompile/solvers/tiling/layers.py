@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memcompile.solvers.tiling.grids import Axis, Periods
 from memcompile.solvers.tiling.intervals import bounds_of
-from memcompile.solvers.tiling.problem import Operator, Problem, StageKind
-from memcompile.solvers.tiling.sweep import Interval, Ints, Spans, Sweep, hull, padded
+from memcompile.solvers.tiling.problem import Operator, Problem, Read, StageKind
+from memcompile.solvers.tiling.sweep import Interval, Ints, Spans, Sweep, hull, padded, pads
 
 Grid = tuple[StageKind, int, int]
 PATCHES = (*range(1, 11), 12, 14, 16, 18, 20)
@@ -23,19 +24,39 @@ MANY_TILES = 512
 
 
 @dataclass(frozen=True, slots=True)
+class Copied:
+    """An operand that an operator copies: bytes that each tile reads of it, and whether it reads padding around them."""
+
+    source: int
+    size: Ints
+    padded: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One operator: bytes made in each tile outside of whole results, kept lines before and after it, bytes of inputs read
-    that are not held; multiply-adds in each grid."""
+    that are not held; multiply-adds in each grid; operands that tiles copy. ``joined``: earlier rows of it are there too."""
 
     made: Ints
     before: Ints
     after: Ints
     inputs: Ints
     macs: Ints
+    copies: tuple[Copied, ...] = ()
+    joined: bool = False
 
     def of(self, tiles: Ints) -> Layer:
         """Of some tiles alone."""
-        return Layer(self.made[tiles], self.before[tiles], self.after[tiles], self.inputs[tiles], self.macs)
+        copies = tuple(Copied(copied.source, copied.size[tiles], copied.padded[tiles]) for copied in self.copies)
+        return Layer(
+            self.made[tiles], self.before[tiles], self.after[tiles], self.inputs[tiles], self.macs, copies, self.joined
+        )
+
+    def parts(self) -> Iterator[Ints]:
+        """All that it says of tiles."""
+        yield from (self.made, self.before, self.after, self.inputs)
+        for copied in self.copies:
+            yield from (copied.size, copied.padded.astype(np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +89,7 @@ class Patches:
     """Layers of patches. ``tile_grid``: the grid of each tile."""
 
     def __init__(self, problem: Problem, root: int, periods: Periods) -> None:
-        self._operators = problem.operators
+        self._operators, self._apart = problem.operators, problem.results_apart
         pixels = problem.operators[root]
         self._grids = _grids(pixels.height, pixels.width)
         self.grids: tuple[Grid, ...] = tuple(("patches", d, a) for d, a in self._grids.pairs)
@@ -85,23 +106,25 @@ class Patches:
             return Layer(self._zero, self._zero, self._zero, self._zero, _constant(self, _reduced_macs(self._operators, index)))
         rows, columns = down.made.length, across.made.length
         made = self._area(rows, columns) * operator.pixel_bytes
-        if is_result:
+        if is_result and not self._apart:
             halo = self._at(_halo(down), 0) | self._at(_halo(across), 1)
             made = made * halo if has_readers else self._zero
         macs = rows.sum(axis=1)[self._grids.down] * columns.sum(axis=1)[self._grids.across] * operator.pixel_macs
-        return Layer(made, self._zero, self._zero, self._inputs(operator, down, across), macs)
+        inputs = sum((self._size(read, down, across) for read in loose_reads(self._operators, operator)), self._zero)
+        copies = tuple(self._copied(read, down, across) for read in copied_reads(self._operators, operator))
+        return Layer(made, self._zero, self._zero, inputs, macs, copies)
 
-    def _inputs(self, operator: Operator, down: Spans, across: Spans) -> Ints:
-        total = self._zero
-        for read in operator.reads:
-            source = self._operators[read.source]
-            if source.kind == "input" and not source.held:
-                lengths = (
-                    hull(read.rows, source.height, down.made).length,
-                    hull(read.columns, source.width, across.made).length,
-                )
-                total = total + self._area(*lengths) * source.pixel_bytes
-        return total
+    def _copied(self, read: Read, down: Spans, across: Spans) -> Copied:
+        source = self._operators[read.source]
+        rows, columns = pads(read.rows, source.height, down.made), pads(read.columns, source.width, across.made)
+        padded_tiles = (self._at(rows.astype(np.int64), 0) | self._at(columns.astype(np.int64), 1)) > 0
+        return Copied(read.source, self._size(read, down, across), padded_tiles)
+
+    def _size(self, read: Read, down: Spans, across: Spans) -> Ints:
+        """Bytes of what is read."""
+        source = self._operators[read.source]
+        rows, columns = hull(read.rows, source.height, down.made), hull(read.columns, source.width, across.made)
+        return self._area(rows.length, columns.length) * source.pixel_bytes
 
     def _area(self, rows: Ints, columns: Ints) -> Ints:
         return self._at(rows, 0) * self._at(columns, 1)
@@ -116,7 +139,7 @@ class Rows:
     """Layers of strips that keep their overlaps."""
 
     def __init__(self, problem: Problem, root: int, tallest: int, periods: Periods) -> None:
-        self._operators = problem.operators
+        self._operators, self._apart = problem.operators, problem.results_apart
         counts = strip_counts(problem.operators[root].height, tallest)
         self.grids: tuple[Grid, ...] = tuple(("rows", count, 1) for count in counts)
         self.counts = np.array(counts, dtype=np.int64)
@@ -137,25 +160,41 @@ class Rows:
         row = operator.width * operator.pixel_bytes
         rows = spans.made.length
         macs = rows.sum(axis=1) * (operator.width * operator.pixel_macs)
-        inputs = self._inputs(operator, spans.made)
+        inputs = sum((self._size(read, spans.made) for read in loose_reads(self._operators, operator)), self._zero)
+        copies = tuple(self._copied(read, spans.made) for read in copied_reads(self._operators, operator))
         if is_result or spans.kept is None:
-            return Layer(self._zero, self._zero, self._zero, inputs, macs)
+            made = self._at(rows) * row if self._apart else self._zero
+            return Layer(made, self._zero, self._zero, inputs, macs, copies, joined=is_result)
         kept = spans.kept.length
         place = np.minimum(self._place + 1, kept.shape[1] - 1)
         after = kept[self.tile_grid, place] * self._after
-        return Layer(self._at(rows) * row, self._at(kept) * row, after * row, inputs, macs)
+        return Layer(self._at(rows) * row, self._at(kept) * row, after * row, inputs, macs, copies)
 
-    def _inputs(self, operator: Operator, made: Interval) -> Ints:
-        total = self._zero
-        for read in operator.reads:
-            source = self._operators[read.source]
-            if source.kind == "input" and not source.held:
-                total = total + self._at(hull(read.rows, source.height, made).length) * (source.width * source.pixel_bytes)
-        return total
+    def _copied(self, read: Read, made: Interval) -> Copied:
+        source = self._operators[read.source]
+        sides = read.columns is not None and bool(read.columns[0, 0] < 0 or read.columns[-1, 1] > source.width)
+        padded_rows = pads(read.rows, source.height, made) | sides
+        return Copied(read.source, self._size(read, made), padded_rows[self.tile_grid, self._place])
+
+    def _size(self, read: Read, made: Interval) -> Ints:
+        """Bytes of what is read."""
+        source = self._operators[read.source]
+        return self._at(hull(read.rows, source.height, made).length) * (source.width * source.pixel_bytes)
 
     def _at(self, values: Ints) -> Ints:
         tiles: Ints = values[self.tile_grid, self._place]
         return tiles
+
+
+def loose_reads(operators: Sequence[Operator], operator: Operator) -> list[Read]:
+    """Reads of inputs that are not held."""
+    return [read for read in operator.reads if operators[read.source].kind == "input" and not operators[read.source].held]
+
+
+def copied_reads(operators: Sequence[Operator], operator: Operator) -> list[Read]:
+    """Reads of operands that are copied, but for inputs that count anyway as they are read."""
+    copied = [operator.reads[position] for position in operator.copies]
+    return [read for read in copied if operators[read.source].kind != "input" or operators[read.source].held]
 
 
 def strip_counts(height: int, tallest: int) -> list[int]:
@@ -173,7 +212,7 @@ def distinct(layers: Sequence[Layer], tile_grid: Ints) -> Ints:
     if len(tile_grid) < MANY_TILES:
         return np.arange(len(tile_grid))
     key = tile_grid.astype(np.uint64)
-    for values in (part for layer in layers for part in (layer.made, layer.before, layer.after, layer.inputs)):
+    for values in (part for layer in layers for part in layer.parts()):
         key = key * np.uint64(0x9E3779B97F4A7C15) + values.astype(np.uint64)
         key ^= key >> np.uint64(29)
     return np.sort(np.unique(key, return_index=True)[1]).astype(np.int64)

@@ -2,7 +2,12 @@
 
 Counted are whole results from outside that the stage or a later one reads, whole results of the stage (all of them from its
 start if it is tiled), and the tensors inside a tile, each from its making to its last reader. Tiles write their shares
-straight into results. Of an input that is not held only what a tile reads counts, while an operator reads it.
+straight into results, but for ``results_apart``. Of an input that is not held only what a tile reads counts, while an operator
+reads it.
+
+Copies of operands live as long as the operator that reads them runs. They are made before its result, and a copied operand that
+dies is freed between the two. What a tile has made in a buffer of its own (in strips: but for results) and reads in full and
+without padding is not copied, nor is anything in layerwise stages.
 """
 
 from __future__ import annotations
@@ -31,7 +36,8 @@ def cost(problem: Problem, stage: Stage, needed: Collection[int] | None = None) 
     there = after | {index for index in sources(problem, stage) if counts(problem, index)}
     whole = sum(problem.operators[index].size_bytes for index in (*there, *results(problem, stage)))
     run = tiles(problem, stage)
-    return Cost(whole + max(_Inside(problem, stage).peak(tile) for tile in run), sum(_tile_macs(problem, tile) for tile in run))
+    inside = _Inside(problem, stage, run)
+    return Cost(whole + max(inside.peak(tile) for tile in run), sum(_tile_macs(problem, tile) for tile in run))
 
 
 def costed(problem: Problem, stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -52,9 +58,11 @@ def operator_macs(problem: Problem, index: int) -> int:
     return operator.pixel_macs * counted.height * counted.width
 
 
-def written_over(operator: Operator, dying: Collection[int], sizes: dict[int, int], size: int) -> bool:
-    """Whether a result of ``size`` bytes may lie over an operand that dies."""
-    over = (operator.reads[position].source for position in operator.in_place)
+def written_over(
+    operator: Operator, dying: Collection[int], sizes: dict[int, int], size: int, copied: Collection[int] = ()
+) -> bool:
+    """Whether a result of ``size`` bytes may lie over an operand that dies. Not over those at positions ``copied``."""
+    over = (operator.reads[position].source for position in operator.in_place if position not in copied)
     return size > 0 and any(source in dying and sizes[source] >= size for source in over)
 
 
@@ -82,31 +90,40 @@ def _layerwise_peak(problem: Problem, stage: Stage, after: frozenset[int]) -> in
 class _Inside:
     """What is alive in the tiles of one stage."""
 
-    def __init__(self, problem: Problem, stage: Stage) -> None:
+    def __init__(self, problem: Problem, stage: Stage, run: Sequence[Tile]) -> None:
         self._problem, self._order, self._rows = problem, members(problem, stage), stage.kind == "rows"
         self._results = frozenset(results(problem, stage))
         self._last = {read.source: index for index in self._order for read in problem.operators[index].reads}
+        lines = [max(self._lines(tile.kept_before, index) for tile in run) for index in self._order]
+        self._fixed = sum(lines) if problem.fixed_lines else 0
 
     def peak(self, tile: Tile) -> int:
         """Most bytes at once, whole results aside."""
         sizes = {index: self._size(tile, index) for index in self._order}
         before = {index: self._lines(tile.kept_before, index) for index in self._order}
         after = {index: self._lines(tile.kept_after, index) for index in self._order}
-        total = peak = sum(before.values())
+        own = self._problem.fixed_lines  # lines are in buffers of their own
+        total = peak = self._fixed if own else sum(before.values())
         for index in self._order:
             operator = self._problem.operators[index]
             ending = {read.source for read in operator.reads if self._last[read.source] == index and read.source in sizes}
-            dead = {source: before[source] + sizes[source] - after[source] for source in ending}
+            dead = {source: sizes[source] + (0 if own else before[source] - after[source]) for source in ending}
             loose = {s for s in ending if self._problem.over_lines or not (before[s] or after[s])}
-            new = 0 if written_over(operator, loose, dead, sizes[index]) else sizes[index]
-            peak = max(peak, total + new + self._inputs(tile, index))
-            total += sizes[index] - sum(dead.values())
+            new = 0 if written_over(operator, loose, dead, sizes[index], operator.copies) else sizes[index]
+            copies = self._copies(tile, index, sizes, before)
+            uncopied = {read.source for position, read in enumerate(operator.reads) if not copies.get(position)}
+            freed = sum(dead[source] for source in ending - uncopied)
+            during = total + sum(copies.values()) + self._inputs(tile, index)
+            peak = max(peak, during, during - freed + new)
+            total += (sizes[index] if index in self._last else 0) - sum(dead.values())
         return peak
 
     def _size(self, tile: Tile, index: int) -> int:
         """Bytes of what a tile makes outside of whole results."""
         if index not in tile.made or self._problem.operators[index].kind == "reduction":
             return 0
+        if self._problem.results_apart:
+            return tile.made[index].pixels * self._problem.operators[index].pixel_bytes
         straight = self._rows or index not in self._last or tile.made[index] == tile.share.get(index)
         if index in self._results and straight:
             return 0
@@ -115,6 +132,25 @@ class _Inside:
     def _lines(self, kept: dict[int, Span], index: int) -> int:
         operator = self._problem.operators[index]
         return kept[index].length * operator.width * operator.pixel_bytes if index in kept else 0
+
+    def _copies(self, tile: Tile, index: int, sizes: dict[int, int], before: dict[int, int]) -> dict[int, int]:
+        """Bytes of copies of operands, by position. Of lines in buffers of their own all is copied, together with new rows."""
+        copies = dict[int, int]()
+        operator = self._problem.operators[index]
+        for position in operator.copies if index in tile.made and operator.kind == "local" else ():
+            read = operator.reads[position]
+            source, made = self._problem.operators[read.source], tile.made.get(read.source)
+            if not counts(self._problem, read.source):
+                continue
+            part = _read(read, source, tile.made[index], whole_columns=self._rows)
+            size = part.pixels * source.pixel_bytes
+            joined = self._rows and read.source in self._results  # earlier rows are there too
+            if before.get(read.source):
+                size = before[read.source] + sizes[read.source] if self._problem.fixed_lines else size
+            elif sizes.get(read.source) and part == made and not joined and not _pads(read, source, tile.made[index]):
+                continue
+            copies[position] = size
+        return copies
 
     def _inputs(self, tile: Tile, index: int) -> int:
         """Bytes of what an operator reads of inputs that are not held."""
@@ -138,6 +174,12 @@ def _read(read: Read, source: Operator, made: Rectangle, *, whole_columns: bool)
         stop = size if reach is None else min(max(int(reach[span.stop - 1, 1]), start + 1), size)
         spans.append(Span(start, stop))
     return Rectangle(spans[0], Span(0, source.width) if whole_columns else spans[1])
+
+
+def _pads(read: Read, source: Operator, made: Rectangle) -> bool:
+    """Whether padding is read to make a rectangle."""
+    axes = ((read.rows, source.height, made.rows), (read.columns, source.width, made.columns))
+    return any(x is not None and bool(x[span.start, 0] < 0 or x[span.stop - 1, 1] > size) for x, size, span in axes)
 
 
 def _tile_macs(problem: Problem, tile: Tile) -> int:

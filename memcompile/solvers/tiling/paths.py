@@ -61,7 +61,7 @@ class _Into:
     peak_bytes: Ints
     macs: Ints
     tiles: Ints
-    cost: Ints
+    runs: Ints
 
 
 class Paths:
@@ -89,51 +89,59 @@ class Paths:
         peak = max(self._lives.layerwise_bytes[before:cut])
         macs = sum(self._lives.macs[before:cut])
         runs = sum(operator.kind != "input" for operator in self._lives.problem.operators[before:cut])
-        single = [np.array([x], dtype=np.int64) for x in (before, 0, peak, macs, 0, macs + self._run_macs * runs)]
+        single = [np.array([x], dtype=np.int64) for x in (before, 0, peak, macs, 0, runs)]
         ranges = tiled_ranges(self._lives, cut, self._limits, periods) if cut in self._limits.starts else None
         if ranges is None:
             return _Into(cut, (LAYERWISE,), *single)
-        cost = ranges.macs + self._run_macs * ranges.runs
-        tiled = (ranges.first, ranges.grid + 1, ranges.peak_bytes, ranges.macs, ranges.tiles, cost)
+        tiled = (ranges.first, ranges.grid + 1, ranges.peak_bytes, ranges.macs, ranges.tiles, ranges.runs)
         return _Into(cut, (LAYERWISE, *ranges.grids), *(np.concatenate(pair) for pair in zip(single, tiled, strict=True)))
 
-    def cheapest(self, threshold: int) -> Path | None:
-        """The smallest cost, then the fewest tiles, with all peaks up to a threshold."""
+    def cheapest(self, threshold: int, run_macs: int | None = None) -> Path | None:
+        """The smallest cost, then the fewest tiles, with all peaks up to a threshold. ``run_macs``: another price of starts."""
+        price = self._run_macs if run_macs is None else run_macs
         count = self._open[-1] + 1
         cost, tiles = np.full(count, NEVER, dtype=np.int64), np.full(count, NEVER, dtype=np.int64)
         taken = dict[int, tuple[_Into, int]]()
         cost[0] = tiles[0] = 0
         for into in self._into:
-            total = np.where(into.peak_bytes <= threshold, cost[into.first] + into.cost, NEVER)
+            total = np.where(into.peak_bytes <= threshold, cost[into.first] + into.macs + price * into.runs, NEVER)
             least = total.min()
             if least >= NEVER:
                 continue
             ties = np.where(total == least, tiles[into.first] + into.tiles, NEVER)
             best = int(ties.argmin())
             cost[into.cut], tiles[into.cut], taken[into.cut] = least, ties[best], (into, best)
-        return self._trace(taken, int(cost[-1]), int(tiles[-1])) if self._open[-1] in taken or count == 1 else None
+        return self._trace(taken, int(tiles[-1])) if self._open[-1] in taken or count == 1 else None
 
-    def _trace(self, taken: dict[int, tuple[_Into, int]], cost: int, tiles: int) -> Path:
-        edges, peak, macs, cut = list[Edge](), 0, 0, self._open[-1]
+    def _trace(self, taken: dict[int, tuple[_Into, int]], tiles: int) -> Path:
+        edges, peak, macs, runs, cut = list[Edge](), 0, 0, 0, self._open[-1]
         while cut:
             into, best = taken[cut]
             first = int(into.first[best])
             edges.append(Edge(first, cut, into.grids[int(into.grid[best])]))
             peak = max(peak, int(into.peak_bytes[best]))
             macs += int(into.macs[best])
+            runs += int(into.runs[best])
             cut = first
-        return Path(tuple(reversed(edges)), peak, macs, cost, tiles)
+        return Path(tuple(reversed(edges)), peak, macs, macs + self._run_macs * runs, tiles)
 
-    def smallest(self, most_cost: float) -> Path | None:
-        """The smallest peak at such a cost; of those, the cheapest."""
+    def smallest(self, most_macs: float) -> Path | None:
+        """The smallest peak with so many multiply-adds. Of plans with that peak the cheapest that is found: by lower and lower
+        prices of starts, down to the one with the fewest multiply-adds."""
         low, high, found = 0, len(self.thresholds), None
         while low < high:
             middle = (low + high) // 2
-            path = self.cheapest(int(self.thresholds[middle]))
-            if path is not None and path.cost <= most_cost:
+            path = self.cheapest(int(self.thresholds[middle]), 0)
+            if path is not None and path.macs <= most_macs:
                 high, found = middle, path
             else:
                 low = middle + 1
+        price = self._run_macs
+        while found is not None and price:
+            path = self.cheapest(int(self.thresholds[high]), price)
+            if path is not None and path.macs <= most_macs:
+                return min(path, found, key=lambda x: (x.cost, x.tiles))
+            price //= 4
         return found
 
     def frontier(self, step: float) -> list[Path]:

@@ -34,7 +34,8 @@ class Operator:
     pixels, which tiles add to (its source's pixels are each read once); "whole": only made at once. ``pixel_bytes``: of one
     pixel, over batch and channels. ``pixel_macs``: multiply-adds of one pixel of the result (of the source, for a reduction).
     ``in_place``: positions in ``reads`` of operands that the result may be written over when they die. ``held``: the bytes of
-    an input count as long as it is read.
+    an input count as long as it is read. ``copies``: positions in ``reads`` of operands that a tile of a "local" operator
+    copies, with all that it reads around them, into a buffer of its own, which takes the place of ``in_place``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Operator:
     pixel_macs: int = 0
     in_place: tuple[int, ...] = ()
     held: bool = False
+    copies: tuple[int, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -58,12 +60,16 @@ class Problem:
     """Operators in an order in which they can run. ``outputs``: indices of those that are returned.
 
     ``over_lines``: in strips of rows, ``in_place`` also means over those lines of an operand that no later strip reads, as
-    kernels for microcontrollers do; else an operand of which lines are kept is never written over.
+    kernels for microcontrollers do; else an operand of which lines are kept is never written over. ``fixed_lines``: in strips
+    of rows the kept lines of an operator lie in a buffer of their own, there for the whole stage and as large as they ever get.
+    ``results_apart``: what a tile makes of results lies in buffers of its own too, from which it is copied into the results.
     """
 
     operators: tuple[Operator, ...]
     outputs: tuple[int, ...]
     over_lines: bool = False
+    fixed_lines: bool = False
+    results_apart: bool = False
 
 
 StageKind = Literal["layerwise", "patches", "rows"]

@@ -1,7 +1,8 @@
 """Costs of all tiled stages that end at one place, for all grids at once.
 
 ``memory.py`` says what is counted, one stage at a time; this computes the same numbers as a stage grows from its last operator
-backwards. A profile ``[operators, tiles]`` holds the bytes alive inside every tile while each operator of the stage runs.
+backwards. A profile ``[moments, operators, tiles]`` holds the bytes alive inside every tile while each operator of the stage
+runs: as its result is there, and, where operands are copied, as the copies are made.
 """
 
 from __future__ import annotations
@@ -100,59 +101,86 @@ def _grow(lives: Lives, cut: int, order: Sequence[int], starts: Collection[int],
     profile = _Profile(lives, cut, order[-1], len(tiles))
     segments = np.searchsorted(tiling.tile_grid[tiles], np.arange(len(tiling.grids)))
     macs = np.zeros(len(tiling.grids), dtype=np.int64)
-    peaks_at, macs_at, whole = list[Ints](), list[Ints](), 0
+    peaks_at, macs_at, whole, lines = list[Ints](), list[Ints](), 0, np.zeros_like(macs)
     for index in order:
         if index in layers:
-            profile.add(index, layers[index].of(tiles))
-            macs = macs + layers[index].macs
+            layer = layers[index].of(tiles)
+            profile.add(index, layer)
+            macs = macs + layer.macs
+            if lives.problem.fixed_lines:
+                lines = lines + np.maximum.reduceat(layer.before, segments)
             whole += operators[index].size_bytes if lives.last[index] >= cut else 0
         if index in starts:
             outside = lives.alive_bytes[index] + whole
-            peaks_at.append(np.maximum.reduceat(profile.peaks(index), segments) + outside)
+            peaks_at.append(np.maximum.reduceat(profile.peaks(index), segments) + outside + lines)
             macs_at.append(macs)
     shape = (len(peaks_at), len(tiling.grids))
     return np.array(peaks_at, dtype=np.int64).reshape(shape), np.array(macs_at, dtype=np.int64).reshape(shape)
 
 
 class _Profile:
-    """Bytes inside each tile while each operator from ``lowest`` up to the cut runs."""
+    """Bytes inside each tile while each operator from ``lowest`` up to the cut runs, but for lines in buffers of their own."""
 
     def __init__(self, lives: Lives, cut: int, lowest: int, tiles: int) -> None:
         self._lives, self._cut, self._lowest = lives, cut, lowest
-        self._bytes = np.zeros((cut - lowest, tiles), dtype=np.int64)
+        copies = any(operator.copies for operator in lives.problem.operators[lowest:cut])
+        self._bytes = np.zeros((2 if copies else 1, cut - lowest, tiles), dtype=np.int64)
         self._lines = np.zeros(tiles, dtype=np.int64)
-        self._made = dict[int, Ints]()
+        self._layers = dict[int, Layer]()
         self._over = dict[int, Ints]()
 
     def add(self, index: int, layer: Layer) -> None:
         """Take in the operator before all those that are in."""
         at = index - self._lowest
-        self._made[index] = layer.made
-        self._bytes[at] += self._lines + layer.before + layer.made + layer.inputs
-        self._lines = self._lines + layer.before
+        self._layers[index] = layer
+        before, after = (np.zeros_like(self._lines),) * 2 if self._lives.problem.fixed_lines else (layer.before, layer.after)
+        copies = sum((copied.size for copied in layer.copies), np.zeros_like(self._lines))
+        self._bytes[:, at] += self._lines + before + layer.inputs + copies
+        self._bytes[0, at] += layer.made
+        self._lines = self._lines + before
         last = self._lives.last_before(index, self._cut)
         if last is None:
             return
         end = last - self._lowest + 1
-        self._bytes[at + 1 : end] += layer.before + layer.made
-        self._bytes[end:] += layer.after
-        self._write_over(index, last, layer)
+        self._bytes[:, at + 1 : end] += before + layer.made
+        self._bytes[:, end:] += after
+        dead = before + layer.made - after
+        self._write_over(index, last, layer, dead)
+        for reader in self._lives.readers[index]:
+            if reader <= last and self._layers[reader].copies:
+                self._copy(index, reader, layer, dead if reader == last else None)
 
     def peaks(self, index: int) -> Ints:
         """Of each tile of the stage that begins with an operator."""
-        peaks: Ints = self._bytes[index - self._lowest :].max(axis=0)
+        peaks: Ints = self._bytes[:, index - self._lowest :].max(axis=(0, 1))
         return peaks
 
-    def _write_over(self, index: int, reader: int, layer: Layer) -> None:
+    def _write_over(self, index: int, reader: int, layer: Layer, dead: Ints) -> None:
         """The last reader of an operand may take the place of what dies of it."""
-        operator = self._lives.problem.operators[reader]
-        if index not in (operator.reads[position].source for position in operator.in_place):
+        operator, made = self._lives.problem.operators[reader], self._layers[reader].made
+        positions = set(operator.in_place).difference(operator.copies)
+        if index not in (operator.reads[position].source for position in positions):
             return
         loose = self._lives.problem.over_lines | ((layer.before == 0) & (layer.after == 0))
-        fits = (layer.before + layer.made - layer.after >= self._made[reader]) & loose
+        fits = (dead >= made) & loose
         fresh = fits & ~self._over.get(reader, np.zeros_like(fits))
         self._over[reader] = fits | self._over.get(reader, fits)
-        self._bytes[reader - self._lowest] -= self._made[reader] * fresh
+        self._bytes[0, reader - self._lowest] -= made * fresh
+
+    def _copy(self, index: int, reader: int, layer: Layer, dead: Ints | None) -> None:
+        """What a reader copies of an operand, now that it is made in the stage. ``dead``: what dies of it then."""
+        copies = [copied for copied in self._layers[reader].copies if copied.source == index]
+        free = len(copies) == sum(read.source == index for read in self._lives.problem.operators[reader].reads)
+        all_copied = np.full(self._lines.shape, free)
+        for copied in copies:
+            alone = (layer.before == 0) & (layer.made == copied.size) & (not layer.joined)
+            size = np.where(alone & ~copied.padded, 0, copied.size)
+            if self._lives.problem.fixed_lines:
+                size = np.where((layer.before > 0) & (copied.size > 0), layer.before + layer.made, size)
+            self._bytes[:, reader - self._lowest] += size - copied.size
+            all_copied &= size > 0
+        if dead is not None:
+            self._bytes[0, reader - self._lowest] -= dead * all_copied
 
 
 def _running_peak(lives: Lives, order: Sequence[int], starts: Collection[int]) -> Ints:

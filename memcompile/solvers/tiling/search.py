@@ -45,13 +45,12 @@ def plan(
 
     With ``max_overhead``: the smallest peak with at most that share of multiply-adds more than layerwise. Give one of them.
     ``kinds``: of tiled stages that may be used. ``run_macs``: multiply-adds in whose time one operator starts in one tile; they
-    are part of both what is made few and what may be more. Of equals the plan with fewer tiles and less made again is taken,
-    so that a network that cannot gain stays layerwise.
+    are part of what is made few, but not of what may be more: there they only choose among plans of equal peak. Of equals the
+    plan with fewer tiles and less made again is taken, so that a network that cannot gain stays layerwise.
     """
     if (limit_bytes is None) == (max_overhead is None):
         raise ValueError("give one of limit_bytes and max_overhead")
     base = cost(problem, Stage(0, len(problem.operators), "layerwise"))
-    operators = sum(operator.kind != "input" for operator in problem.operators)
     built = _built(problem, kinds, run_macs)
     solution = _Solutions(problem, base, built)
     found = list[Candidate]()
@@ -60,7 +59,7 @@ def plan(
             path = paths.cheapest(limit_bytes)
             found += [] if path is None else [((path.cost, path.tiles, order), path, variant)]
         elif max_overhead is not None:
-            path = paths.smallest((base.macs + run_macs * operators) * (1 + max_overhead))
+            path = paths.smallest(base.macs * (1 + max_overhead))
             found += [] if path is None else [((path.peak_bytes, path.cost, path.tiles, order), path, variant)]
     if not found:
         raise LimitError(limit_bytes or 0, solution.floor())

@@ -62,6 +62,17 @@ def hull(reach: Reach | None, source_extent: int, made: Interval) -> Interval:
     return Interval(np.where(some, start, 0), np.where(some, stop, 0))
 
 
+def pads(reach: Reach | None, source_extent: int, made: Interval) -> NDArray[np.bool_]:
+    """Whether padding is read to make an interval."""
+    some: NDArray[np.bool_] = made.start < made.stop
+    if reach is None:
+        return np.zeros_like(some)
+    start = reach[np.minimum(made.start, len(reach) - 1), 0]
+    stop = reach[np.maximum(made.stop - 1, 0), 1]
+    found: NDArray[np.bool_] = some & ((start < 0) | (stop > source_extent))
+    return found
+
+
 def evened(stop: Ints) -> Ints:
     """``[grids, parts]``, never falling: what is needed in jumps is made in equal steps that lead up to them."""
     before = np.hstack([np.zeros_like(stop[:, :1]), stop[:, :-1]])
