@@ -10,6 +10,7 @@ from torch import fx
 from memcompile.codegen.dump import kernels_of
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.errors import Contributor
+from memcompile.passes.inverted import WHY
 from memcompile.passes.rematerialize import Recomputation, recomputations
 from memcompile.pipeline import Lowered, Outcome
 from memcompile.report.data import (
@@ -73,8 +74,7 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
 
 def _unplanned(session: Session, base: StepPeak) -> int:
     """The peak without any plan; ``base``: without recomputation."""
-    tiled = session.tiled
-    return base.peak_bytes if tiled is None or tiled.gm is None else tiled.base_peak_bytes
+    return session.unplanned_bytes or base.peak_bytes
 
 
 def save(report: GraphReport, folder: Path) -> None:
@@ -175,7 +175,13 @@ def _tiles(session: Session) -> tuple[DecisionRow, ...]:
         why = why if program.fused is None else "one Triton kernel"
         rows.append(DecisionRow("tile", streamed.node, streamed.source, streamed.saved_bytes, None, why))
     rows += [DecisionRow("refused", name, source, None, None, why) for name, source, why in session.low_rank.refused]
-    return (*rows, *_patches(session))
+    return (*rows, *_inverted(session), *_patches(session))
+
+
+def _inverted(session: Session) -> list[DecisionRow]:
+    """Inverted residuals that run as one kernel, and those that do not."""
+    done = [DecisionRow("tile", block.node, block.source, block.saved_bytes, None, WHY) for block in session.inverted.blocks]
+    return done + [DecisionRow("refused", name, source, None, None, why) for name, source, why in session.inverted.refused]
 
 
 def _patches(session: Session) -> list[DecisionRow]:
@@ -262,10 +268,11 @@ def _orders(session: Session) -> tuple[OrderReport, ...]:
 
 
 def _kernels(session: Session) -> tuple[KernelInfo, ...]:
-    programs = {streamed.program.key: streamed for streamed in reversed(session.low_rank.streamed)}
+    kinds = (("rows", session.low_rank.streamed), ("inverted_residual", session.inverted.blocks))
     rows = tuple(
-        KernelInfo(f"rows_{key}", (streamed.source,), source_text(streamed.program, streamed.source))
-        for key, streamed in programs.items()
+        KernelInfo(f"{kind}_{key}", (streamed.source,), source_text(streamed.program, streamed.source))
+        for kind, found in kinds
+        for key, streamed in {streamed.program.key: streamed for streamed in reversed(found)}.items()
     )
     return rows + tuple(
         KernelInfo(f"{kind}_{kernel.name}", kernel.source_lines, kernel.code, kernel.language)

@@ -22,6 +22,7 @@ Fallback = Literal["inductor"]
 Lower = Literal["auto"] | bool
 ArenaScope = Literal["step", "graph", "off"]
 LowRankKernel = Literal["auto", "rows", "triton"]
+PatchKernel = Literal["auto", "triton", "off"]
 
 PASS_NAMES: tuple[str, ...] = ("low_rank", "patch", "rematerialize", "schedule")
 """Passes that can be switched by name, in the order they run. All are on unless switched off."""
@@ -103,8 +104,10 @@ class Options:
     forward and backward together ("step"), for each of them ("graph": saved tensors are allocated as usual), or none ("off").
     ``low_rank_kernel``: library products on blocks of rows ("rows"), one Triton kernel for each low-rank chain ("triton"), or
     what suits the device and the rank ("auto"). ``max_overhead``: of ``patch``, the share of multiply-adds that may be repeated
-    for the smallest peak; None: patches are for keeping a budget alone. ``bytes_per_element``: a dry run counts images in
-    elements of that size, as on a microcontroller. ``inductor``: Inductor config patches.
+    for the smallest peak; None: patches are for keeping a budget alone. ``patch_kernel``: of ``patch``, one Triton kernel for
+    each inverted residual ("triton"), for none ("off"), or where patches are asked for and the kernel is expected to be the
+    faster way on a GPU ("auto"). ``bytes_per_element``: a dry run counts images in elements of that size, as on a
+    microcontroller. ``inductor``: Inductor config patches.
     """
 
     memory_budget: Budget = field(default_factory=Budget)
@@ -117,6 +120,7 @@ class Options:
     arena: ArenaScope = "step"
     low_rank_kernel: LowRankKernel = "auto"
     max_overhead: float | None = None
+    patch_kernel: PatchKernel = "auto"
     bytes_per_element: int | None = None
     inductor: Mapping[str, object] = field(default_factory=dict)
 
@@ -148,6 +152,7 @@ class Options:
             "lower": self.lower,
             "arena": self.arena,
             "low_rank_kernel": self.low_rank_kernel,
+            "patch_kernel": self.patch_kernel,
             "bytes_per_element": self.bytes_per_element,
             "inductor": dict(self.inductor),
             **self.passes,
@@ -269,6 +274,7 @@ _PARSERS: Mapping[str, Callable[[object], object]] = {
     "lower": _parse_lower,
     "arena": _choice("arena", ("step", "graph", "off")),
     "low_rank_kernel": _choice("low_rank_kernel", ("auto", "rows", "triton")),
+    "patch_kernel": _choice("patch_kernel", ("auto", "triton", "off")),
     "bytes_per_element": _parse_element,
     "inductor": _parse_inductor,
 }

@@ -32,7 +32,9 @@ from memcompile.facts import UNPLANNED, Planned, StepGraphs
 from memcompile.fxutil import outputs_of
 from memcompile.logs import get_logger
 from memcompile.options import Options
+from memcompile.passes import inverted
 from memcompile.passes.allocate import ArenaPlan
+from memcompile.passes.inverted import Inverted
 from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
 from memcompile.passes.patch import Compile
 from memcompile.patching.choose import Tiled, Wish, tile
@@ -91,6 +93,8 @@ class Session:
         self.placing = Placing(device, options.arena, other)
         self.low_rank, self.dry = LowRank(), lowering is not None
         self.tiled: Tiled | None = None
+        self.inverted = Inverted()
+        self.unplanned_bytes: int | None = None  # peak of a network of images before it was rewritten
         self.notes: list[str] = []
         self.arena_report: ArenaReport | None = None
         self.repro = repro_script(gm, self.inputs, options)
@@ -175,7 +179,7 @@ class Session:
 
     def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
         self._stream(gm, rewrite_inference)
-        gm = self._tile(gm)
+        gm = self._shrink(gm)
         self.graphs = self._fit(StepGraphs(gm, None, len(outputs_of(gm.graph))))
         return self.graphs.forward
 
@@ -191,18 +195,63 @@ class Session:
             compiler, fuser = functools.partial(compile_block, run=run), functools.partial(fuse, run=run)
             self.low_rank = rewrite(gm, Tools(compiler, fuser, self.options.low_rank_kernel, self.dry))
 
-    def _tile(self, gm: fx.GraphModule) -> fx.GraphModule:
-        """Stages of a network of images tile by tile: for the budget, or for the smallest peak within an overhead."""
+    def _shrink(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """A network of images with inverted residuals as kernels and stages tile by tile: for the budget, or for the smallest
+        peak within an overhead."""
         options = self.options
         asked = options.memory_budget.to_option() is not None or options.max_overhead is not None
-        if not options.enabled("patch") or not (asked or options.bytes_per_element) or streaming_refusal():
+        asked = asked or options.bytes_per_element is not None
+        forced = options.patch_kernel == "triton" and options.bytes_per_element is None
+        if not options.enabled("patch") or not (asked or forced) or streaming_refusal():
             return gm
         with self._named("patch"):
-            trial: Compile = interpret if self.device.type == "cpu" else functools.partial(compile_block, run=False)
-            compiler: Compile = trial if self.dry or self.device.type == "cpu" else compile_block
-            tools = TileTools(self._peak_of, trial, compiler, self.dry, CostModel(device_model(self.device)).run_macs)
-            self.tiled = tile(gm, self._wish(gm), tools, options.bytes_per_element)
-        return gm if self.tiled is None or self.tiled.gm is None else self.tiled.gm
+            wish = self._wish(gm) if asked else None
+            by_kernels = self._invert(gm)
+            if by_kernels is None:
+                return gm if wish is None else self._tile(gm, wish)
+            self.unplanned_bytes = self.unplanned_bytes or self._peak_of(gm)[0]
+            if wish is None:
+                return by_kernels
+            shrunk = self._tile(by_kernels, wish)
+            return shrunk if forced else self._smaller(shrunk, gm, wish)
+        self.inverted, self.tiled = Inverted(), None
+        return gm
+
+    def _invert(self, gm: fx.GraphModule) -> fx.GraphModule | None:
+        """A copy with inverted residuals as kernels; None where no block gets one."""
+        kernel = self.options.patch_kernel
+        if self.options.bytes_per_element is not None or not inverted.wanted(kernel, self.device):
+            return None
+        with torch._subclasses.fake_tensor.unset_fake_temporarily():
+            copied = copy.deepcopy(gm)
+        self.inverted = inverted.rewrite(copied, kernel, self.device, run=not self.dry)
+        return copied if self.inverted.blocks else None
+
+    def _smaller(self, by_kernels: fx.GraphModule, gm: fx.GraphModule, wish: Wish) -> fx.GraphModule:
+        """The graph with kernels, unless it misses the room or there is none to keep, and tiles alone have a smaller peak."""
+        peak = self._peak_of(by_kernels)[0]
+        if wish.room_bytes is not None and peak <= wish.room_bytes:
+            return by_kernels
+        with_kernels, self.tiled = self.tiled, None
+        tiled = self._tile(gm, wish)
+        if self._peak_of(tiled)[0] < peak:
+            why = f"{len(self.inverted.blocks)} inverted residuals: tiles without their kernels have a smaller peak"
+            self.inverted = Inverted((), (*self.inverted.refused, ("graph", "", why)))
+            return tiled
+        self.tiled = with_kernels
+        return by_kernels
+
+    def _tile(self, gm: fx.GraphModule, wish: Wish) -> fx.GraphModule:
+        """Stages of a network of images tile by tile."""
+        on_cpu = self.device.type == "cpu"
+        trial: Compile = interpret if on_cpu else functools.partial(compile_block, run=False)
+        compiler: Compile = trial if self.dry or on_cpu else compile_block
+        tools = TileTools(self._peak_of, trial, compiler, self.dry, CostModel(device_model(self.device)).run_macs)
+        self.tiled = tile(gm, wish, tools, self.options.bytes_per_element)
+        if self.tiled is None:
+            return gm
+        self.unplanned_bytes = self.unplanned_bytes or self.tiled.base_peak_bytes or None
+        return gm if self.tiled.gm is None else self.tiled.gm
 
     def _wish(self, gm: fx.GraphModule) -> Wish:
         """The room that a budget leaves; without one, the overhead that is allowed."""
@@ -210,6 +259,7 @@ class Session:
         if budget.to_option() is None:
             return Wish(max_overhead=self.options.max_overhead or 0.0)
         peak, entry = self._peak_of(gm) if budget.needs_unplanned_peak or budget.auto else (0, 0)
+        self.unplanned_bytes = peak or None
         room = budget.resolve(
             unplanned_peak_bytes=peak + self.outside_bytes, free_bytes=free_bytes(self.device), entry_bytes=entry
         )
@@ -240,10 +290,8 @@ class Session:
             return graphs
         with self._named("rematerialize"):
             base = self.lowering(graphs, None)
-            in_stages = self.tiled is not None and self.tiled.gm is not None
-            unplanned = self.tiled.base_peak_bytes if self.tiled is not None and in_stages else base.peak.peak_bytes
             total = budget.resolve(
-                unplanned_peak_bytes=unplanned + self.outside_bytes,
+                unplanned_peak_bytes=(self.unplanned_bytes or base.peak.peak_bytes) + self.outside_bytes,
                 free_bytes=free_bytes(self.device),
                 entry_bytes=base.peak.entry_bytes,
             )
@@ -320,7 +368,8 @@ class CompiledGraph:
         accumulates = gradient_bytes(session.tensors) > 0
         self.arenas = [session.placing.arena]  # lowered code finds them by name
         tiled = () if session.tiled is None else session.tiled.patched
-        self.programs = [*(s.program for s in session.low_rank.streamed), *(p.program for p in tiled)]  # and these by key
+        streamed = (*session.low_rank.streamed, *session.inverted.blocks)
+        self.programs = [*(s.program for s in streamed), *(p.program for p in tiled)]  # and these by key
         self.variants: dict[tuple[bool, bool], Callable[..., Any]] = {(accumulates, self.tangents_held): function}
         self.planned = session.outcome is not None and session.outcome.budget_bytes is not None
         self.parameters = [weakref.ref(t) for t in session.tensors if t.is_leaf and t.requires_grad] if self.planned else []

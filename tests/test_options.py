@@ -80,6 +80,7 @@ def test_defaults() -> None:
     assert str(options.memory_budget) == "none"
     assert options.on_infeasible == "raise"
     assert options.fallback is None
+    assert options.patch_kernel == "auto"
     assert all(options.enabled(name) for name in PASS_NAMES)
 
 
@@ -93,6 +94,7 @@ def test_everything_at_once() -> None:
         "solver_time_limit_s": 3,
         "lower": False,
         "arena": "graph",
+        "patch_kernel": "triton",
         "inductor": {"cpp.threads": 1, "max-autotune": False},
     }
     options = Options.from_mapping(given_options)
@@ -100,6 +102,7 @@ def test_everything_at_once() -> None:
     assert options.dump == Path("out")
     assert options.solver_time_limit_s == 3.0
     assert options.lower is False
+    assert options.patch_kernel == "triton"
     assert Options.from_mapping(json.loads(json.dumps(options.to_mapping()))) == options
     assert pickle.loads(pickle.dumps(options)) == options
 
@@ -131,6 +134,9 @@ def test_a_wrong_inductor_key_is_an_error_with_a_suggestion() -> None:
         ("lower", "yes"),
         ("arena", "on"),
         ("arena", None),
+        ("patch_kernel", "rows"),
+        ("patch_kernel", True),
+        ("patch_kernel", None),
         ("lower", 1),
         ("lower", None),
         ("dump", ""),

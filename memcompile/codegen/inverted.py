@@ -2,11 +2,10 @@
 
     for block in inverted_residuals(graph).blocks:
         kernel = inverted_residual(block)                        # KernelRefusedError
-        if kernel.cost(device_model(device)).wins: ...
+        if not slower(kernel, device): ...
         program = inverted_program(block, kernel)                # for memcompile::stream_rows
 
-The program takes and gives images as dense [N, H, W, C]: ``x.permute(0, 2, 3, 1)`` of images with their channels last is a
-view, and so is ``permute(0, 3, 1, 2)`` of the result.
+The program takes and gives images [N, C, H, W] with their channels last in memory.
 """
 
 from __future__ import annotations
@@ -21,20 +20,30 @@ from memcompile.codegen.triton.inverted.block import InvertedResidual
 from memcompile.codegen.triton.inverted.cost import inverted_flops
 from memcompile.codegen.triton.inverted.kernel import InvertedKernel, generate_inverted
 from memcompile.codegen.triton.inverted.match import Found, inverted_residuals
-from memcompile.codegen.triton.kernel import Launcher
-from memcompile.codegen.triton.tune import Tuner
+from memcompile.codegen.triton.tune import Tuner, target_of
+from memcompile.device import device_model
+from memcompile.errors import UnknownTargetError
+from memcompile.patching.program import channels_last
 from memcompile.streaming.program import PROGRAMS, Fused, Port, Program
-from memcompile.streaming.region import contiguous_strides
+from memcompile.units import format_seconds
 
-__all__ = ["Found", "InvertedKernel", "inverted_program", "inverted_residual", "inverted_residuals"]
-
-LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
-"""The orders that put the channels of images last, and back."""
+__all__ = ["Found", "InvertedKernel", "inverted_program", "inverted_residual", "inverted_residuals", "slower"]
 
 
 def inverted_residual(block: InvertedResidual, name: str = "inverted_residual") -> InvertedKernel:
     """The kernel of a block. ``load()`` gives ``launch(*operands, out=(result,))``. Raises `KernelRefusedError`."""
     return generate_inverted(block, name=name)
+
+
+def slower(kernel: InvertedKernel, device: torch.device) -> str:
+    """Why kernels of their own are preferred to the one kernel on a CUDA device; empty where the one is expected to win."""
+    try:
+        processors = target_of(device).processors
+    except UnknownTargetError as error:
+        return str(error)
+    cost = kernel.cost(device_model(device), processors)
+    estimate = f"{format_seconds(cost.fused)} as one kernel, {format_seconds(cost.apart)} as kernels of their own"
+    return "" if cost.wins else f"{estimate} (estimated)"
 
 
 def inverted_program(block: InvertedResidual, kernel: InvertedKernel, *, run: bool = True) -> Program:
@@ -43,7 +52,7 @@ def inverted_program(block: InvertedResidual, kernel: InvertedKernel, *, run: bo
     ``run``: False in a dry run, where nothing is imported.
     """
     device: torch.device = block.result.meta["val"].device
-    launch = _on_dense(kernel.load(_tuner() if device.type == "cuda" else None)) if run else None
+    launch = kernel.load(_tuner() if device.type == "cuda" else None) if run else None
     images, *parameters = (node.meta["val"] for node in block.operands)
     operands = (_images(images), *(Port(tuple(t.shape), tuple(t.stride()), t.dtype, None, 1) for t in parameters))
     results = (_images(block.result.meta["val"]),)
@@ -54,19 +63,8 @@ def inverted_program(block: InvertedResidual, kernel: InvertedKernel, *, run: bo
 
 
 def _images(value: Tensor) -> Port:
-    shape = tuple(value.shape[axis] for axis in LAST)
-    return Port(shape, contiguous_strides(shape), value.dtype, 0, 1)
-
-
-def _on_dense(launch: Launcher) -> Launcher:
-    """A kernel's ``launch`` for images as dense [N, H, W, C]."""
-
-    def on_dense(*operands: Tensor, out: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
-        images, *parameters = operands
-        given = None if out is None else tuple(tensor.permute(FIRST) for tensor in out)
-        return tuple(tensor.permute(LAST) for tensor in launch(images.permute(FIRST), *parameters, out=given))
-
-    return on_dense
+    count, channels, height, width = value.shape
+    return Port((count, channels, height, width), channels_last(value.shape), value.dtype, 0, 1)
 
 
 @functools.cache
