@@ -16,10 +16,11 @@ import torch
 from torch import fx
 
 from memcompile.fxutil import base_of, outputs_of, source_of
+from memcompile.patching.bodies import add_call
 from memcompile.patching.network import Network
 from memcompile.patching.planes import Plane
 from memcompile.patching.products import as_products
-from memcompile.patching.program import TileProgram, add_call, channels_last, program_of
+from memcompile.patching.program import TileProgram, channels_last, program_of
 from memcompile.patching.reductions import merge, parts_of
 from memcompile.solvers.tiling.problem import Solution, Stage
 from memcompile.solvers.tiling.stages import results
