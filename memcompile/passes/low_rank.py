@@ -10,7 +10,7 @@ time, or as one Triton kernel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -106,15 +106,29 @@ def _stream_inference(graph: fx.Graph, tools: Tools, refused: Refusals) -> list[
     pairs = _static(factored(graph), refused)
     order = {node: i for i, node in enumerate(graph.nodes)}
     fused, streamed = _fused(graph, pairs, tools, refused), list[Streamed]()
-    hills = regions_between_necks(graph, list(pairs), LEAST_BLOCKS * _block_bytes(pairs))
+    seeds = [*pairs, *_dense_before_attention(graph, pairs)]
+    hills = regions_between_necks(graph, seeds, LEAST_BLOCKS * _block_bytes(pairs))
     for found in sorted(hills, key=lambda hill: order[hill.region.nodes[-1]], reverse=True):  # operands are of earlier ones
-        source = source_of(next(node for node in found.region.nodes if node in pairs))
+        source = source_of(next(node for node in found.region.nodes if node in seeds))
         try:
             program = _program(found, tools, overwritable(found.region))
             streamed.append(Streamed(replace(found.region, program).name, source, program, found.saved_bytes))
         except NotRowLocalError as error:
             refused.append((found.region.nodes[0].name, source, str(error)))
     return [*fused, *reversed(streamed)]
+
+
+def _dense_before_attention(graph: fx.Graph, pairs: Collection[fx.Node]) -> list[fx.Node]:
+    """Products with whole weights that make queries, keys and values, in a graph whose other layers are factored: what their
+    ranks save in the layers around would be lost to attention otherwise."""
+    found: list[fx.Node] = []
+    for node in graph.nodes if pairs else ():
+        for source in node.all_input_nodes if "attention" in op_name(node) else ():
+            while op_name(source) in _LINEAR and source.all_input_nodes:
+                source = source.all_input_nodes[0]
+            if op_name(source) in _PRODUCTS and source not in pairs and source not in found:
+                found.append(source)
+    return found
 
 
 def _fused(graph: fx.Graph, pairs: dict[fx.Node, fx.Node], tools: Tools, refused: Refusals) -> list[Streamed]:
