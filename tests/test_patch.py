@@ -107,6 +107,18 @@ def test_a_budget_is_kept_with_as_few_tiles_as_it_takes() -> None:
         assert _error(model(x), out) <= 1e-5
 
 
+def test_results_keep_the_strides_of_eager() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 1)
+    ).eval()
+    x = torch.randn(2, 3, SIZE, SIZE)
+    out, graph, _ = _run(model, x, {"memory_budget": "60%"})
+    assert graph.patch is not None and graph.patch.stages[-1].kind == "layerwise"
+    with torch.no_grad():
+        assert out.stride() == model(x).stride()
+
+
 def test_a_budget_that_fits_leaves_the_graph_alone() -> None:
     model, x = _made()
     _, graph, _ = _run(model, x, {"memory_budget": "100%"})

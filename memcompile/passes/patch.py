@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from memcompile.fxutil import base_of, outputs_of, source_of
+from memcompile.passes.output_strides import keep_strides, output_strides
 from memcompile.patching.bodies import add_call
 from memcompile.patching.network import Network
 from memcompile.patching.planes import Plane
@@ -46,13 +47,14 @@ def apply(gm: fx.GraphModule, network: Network, solution: Solution, compiler: Co
 
     Raises NotLocalError when an operator turns out not to run on a tile; the graph is then of no use any more.
     """
-    made = []
+    made, strides = [], output_strides(gm.graph)
     for stage in reversed(solution.stages):  # the last first: earlier ones are still there to be read
         if stage.kind != "layerwise":
             made.append(_replace(gm.graph, network, stage, compiler, dry))
     images = [node for node in gm.graph.find_nodes(op="placeholder") if isinstance(node.meta.get("val"), torch.Tensor)]
     as_products(gm.graph, functools.partial(add_call, gm.graph, images[0].meta["val"].fake_mode))
     gm.graph.eliminate_dead_code()
+    keep_strides(gm, strides)
     gm.graph.lint()
     gm.recompile()
     return made[::-1]
