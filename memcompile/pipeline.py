@@ -1,6 +1,7 @@
 """From a captured graph to one that fits: read this file first.
 
     low-rank chains run block by block         passes/low_rank.py, streaming/
+    networks of images run tile by tile        passes/patch.py, patching/, solvers/tiling/
     partition as plain torch.compile does      codegen/partition.py
     order the kernels for the smallest peak    passes/schedule.py, codegen/scheduled.py
     lower it, count its exact peak             codegen/inductor.py, codegen/trace.py

@@ -196,16 +196,15 @@ class Session:
             self.low_rank = rewrite(gm, Tools(compiler, fuser, self.options.low_rank_kernel, self.dry))
 
     def _shrink(self, gm: fx.GraphModule) -> fx.GraphModule:
-        """A network of images with inverted residuals as kernels and stages tile by tile: for the budget, or for the smallest
-        peak within an overhead."""
+        """A network of images with inverted residuals as kernels and stages tile by tile, as the options ask for."""
         options = self.options
-        asked = options.memory_budget.to_option() is not None or options.max_overhead is not None
-        asked = asked or options.bytes_per_element is not None
+        asked = options.memory_budget.to_option(), options.max_overhead, options.bytes_per_element
         forced = options.patch_kernel == "triton" and options.bytes_per_element is None
-        if not options.enabled("patch") or not (asked or forced) or streaming_refusal():
+        wished = any(value is not None for value in asked)
+        if not options.enabled("patch") or not (wished or forced) or streaming_refusal():
             return gm
         with self._named("patch"):
-            wish = self._wish(gm) if asked else None
+            wish = self._wish(gm) if wished else None
             by_kernels = self._invert(gm)
             if by_kernels is None:
                 return gm if wish is None else self._tile(gm, wish)
@@ -250,6 +249,9 @@ class Session:
         self.tiled = tile(gm, wish, tools, self.options.bytes_per_element)
         if self.tiled is None:
             return gm
+        floor = self.tiled.report.peak_bytes
+        if self.options.bytes_per_element and floor > (wish.room_bytes or floor) and self.options.on_infeasible == "raise":
+            raise surface(BudgetInfeasibleError(wish.room_bytes or 0, floor, 0, (), "a smaller picture, or a narrower network"))
         self.unplanned_bytes = self.unplanned_bytes or self.tiled.base_peak_bytes or None
         return gm if self.tiled.gm is None else self.tiled.gm
 
@@ -267,7 +269,7 @@ class Session:
         return Wish(room_bytes=max(1, room - self.outside_bytes), max_overhead=self.options.max_overhead)
 
     def _peak_of(self, gm: fx.GraphModule) -> tuple[int, int]:
-        """Exact peak of an inference graph, and what of it is alive at entry."""
+        """Exact peak of an inference graph, and what is alive at entry."""
         peak = self.lowering(StepGraphs(gm, None, len(outputs_of(gm.graph))), None).peak
         return peak.peak_bytes, peak.entry_bytes
 
@@ -286,7 +288,8 @@ class Session:
     def _fit(self, graphs: StepGraphs) -> StepGraphs:
         """Plan within the budget; the unplanned graphs where there is nothing to plan."""
         budget = self.options.memory_budget
-        if budget.to_option() is None or not self.options.enabled("rematerialize"):
+        elsewhere = self.options.bytes_per_element is not None
+        if budget.to_option() is None or elsewhere or not self.options.enabled("rematerialize"):
             return graphs
         with self._named("rematerialize"):
             base = self.lowering(graphs, None)

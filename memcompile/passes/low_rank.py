@@ -106,10 +106,10 @@ def _stream_inference(graph: fx.Graph, tools: Tools, refused: Refusals) -> list[
     pairs = _static(factored(graph), refused)
     order = {node: i for i, node in enumerate(graph.nodes)}
     fused, streamed = _fused(graph, pairs, tools, refused), list[Streamed]()
-    seeds = [*pairs, *_dense_before_attention(graph, pairs)]
-    hills = regions_between_necks(graph, seeds, LEAST_BLOCKS * _block_bytes(pairs))
+    dense = _dense_before_attention(graph, pairs)
+    hills = regions_between_necks(graph, list(pairs), LEAST_BLOCKS * _block_bytes(pairs), dense)
     for found in sorted(hills, key=lambda hill: order[hill.region.nodes[-1]], reverse=True):  # operands are of earlier ones
-        source = source_of(next(node for node in found.region.nodes if node in seeds))
+        source = source_of(next(node for node in found.region.nodes if node in pairs or node in dense))
         try:
             program = _program(found, tools, overwritable(found.region))
             streamed.append(Streamed(replace(found.region, program).name, source, program, found.saved_bytes))

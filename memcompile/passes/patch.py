@@ -64,8 +64,10 @@ def _replace(graph: fx.Graph, network: Network, stage: Stage, compiler: Compile,
     kept = [network.values[index] for index in results(network.problem, stage)]
     returned = {out for out in outputs_of(graph) if isinstance(out, fx.Node)}
     returned |= {base_of(out) for out in returned}
-    strides = {node: _stride(node, network, node in returned) for node in kept}
-    program, operands = program_of(network, stage, strides)
+    stored = {
+        value for value, operator in zip(network.values, network.problem.operators, strict=True) if operator.kind != "input"
+    }
+    program, operands = program_of(network, stage, lambda node: _stride(node, network, node in stored - returned))
     program = PROGRAMS.add(program)
     program.compile(compiler, dry=dry)
     inside = _own(network, stage, kept)
@@ -129,11 +131,9 @@ def _move(nodes: list[fx.Node], after: fx.Node) -> None:
         after = node
 
 
-def _stride(node: fx.Node, network: Network, returned: bool) -> tuple[int, ...]:
-    """Results that stay inside lie channels last, as convolutions take them."""
+def _stride(node: fx.Node, network: Network, inner: bool) -> tuple[int, ...]:
+    """Images that stay inside lie channels last, as convolutions take them; what comes from outside, or leaves, as it is."""
     value = node.meta["val"]
-    if not isinstance(value, torch.Tensor):
-        return ()
-    if not returned and network.planes.get(node) == Plane(2, 3) and value.dim() == 4:
+    if inner and network.planes.get(node) == Plane(2, 3) and value.dim() == 4:
         return channels_last(value.shape)
-    return tuple(value.stride()) if returned else contiguous_strides(tuple(value.shape))
+    return contiguous_strides(tuple(value.shape)) if inner else tuple(value.stride())

@@ -75,7 +75,7 @@ def tile(gm: fx.GraphModule, wish: Wish, tools: Tools, bytes_per_element: int | 
     if network is None:
         return None
     if bytes_per_element is not None:
-        solution = plan(network.problem, limit_bytes=wish.room_bytes, max_overhead=_overhead(wish))
+        solution = _plan(network, wish.room_bytes, wish, 0)
         return Tiled(None, (), _report(network, solution, time.perf_counter() - started, bytes_per_element), 0, 0)
     base, entry = tools.peak_of(gm)
     if wish.room_bytes is not None and base <= wish.room_bytes:
@@ -88,10 +88,6 @@ def tile(gm: fx.GraphModule, wish: Wish, tools: Tools, bytes_per_element: int | 
     solution, peak = best
     done, patched = _applied(gm, solution, tools.compiler, tools.dry)
     return Tiled(done, tuple(patched), _report(network, solution, seconds, 0), peak, base)
-
-
-def _overhead(wish: Wish) -> float | None:
-    return wish.max_overhead if wish.room_bytes is None else None
 
 
 def _attempts(

@@ -140,7 +140,7 @@ class _Builder:
         lowered = self.bytes_per_element is None
         outputs = tuple(place[node] for node in values if node in self.returned)
         return Network(
-            Problem(operators, outputs, fixed_lines=lowered, results_apart=lowered),
+            Problem(operators, outputs, over_lines=not lowered, fixed_lines=lowered, results_apart=lowered),
             tuple(values),
             tuple(tuple(inner[node]) for node in values),
             self.found.planes,

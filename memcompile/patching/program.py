@@ -129,12 +129,15 @@ class TileProgram:
             runs[name]([view.of(given) for view in views])
 
 
-def program_of(network: Network, stage: Stage, results: dict[fx.Node, tuple[int, ...]]) -> tuple[TileProgram, list[fx.Node]]:
-    """The program of a tiled stage, and its operands. ``results``: strides of each of its results (not of reductions).
+Strides = Callable[[fx.Node], tuple[int, ...]]
+
+
+def program_of(network: Network, stage: Stage, strides: Strides) -> tuple[TileProgram, list[fx.Node]]:
+    """The program of a tiled stage, and its operands. ``strides``: of operands, and of results other than reductions.
 
     Raises NotLocalError.
     """
-    return _Assembly(Layout(network, stage), results).program(tiles(network.problem, stage))
+    return _Assembly(Layout(network, stage), strides).program(tiles(network.problem, stage))
 
 
 class _Recorder:
@@ -158,8 +161,8 @@ class _Recorder:
 class _Assembly:
     """Puts a program together."""
 
-    def __init__(self, layout: Layout, results: dict[fx.Node, tuple[int, ...]]) -> None:
-        self.layout, self.strides = layout, results
+    def __init__(self, layout: Layout, strides: Strides) -> None:
+        self.layout, self.strides = layout, strides
         self.operands: dict[fx.Node, int] = {}
         self.lines: dict[fx.Node, int] = {}
         self.rows: dict[fx.Node, int] = {}
@@ -197,7 +200,8 @@ class _Assembly:
             (key, (*views, *(View("hoisted", index) for index in hoisted.of(bodies[key])))) for key, views in cut_views
         )
         lines, results = self._line_buffers(), tuple(self._result(*output) for output in self.outputs)
-        operands = tuple(_buffer(node.meta["val"]) for node in self.operands)
+        values = {node: node.meta["val"] for node in self.operands}
+        operands = tuple(Buffer(tuple(value.shape), self.strides(node), value.dtype) for node, value in values.items())
         device = self._device()
         flops = sum(flops_of(part) for index in self.layout.members for part in self.layout.network.inner[index])
         text = repr((operands, results, lines, made, [body.code for body in bodies.values()], list(bodies)))
@@ -253,7 +257,7 @@ class _Assembly:
             whole = (self.count, *shape)
             return Buffer(whole, contiguous_strides(whole), dtype)
         value = node.meta["val"]
-        return Buffer(tuple(value.shape), self.strides[node], value.dtype)
+        return Buffer(tuple(value.shape), self.strides(node), value.dtype)
 
     def _line_buffers(self) -> tuple[Line, ...]:
         found, offset = [], 0
@@ -301,9 +305,7 @@ class _Assembly:
             return contiguous_strides(self._shape(port))
         if port.kind in ("kept", "keep"):
             return _line_strides(self._line_shape(port.node), self.layout.network.planes[port.node])
-        if port.kind in ("result", "history"):
-            return self.strides[port.node]
-        return tuple(port.node.meta["val"].stride())
+        return self.strides(port.node)
 
 
 def _hoisted_view(index: int) -> View:
@@ -312,10 +314,6 @@ def _hoisted_view(index: int) -> View:
 
 def _size(port: Port) -> tuple[int, ...] | None:
     return None if port.rectangle is None else tuple(end - begin for begin, end in port.rectangle)
-
-
-def _buffer(value: Tensor) -> Buffer:
-    return Buffer(tuple(value.shape), tuple(value.stride()), value.dtype)
 
 
 def _line_strides(shape: tuple[int, ...], plane: Plane) -> tuple[int, ...]:

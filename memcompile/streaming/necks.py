@@ -32,12 +32,15 @@ class Found:
     saved_bytes: int
 
 
-def regions_between_necks(graph: fx.Graph, seeds: Collection[fx.Node], least_bytes: int) -> list[Found]:
-    """Disjoint regions around ``seeds``, each the finest there is, that save ``least_bytes`` or more."""
+def regions_between_necks(
+    graph: fx.Graph, seeds: Collection[fx.Node], least_bytes: int, coarse: Collection[fx.Node] = ()
+) -> list[Found]:
+    """Disjoint regions around ``seeds``, each the finest there is, that save ``least_bytes`` or more; around ``coarse``, only
+    of items of a batch."""
     found: list[Found] = []
     taken: set[fx.Node] = set()
     for finest in (True, False):
-        for seed in seeds:
+        for seed in seeds if finest else (*seeds, *coarse):
             if seed in taken:
                 continue
             for rows, total in possible_rows(graph, seed, finest):
