@@ -299,6 +299,26 @@ def test_a_factored_layer_beside_a_dense_one():
     assert tiles(step)
 
 
+def test_dense_attention_beside_factored_layers_runs_item_by_item():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out, self.ffn = nn.Linear(32, 96), nn.Linear(32, 32), FeedForward(32, 192, 8)
+
+        def forward(self, x):
+            batch, length, width = x.shape
+            q, k, v = self.qkv(x).view(batch, length, 3, 4, width // 4).permute(2, 0, 3, 1, 4)
+            seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+            return self.ffn(x + self.out(seen))
+
+    torch.manual_seed(0)
+    model, x = Block().eval(), torch.randn(ROWS)
+    with torch.no_grad():
+        step = compiled(model)
+        torch.testing.assert_close(step(x), model(x), rtol=1e-5, atol=1e-5)
+    assert any(row.why.startswith(f"{ROWS[0]} blocks of 1 rows") for row in tiles(step))
+
+
 TRITON = """
 import torch, memcompile
 from tests.test_low_rank_streaming import compiled, network, tiles

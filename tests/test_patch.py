@@ -173,6 +173,16 @@ def test_a_dry_run_counts_as_a_microcontroller() -> None:
     assert graph.patch.peak_bytes < graph.patch.base_peak_bytes / 2 and graph.patch.overhead <= 0.2
 
 
+def test_a_microcontroller_that_is_too_small_is_told_what_it_takes() -> None:
+    model, x = _made()
+    with torch.no_grad(), pytest.raises(BudgetInfeasibleError) as caught:
+        memcompile.plan(model, x, options={"memory_budget": "1KiB", "bytes_per_element": 1})
+    floor = caught.value.floor_bytes
+    with torch.no_grad():
+        report = memcompile.plan(*_made(), options={"memory_budget": floor, "bytes_per_element": 1})
+    assert report.graphs[0].patch is not None and report.graphs[0].patch.peak_bytes <= floor
+
+
 @pytest.mark.parametrize("value", [-0.1, "little", True])
 def test_an_overhead_is_a_share(value: object) -> None:
     with pytest.raises(InvalidOptionError, match="max_overhead"):
