@@ -76,6 +76,7 @@ PLACES = (
         "which kernels may be fused",
         members=("can_fuse_horizontal", "can_fuse_vertical"),
     ),
+    Place("torch._inductor.inductor_prims", "force_stride_order", "gives a sum of images a buffer"),
     Place("torch._inductor.virtualized", "V", "the graph being lowered", members=("set_choices_handler",)),
     Place(
         "torch._inductor.graph",

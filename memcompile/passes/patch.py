@@ -15,6 +15,7 @@ from operator import getitem
 import torch
 from torch import fx
 
+from memcompile.codegen.stored import STORED
 from memcompile.fxutil import base_of, outputs_of, source_of
 from memcompile.passes.output_strides import keep_strides, output_strides
 from memcompile.patching.bodies import add_call
@@ -51,6 +52,7 @@ def apply(gm: fx.GraphModule, network: Network, solution: Solution, compiler: Co
     for stage in reversed(solution.stages):  # the last first: earlier ones are still there to be read
         if stage.kind != "layerwise":
             made.append(_replace(gm.graph, network, stage, compiler, dry))
+    _store_sums(gm.graph, network)
     images = [node for node in gm.graph.find_nodes(op="placeholder") if isinstance(node.meta.get("val"), torch.Tensor)]
     as_products(gm.graph, functools.partial(add_call, gm.graph, images[0].meta["val"].fake_mode))
     gm.graph.eliminate_dead_code()
@@ -58,6 +60,23 @@ def apply(gm: fx.GraphModule, network: Network, solution: Solution, compiler: Co
     gm.graph.lint()
     gm.recompile()
     return made[::-1]
+
+
+def _store_sums(graph: fx.Graph, network: Network) -> None:
+    """Sums of images that are read more than once become one image: Inductor would keep both addends for its readers."""
+    there = set(graph.nodes)
+    for index, node in enumerate(network.values):
+        operator = network.problem.operators[index]
+        images = [read for read in operator.reads if network.problem.operators[read.source].height > 1]
+        if node not in there or operator.kind != "local" or len(images) < 2 or len(node.users) < 2:
+            continue
+        value = node.meta["val"]
+        if network.planes.get(node) == Plane(2, 3) and value.dim() == 4:
+            with graph.inserting_after(node):
+                stored = graph.call_function(STORED, (node, list(channels_last(value.shape))))
+            stored.meta = dict(node.meta)
+            node.replace_all_uses_with(stored)
+            stored.update_arg(0, node)
 
 
 def _replace(graph: fx.Graph, network: Network, stage: Stage, compiler: Compile, dry: bool) -> Patched:

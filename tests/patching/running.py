@@ -25,6 +25,7 @@ class Ran:
     results: tuple[Tensor, ...] = ()
     network: Network | None = None
     patched: list[Patched] = field(default_factory=list)
+    module: fx.GraphModule | None = None
 
 
 def network(module: nn.Module, *inputs: Tensor) -> Network:
@@ -45,7 +46,7 @@ def run(module: nn.Module, choose: Callable[[Network], tuple[Stage, ...]], *inpu
     ran = Ran()
 
     def compiler(gm: fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
-        ran.network = network_of(gm.graph)
+        ran.module, ran.network = gm, network_of(gm.graph)
         if ran.network is None:
             return gm.forward
         ran.patched = apply(gm, ran.network, Solution(choose(ran.network), 0, 0, 0, 0), interpret)
