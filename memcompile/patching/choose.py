@@ -121,6 +121,8 @@ def _plan(network: Network, target: int | None, wish: Wish, run_macs: int) -> So
     """Within the target the fastest, or the smallest there is; without one the fastest near the smallest."""
     if target is None:
         smallest = plan(network.problem, max_overhead=wish.max_overhead)
+        if not run_macs:
+            return smallest
         faster = plan(network.problem, limit_bytes=int(SLACK * smallest.peak_bytes), run_macs=run_macs)
         return faster if faster.overhead <= max(smallest.overhead, wish.max_overhead or 0.0) else smallest
     try:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from operator import getitem
 
+import torch
 from torch import fx
 
 from memcompile.cost import flops_of, numel
@@ -30,6 +32,8 @@ from memcompile.patching.planes import (
 from memcompile.patching.rules import REDUCTIONS, reduced_axes
 from memcompile.solvers.tiling.problem import Kind, Operator, Problem, Reach, Read
 
+SMALL = 1 << 16
+"""Elements of a value without pixels that is made for each of its readers."""
 _LIBRARY = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm"})
 _WINDOWED = _LIBRARY | {"_low_memory_max_pool_with_offsets", "max_pool2d_with_indices", "avg_pool2d"}
 """Operators that read their source more than once: it is stored."""
@@ -81,6 +85,7 @@ class _Analysis:
         self.reads: dict[fx.Node, Reads] = {}
         self.kinds: dict[fx.Node, Kind] = dict.fromkeys(self.planes, "input")
         self.refused: dict[fx.Node, str] = {}
+        self.flat: set[fx.Node] = set()
         for node in graph.nodes:
             if node.op == "call_function" and any(source in self.kinds for source in node.all_input_nodes):
                 self._visit(node)
@@ -89,6 +94,8 @@ class _Analysis:
         """``kinds`` holds what depends on an image."""
         try:
             if all(source not in self.planes for source in node.all_input_nodes if source in self.kinds):
+                if _is_small(node):
+                    self.flat.add(node)
                 raise NotLocalError("no pixels are left")
             self.kinds[node] = self._kind(node)
         except NotLocalError as error:
@@ -115,6 +122,12 @@ class _Analysis:
             del self.planes[node]
             raise
         return "local"
+
+
+def _is_small(node: fx.Node) -> bool:
+    """Whether a value without pixels, such as the scale of a normalisation, costs next to nothing to make again."""
+    pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+    return (pointwise or is_view(node) or node.target is getitem) and sum(map(numel, tensors_of(node))) <= SMALL
 
 
 class _Builder:
@@ -157,6 +170,9 @@ class _Builder:
             homes = {home for user in users for home in self.homes.get(user, ())}
             if kinds[node] == "input":
                 self._store(node)
+                continue
+            if node in self.found.flat and node not in self.returned and homes:
+                self.homes[node] = homes
                 continue
             is_tuple = not hasattr(node.meta["val"], "shape")
             own = kinds[node] == "reduction" or any(self._must_store(node, user) for user in users)
@@ -203,7 +219,7 @@ class _Builder:
             return Operator(node.name, "input", height, width, pixel_bytes)
         reads = self._reads(node, inner, place, (height, width))
         macs = sum(flops_of(part) for part in inner) // 2
-        local = all(kinds[part] == "local" for part in inner[:-1]) and kinds[node] != "whole"
+        local = all(kinds[part] == "local" or part in self.found.flat for part in inner[:-1]) and kinds[node] != "whole"
         kind: Kind = kinds[node] if local else "whole"
         return Operator(
             node.name,

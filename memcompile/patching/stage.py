@@ -185,7 +185,7 @@ class _Tile:
         """Widen what is needed of a node's operands among ``inner``."""
         spans = self.spans[node]
         for source, reads in self.network.reads[node].items():
-            if source not in inner:
+            if source not in inner or source not in self.network.reads:  # what has no pixels comes from outside
                 continue
             plane = self.planes.get(source, Plane(None, None))
             size = extents(shape_of(source), plane)
@@ -200,6 +200,8 @@ class _Tile:
         inner = self.network.inner[index]
         self.spans = dict.fromkeys(inner, rectangle)
         for part in inner[:-1]:
+            if part not in self.network.reads:
+                continue
             self.node = part
             self.spans.update(dict.fromkeys((s for s in part.all_input_nodes if s in self.planes), rectangle))
             self.scope[part] = rule_of(part).emit(part, self)

@@ -17,7 +17,7 @@ from memcompile.solvers.tiling.problem import StageKind
 from memcompile.solvers.tiling.ranges import Limits, reachable, tiled_ranges
 from memcompile.solvers.tiling.sweep import Ints
 
-MOST_CUTS = 64
+MOST_CUTS = 128
 """Cuts at which tiled stages may begin and end: of more, the one that fewest bytes cross in each of as many parts."""
 LONGEST = 128
 """Operators in a tiled stage."""
