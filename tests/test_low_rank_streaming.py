@@ -18,7 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import memcompile
+from memcompile.dryrun import captured
 from memcompile.errors import PassError
+from memcompile.passes.low_rank import _dense_before_attention, factored
 from memcompile.runtime.measure import measure_peak
 from memcompile.streaming.program import PROGRAMS
 from tests.steps import QUICK
@@ -299,15 +301,16 @@ def test_a_factored_layer_beside_a_dense_one():
     assert tiles(step)
 
 
-def test_dense_attention_beside_factored_layers_runs_item_by_item():
+def test_dense_queries_keys_and_values_beside_factored_layers_are_seeds():
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
-            self.qkv, self.out, self.ffn = nn.Linear(32, 96), nn.Linear(32, 32), FeedForward(32, 192, 8)
+            self.q, self.k, self.v, self.out = (nn.Linear(32, 32) for _ in range(4))
+            self.ffn = FeedForward(32, 192, 8)
 
         def forward(self, x):
             batch, length, width = x.shape
-            q, k, v = self.qkv(x).view(batch, length, 3, 4, width // 4).permute(2, 0, 3, 1, 4)
+            q, k, v = (layer(x).view(batch, length, 4, 8).transpose(1, 2) for layer in (self.q, self.k, self.v))
             seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
             return self.ffn(x + self.out(seen))
 
@@ -316,7 +319,9 @@ def test_dense_attention_beside_factored_layers_runs_item_by_item():
     with torch.no_grad():
         step = compiled(model)
         torch.testing.assert_close(step(x), model(x), rtol=1e-5, atol=1e-5)
-    assert any(row.why.startswith(f"{ROWS[0]} blocks of 1 rows") for row in tiles(step))
+    graph = captured(model, {}, args=(x,), training=False)[0].forward.graph
+    assert len(_dense_before_attention(graph, factored(graph))) == 3
+    assert not _dense_before_attention(graph, {})
 
 
 TRITON = """

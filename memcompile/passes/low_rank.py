@@ -18,7 +18,7 @@ from torch import fx
 
 from memcompile.codegen.fused import FUSED_RANK, fused_refusal
 from memcompile.errors import KernelRefusedError
-from memcompile.fxutil import op_name, source_of
+from memcompile.fxutil import is_view, op_name, source_of
 from memcompile.options import LowRankKernel
 from memcompile.passes.canonical import canonicalise
 from memcompile.passes.rewriting import Refused, Rewrite
@@ -124,7 +124,7 @@ def _dense_before_attention(graph: fx.Graph, pairs: Collection[fx.Node]) -> list
     found: list[fx.Node] = []
     for node in graph.nodes if pairs else ():
         for source in node.all_input_nodes if "attention" in op_name(node) else ():
-            while op_name(source) in _LINEAR and source.all_input_nodes:
+            while (op_name(source) in _LINEAR or is_view(source)) and source.all_input_nodes:
                 source = source.all_input_nodes[0]
             if op_name(source) in _PRODUCTS and source not in pairs and source not in found:
                 found.append(source)

@@ -92,13 +92,13 @@ def _replace(graph: fx.Graph, network: Network, stage: Stage, compiler: Compile,
     inside = _own(network, stage, kept)
     order = [node for node in graph.nodes if node in inside]
     source = {k: v for k, v in network.values[stage.last - 1].meta.items() if k == "stack_trace"}
-    late = waiting(order, operands)
-    with graph.inserting_before(order[-1].next):
+    late, behind = waiting(order, operands), order[-1].next
+    with graph.inserting_before(behind):
         node = graph.call_function(torch.ops.memcompile.stream_rows.default, (program.key, operands))
         with network.values[0].meta["val"].fake_mode:
             node.meta = {**source, "val": [empty(buffer, program.device) for buffer in program.results]}
         _take(graph, node, network, kept, inside)
-    _move(late, after=_last(node))
+    _move(late, after=behind.prev)
     for old in reversed(order):
         if not old.users:
             graph.erase_node(old)
@@ -132,16 +132,6 @@ def _take(graph: fx.Graph, node: fx.Node, network: Network, kept: list[fx.Node],
             merge(graph, old, [part() for _ in parts_of(old)])
         else:
             old.replace_all_uses_with(part(), delete_user_cb=lambda user: user not in inside)
-
-
-def _last(node: fx.Node) -> fx.Node:
-    """The last of the nodes that were put behind a program."""
-    found = node
-    following = {node}
-    while found.next.op == "call_function" and any(s in following for s in found.next.all_input_nodes):
-        found = found.next
-        following.add(found)
-    return found
 
 
 def _move(nodes: list[fx.Node], after: fx.Node) -> None:
