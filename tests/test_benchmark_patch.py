@@ -26,7 +26,6 @@ from benchmarks.rows import Setting, read_rows
 from benchmarks.table import between
 from benchmarks.workers import WayFailedError
 from memcompile.errors import MemcompileError
-from memcompile.options import OPTION_NAMES
 
 SETTING = Setting("cpu", 2, "2.13.0", "abc")
 CHOSEN = patch.Chosen("cpu", 1, torch.float32, 2, overheads=(0.1,), shares=(0.5,))
@@ -342,7 +341,6 @@ def test_an_empty_table_can_be_written():
     assert table([]) == ""
 
 
-@pytest.mark.skipif("bytes_per_element" not in OPTION_NAMES, reason="memcompile has no patch pass yet")
 def test_a_small_network_is_planned_in_its_own_bytes():
     """Half the bytes for each number, half the peak, the same work."""
     narrow, wide = (

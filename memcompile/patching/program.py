@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -167,6 +168,7 @@ class _Assembly:
         self.lines: dict[fx.Node, int] = {}
         self.rows: dict[fx.Node, int] = {}
         self.outputs: list[tuple[fx.Node, int]] = []
+        self.parts: Counter[tuple[fx.Node, int]] = Counter()
         for node in layout.results:
             count = len(parts_of(node)) if self._is_part(node) else 1
             self.outputs += [(node, number) for number in range(count)]
@@ -181,17 +183,15 @@ class _Assembly:
                 node = self.layout.network.values[index]
                 self.lines.setdefault(node, len(self.lines))
                 self.rows[node] = max(self.rows.get(node, 0), span[1] - span[0])
-        self.count = len(cuts)
         bodies: dict[str, fx.GraphModule] = {}
         cut_views: list[tuple[str, list[View]]] = []
-        for number, cut in enumerate(cuts):
+        for cut in cuts:
             if not cut.made:
                 continue
-            key = self._key(cut)
+            key, ports = self._record(cut)
             if key not in bodies:
-                bodies[key] = self._body(cut)
-            views = [self._view(port, number) for port in self._ports(cut)]
-            cut_views.append((key, views))
+                bodies[key] = self._body(cut, ports)
+            cut_views.append((key, [self._view(port) for port in ports]))
         hoisted = Hoisted(list(self.operands))
         if self._device().type == "cpu":
             for body in bodies.values():
@@ -213,27 +213,24 @@ class _Assembly:
         image: Tensor = self.layout.network.values[0].meta["val"]
         return image.device
 
-    def _record(self, cut: Any) -> tuple[list[Any], list[Port]]:
+    def _record(self, cut: Any) -> tuple[str, list[Port]]:
+        """What names the body of a tile, and its ports: what is read, then what is written."""
         recorder = _Recorder()
         ports = self.layout.run(cut, recorder, lambda port: (port.kind, port.node.name, _size(port)))
-        recorder.notes += [(port.kind, port.node.name, _size(port), port.index) for port in ports]
-        return recorder.notes, ports
+        notes = [*recorder.notes, *((port.kind, port.node.name, _size(port), port.index) for port in ports)]
+        key = hashlib.sha256(repr(notes).encode()).hexdigest()[:12]
+        return key, sorted(ports, key=lambda port: port.kind in ("result", "keep", "part"))
 
-    def _key(self, cut: Any) -> str:
-        return hashlib.sha256(repr(self._record(cut)[0]).encode()).hexdigest()[:12]
-
-    def _ports(self, cut: Any) -> list[Port]:
-        """What is read, then what is written."""
-        return sorted(self._record(cut)[1], key=lambda port: port.kind in ("result", "keep", "part"))
-
-    def _view(self, port: Port, number: int) -> View:
+    def _view(self, port: Port) -> View:
         """A tile's part of a tensor."""
         node = port.node
         if port.kind == "operand":
             index = self.operands.setdefault(node, len(self.operands))
             return View("operand", index, self._cuts(node, port.rectangle))
         if port.kind == "part":
-            return View("result", self.outputs.index((node, port.index)), ((0, number, 1),))
+            output = node, port.index
+            self.parts[output] += 1  # a tile without a share of the pixels leaves no part
+            return View("result", self.outputs.index(output), ((0, self.parts[output] - 1, 1),))
         if port.kind in ("result", "history"):
             return View("result", self.outputs.index((node, 0)), self._cuts(node, port.rectangle))
         assert port.rectangle is not None
@@ -254,7 +251,7 @@ class _Assembly:
     def _result(self, node: fx.Node, number: int) -> Buffer:
         if self._is_part(node):
             shape, dtype = parts_of(node)[number]
-            whole = (self.count, *shape)
+            whole = (self.parts[node, number], *shape)
             return Buffer(whole, contiguous_strides(whole), dtype)
         value = node.meta["val"]
         return Buffer(tuple(value.shape), self.strides(node), value.dtype)
@@ -278,10 +275,9 @@ class _Assembly:
         shape[plane.rows] = self.rows[node]
         return tuple(shape)
 
-    def _body(self, cut: Any) -> fx.GraphModule:
+    def _body(self, cut: Any, ports: Sequence[Port]) -> fx.GraphModule:
         """The graph of one tile: inputs are its ports, the written ones behind; returns nothing."""
         body = Body()
-        ports = self._ports(cut)
         nodes = {
             (port.kind, port.node, port.index): body.placeholder(self._shape(port), self._stride(port), port) for port in ports
         }

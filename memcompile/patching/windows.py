@@ -33,18 +33,8 @@ class Windows:
         return (self.size - 1) * self.dilation + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Transposed:
+class Transposed(Windows):
     """One axis of a transposed convolution: index i of the source adds to ``i * stride - padding`` and what follows."""
-
-    size: int
-    stride: int
-    padding: int
-    dilation: int
-
-    @property
-    def reach(self) -> int:
-        return (self.size - 1) * self.dilation + 1
 
     def reads(self, extent: int) -> Reach:
         """What index i of the result gets something from."""
@@ -61,7 +51,7 @@ def is_transposed(node: fx.Node) -> bool:
     return bool(_argument(node, 6, False))
 
 
-def _convolution_axes(node: fx.Node) -> tuple[Windows | Transposed, Windows | Transposed]:
+def _convolution_axes(node: fx.Node) -> tuple[Windows, Windows]:
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
     sizes = shape_of(weight)[2:]
@@ -80,7 +70,7 @@ def _pool_axes(node: fx.Node) -> tuple[Windows, Windows]:
     return rows, columns
 
 
-def _reads(node: fx.Node, axes: Sequence[Windows | Transposed]) -> tuple[Reach, Reach]:
+def _reads(node: fx.Node, axes: Sequence[Windows]) -> tuple[Reach, Reach]:
     found = []
     for axis, windows in enumerate(axes):
         extent = shape_of(node)[2 + axis]
