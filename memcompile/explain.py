@@ -23,6 +23,7 @@ from memcompile.report.data import (
     Report,
     TimelinePoint,
 )
+from memcompile.explain_swap import swap_report
 from memcompile.report.patched import how_text, patch_summary
 from memcompile.streaming.source import source_text
 from memcompile.units import format_bytes
@@ -111,12 +112,13 @@ def _planned(outcome: Outcome, outside: int) -> dict[str, Any]:
     summary = (
         f"{len(rows)} storages recomputed ({solution.status}, bound {_percent(solution.lower_bound_seconds, base_seconds)})"
     )
+    swap = swap_report(outcome, outside)
     done = PassReport(
         name="rematerialize",
         peak_before_bytes=outcome.base.peak.peak_bytes + outside,
-        peak_after_bytes=outcome.final.peak.peak_bytes + outside,
+        peak_after_bytes=outcome.final.peak.peak_bytes + outside if swap is None else swap.done.peak_before_bytes,
         seconds_before=base_seconds,
-        seconds_after=base_seconds + solution.extra_seconds,
+        seconds_after=base_seconds + solution.extra_seconds if swap is None else swap.done.seconds_before,
         compile_seconds=outcome.plan_seconds + outcome.lower_seconds,
         summary=summary,
     )
@@ -126,8 +128,8 @@ def _planned(outcome: Outcome, outside: int) -> dict[str, Any]:
         "base_seconds": base_seconds,
         "status": solution.status,
         "solver": solution.method,
-        "passes": (done,),
-        "decisions": (*_decisions(rows), *_refusals(outcome)),
+        "passes": (done,) if swap is None else (done, swap.done),
+        "decisions": (*_decisions(rows), *(() if swap is None else swap.decisions), *_refusals(outcome)),
         "plan": {
             "schedule": [problem.ops[op].name for op in solution.schedule.sequence],
             "backward_starts_at": solution.schedule.split,
@@ -139,6 +141,7 @@ def _planned(outcome: Outcome, outside: int) -> dict[str, Any]:
             "lower_seconds": outcome.lower_seconds,
             "ops": len(problem.ops),
             "storages": len(problem.storages),
+            **({} if swap is None else swap.plan),
         },
     }
 

@@ -8,7 +8,8 @@
     fits? then nothing is changed
     else gather facts                          facts.py, cost.py
     run early what frees memory                passes/reorder.py
-    plan within a target                       passes/rematerialize.py, solvers/
+    plan within a target: keep, recompute      passes/rematerialize.py, solvers/
+    or move                                    passes/swap.py, solvers/moves.py
     what will be one kernel? if it breaks the
     target, plan again, or keep loops apart    calibrate.py
     write the plan down as a joint graph       passes/rematerialize.py
@@ -34,7 +35,7 @@ from memcompile.codegen.trace import GraphTrace, StepPeak, step_peak
 from memcompile.cost import CostModel
 from memcompile.facts import Facts, StepGraphs, gather_facts
 from memcompile.logs import get_logger
-from memcompile.passes import rematerialize
+from memcompile.passes import rematerialize, swap
 from memcompile.passes.reorder import reordered
 from memcompile.solvers.problem import InfeasibleError, Schedule, Solution
 from memcompile.verify import verify
@@ -92,6 +93,9 @@ class Attempt:
         return self.solution.extra_seconds <= 0.01 * self.facts.problem.total_seconds
 
 
+NO_TIERS = swap.Tiers()
+
+
 @dataclass(slots=True)
 class Outcome:
     """What became of one graph. ``chosen`` is None when the step fits as it is (or no budget was named).
@@ -101,6 +105,7 @@ class Outcome:
 
     base: Lowered
     budget_bytes: int | None
+    tiers: swap.Tiers = NO_TIERS
     facts: Facts | None = None
     attempts: list[Attempt] = field(default_factory=list)
     chosen: Attempt | None = None
@@ -186,13 +191,15 @@ def fit(
     time_limit_s: float,
     lowering: Lowering = lower_graphs,
     trust: bool = False,
+    tiers: swap.Tiers = NO_TIERS,
 ) -> Outcome:
     """Make a lowered step keep ``budget_bytes``, at the least time that the planner finds.
 
     Returns the best attempt even when none keeps the budget: the caller raises or takes it (``Outcome.fits``). ``trust``: take
-    a plan that fits by the model without lowering it; the caller compares what it then takes (``Outcome.settle``).
+    a plan that fits by the model without lowering it; the caller compares what it then takes (``Outcome.settle``). ``tiers``:
+    where storages may move.
     """
-    outcome = Outcome(base, budget_bytes)
+    outcome = Outcome(base, budget_bytes, tiers=tiers)
     if budget_bytes is None or base.peak.peak_bytes <= budget_bytes:
         return outcome
     start = time.perf_counter()
@@ -247,7 +254,8 @@ def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, l
     if (known := fused(facts, solution.schedule, max(target, solution.peak_bytes))) is not facts:
         facts, left_s = known, time_limit_s - (time.perf_counter() - start)
         solution, at_floor = _planned(outcome, facts, target, max(LEAST_S, left_s))
-    joint = rematerialize.apply(facts, solution.schedule, crowded(facts, solution.schedule, max(target, solution.peak_bytes)))
+    apart = crowded(facts, solution.schedule, max(target, solution.peak_bytes))
+    joint = rematerialize.apply(facts, solution.schedule, apart, outcome.tiers.mover)
     planned = time.perf_counter()
     graphs = extract(joint, facts.graphs)
     verify(facts, solution, joint, graphs)
@@ -270,7 +278,7 @@ def _planned(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -
     """A plan within ``target``; the smallest one, and True, where there is none."""
     outcome.facts = facts
     try:
-        return rematerialize.plan(facts, target, time_limit_s), False
+        return swap.plan(facts, target, time_limit_s, outcome.tiers.links), False
     except InfeasibleError as infeasible:
         outcome.lower_bound_bytes = infeasible.lower_bound_bytes
         return infeasible.floor, True

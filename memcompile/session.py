@@ -37,6 +37,7 @@ from memcompile.passes.allocate import ArenaPlan
 from memcompile.passes.inverted import Inverted
 from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
 from memcompile.passes.patch import Compile
+from memcompile.passes.swap import Tiers
 from memcompile.patching.choose import Tiled, Wish, tile
 from memcompile.patching.choose import Tools as TileTools
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
@@ -92,6 +93,7 @@ class Session:
         other = "it runs between the forward and the backward of another graph" if ledger.chain() else ""
         self.placing = Placing(device, options.arena, other)
         self.low_rank, self.dry = LowRank(), lowering is not None
+        self.tiers = self._tiers()
         self.tiled: Tiled | None = None
         self.inverted = Inverted()
         self.unplanned_bytes: int | None = None  # peak of a network of images before it was rewritten
@@ -164,6 +166,9 @@ class Session:
         entry = GraphEntry(self._profile(peak), report, tuple(weakref.ref(t) for t in self._owned()), self.capture.code)
         self.ledger.add(entry)
         return entry
+
+    def _tiers(self) -> Tiers:
+        return Tiers()
 
     def _partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
@@ -310,10 +315,11 @@ class Session:
         """Plan within ``room_bytes``, less what graphs after a graph break may need, where that can be spared."""
         reserve = self._reserve_bytes(base.peak)
         costs, limit_s = (lambda: CostModel(device_model(self.device))), self.options.solver_time_limit_s
-        outcome = fit(base, max(1, room_bytes - reserve), costs, limit_s, self.lowering, self.trust)
-        if outcome.fits or not reserve:
-            return outcome
-        return fit(base, room_bytes, costs, limit_s, self.lowering, self.trust)
+        plan = functools.partial(
+            fit, base, costs=costs, time_limit_s=limit_s, lowering=self.lowering, trust=self.trust, tiers=self.tiers
+        )
+        outcome = plan(max(1, room_bytes - reserve))
+        return outcome if outcome.fits or not reserve else plan(room_bytes)
 
     def _reserve_bytes(self, peak: StepPeak) -> int:
         """Room for the graphs that follow a graph break."""
@@ -373,6 +379,8 @@ class CompiledGraph:
         tiled = () if session.tiled is None else session.tiled.patched
         streamed = (*session.low_rank.streamed, *session.inverted.blocks)
         self.programs = [*(s.program for s in streamed), *(p.program for p in tiled)]  # and these by key
+        chosen = None if session.outcome is None else session.outcome.chosen
+        self.moved = () if chosen is None else chosen.joint.moved  # and these too
         self.variants: dict[tuple[bool, bool], Callable[..., Any]] = {(accumulates, self.tangents_held): function}
         self.planned = session.outcome is not None and session.outcome.budget_bytes is not None
         self.parameters = [weakref.ref(t) for t in session.tensors if t.is_leaf and t.requires_grad] if self.planned else []
@@ -400,4 +408,5 @@ class CompiledGraph:
             variant = again.compile()
             self.variants[key] = variant.function
             self.arenas += variant.arenas
+            self.moved += variant.moved
         return self.variants[key]

@@ -16,6 +16,8 @@ from torch import fx
 
 from memcompile.facts import Facts, OpFacts, Planned
 from memcompile.fxutil import is_symbol, outputs_of
+from memcompile.passes.moving import Moving, Step
+from memcompile.runtime.swap_ops import Moved, Mover
 from memcompile.solvers.problem import Schedule, Solution
 from memcompile.solvers.solve import solve
 
@@ -65,7 +67,7 @@ class JointGraph:
 
     The first ``num_user_outputs`` outputs are the forward's, the rest are gradients. ``recomputed``: names of inserted nodes.
     ``positions``: (half, node name) -> position in the schedule of the op that the node belongs to. ``apart``: positions of ops
-    that must share no C++ function with others.
+    that must share no C++ function with others. ``moved``: storages that leave for a while; they must live as long as the code.
     """
 
     module: fx.GraphModule
@@ -74,6 +76,7 @@ class JointGraph:
     recomputed: frozenset[str]
     positions: dict[tuple[str, str], int]
     apart: frozenset[int] = frozenset()
+    moved: tuple[Moved, ...] = ()
 
     def planned(self) -> Planned:
         """What lowering must keep."""
@@ -81,9 +84,10 @@ class JointGraph:
         return Planned(self.recomputed, frozenset(name for _, name in self.positions), frozenset(apart))
 
 
-def apply(facts: Facts, schedule: Schedule, apart: Collection[int] = ()) -> JointGraph:
-    """Write a schedule down as a joint graph with the same inputs and outputs. ``apart``: positions in the schedule."""
-    return replace(_Writer(facts).write(schedule), apart=frozenset(apart))
+def apply(facts: Facts, schedule: Schedule, apart: Collection[int] = (), mover: Mover | None = None) -> JointGraph:
+    """Write a schedule down as a joint graph with the same inputs and outputs. ``apart``: positions in the schedule.
+    ``mover``: what runs its moves; None where nothing runs."""
+    return replace(_Writer(facts, Moving(schedule.moves, facts.storage_nodes, mover)).write(schedule), apart=frozenset(apart))
 
 
 @dataclass(slots=True)
@@ -97,6 +101,7 @@ class _Instance:
 @dataclass(slots=True)
 class _Writer:
     facts: Facts
+    moving: Moving
     graph: fx.Graph = field(default_factory=fx.Graph)
     placeholders: dict[str, fx.Node] = field(default_factory=dict)
     instances: dict[fx.Node, _Instance] = field(default_factory=dict)
@@ -119,7 +124,9 @@ class _Writer:
         for position, op in enumerate(schedule.sequence):
             if position == schedule.split:
                 self._enter_backward(graphs.forward.graph)
+            self._move(self.moving.before(position))
             self._run(self.facts.ops[op], position)
+            self._move(self.moving.after(position))
         if schedule.split >= len(schedule.sequence):
             self._enter_backward(graphs.forward.graph)
         self._close()
@@ -129,6 +136,7 @@ class _Writer:
             graphs.num_user_outputs,
             frozenset(self.recomputed),
             self.positions,
+            moved=tuple(self.moving.all_moved),
         )
 
     def _open(self, graph: fx.Graph) -> None:
@@ -164,6 +172,15 @@ class _Writer:
             self.instances[node] = _Instance(new, self.stamp)
             self.stamps.clear()
             self.positions["backward" if self.in_backward else "forward", new.name] = position
+
+    def _move(self, steps: Iterator[tuple[fx.Node, Step]]) -> None:
+        """Steps of moves; what comes back is a new instance of its storage."""
+        for node, step in steps:
+            new = step(self.graph, self.instances[node].node)
+            if new is not None:
+                self.stamp += 1
+                self.instances[node] = _Instance(new, self.stamp)
+                self.stamps.clear()
 
     def _copy(self, node: fx.Node) -> fx.Node:
         recomputed = (self.in_backward and node.graph is self.facts.graphs.forward.graph) or node in self.instances

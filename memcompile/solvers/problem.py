@@ -69,8 +69,27 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """An instance of ``storage`` leaves fast memory for a while. Positions are those of a schedule's executions.
+
+    It is copied to the tier after execution ``out``, its last reader so far (or its writer); its memory is free from execution
+    ``gone`` on, taken again from execution ``back`` on, and holds it again before execution ``need`` reads it. ``link``: which
+    of the tiers. ``copied``: an earlier move of the same instance left a copy there, nothing is written.
+    """
+
+    storage: int
+    size_bytes: int
+    out: int
+    gone: int
+    back: int
+    need: int
+    link: int = 0
+    copied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
-    """Op indices in execution order; ``split`` is the position where the backward starts.
+    """Op indices in execution order; ``split`` is the position where the backward starts. ``moves``: what leaves for a while.
 
     A valid schedule contains every forward op before ``split`` in base order (deferrable ones may be missing there), every
     backward op after it in base order, further executions only of recomputable ops, and every read finds an instance that is
@@ -80,6 +99,7 @@ class Schedule:
 
     sequence: tuple[int, ...]
     split: int
+    moves: tuple[Move, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

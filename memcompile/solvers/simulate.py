@@ -3,7 +3,7 @@
 An execution holds the base bytes, the instances alive before it, its writes and its workspace. An instance dies after its last
 read before the storage is written again; never read, it dies with the execution that wrote it. The first instance of an output
 lives to the end. A write of an ``inplace`` op takes the place of a read of the same size that dies there; each dying read
-serves one write.
+serves one write. What is moved away takes nothing from its execution ``gone`` up to its execution ``back``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memcompile.solvers.problem import Problem, Schedule
+from memcompile.solvers.check_moves import check_moves
+from memcompile.solvers.problem import Move, Problem, Schedule
 
 Ints = NDArray[np.int64]
 
@@ -24,6 +25,13 @@ def alive(begins: Ints, ends: Ints, sizes: Ints, count: int) -> Ints:
     np.add.at(change, begins, sizes)
     np.add.at(change, ends, -sizes)
     return np.cumsum(change)[:count]
+
+
+def absent(moves: tuple[Move, ...], count: int) -> Ints:
+    """Bytes that are moved away during each of ``count`` executions."""
+    gone = np.array([move.gone for move in moves], dtype=np.int64)
+    back = np.array([move.back for move in moves], dtype=np.int64)
+    return alive(gone, back, np.array([move.size_bytes for move in moves], dtype=np.int64), count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,7 @@ class Replay:
         delta -= np.bincount(alive.end + 1, weights=size, minlength=n + 2)
         live = np.cumsum(delta)[:n].astype(np.int64) + self.workspace[sequence] + self.problem.base_bytes
         live -= self._reused(sequence, alive, read_place)
+        live -= absent(schedule.moves, n)
         saved = np.unique(alive.storage[alive.read_instance[self._crossing(alive, schedule.split)]])
         return Timeline(
             peak_bytes=int(live.max()) if n else self.problem.base_bytes,
@@ -160,6 +169,8 @@ class Replay:
         ended = np.cumsum(np.bincount(alive.end + 1, weights=size, minlength=n + 2))
         reused = np.concatenate([[0], np.cumsum(self._reused(sequence, alive, read_place))])
         bytes_: Ints = (started[last] - ended[first]).astype(np.int64) - (reused[last + 1] - reused[first])
+        for move in schedule.moves:
+            bytes_ -= move.size_bytes * ((first >= move.gone) & (last < move.back))
         return bytes_ + self.problem.base_bytes
 
     def extra_seconds(self, schedule: Schedule) -> float:
@@ -233,3 +244,4 @@ def validate(problem: Problem, schedule: Schedule) -> None:
     for p, count in enumerate(runs):
         if not count:
             raise ValueError(f"op {p} ({ops[p].name}) never runs")
+    check_moves(problem, schedule)

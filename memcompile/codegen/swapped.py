@@ -1,0 +1,56 @@
+"""The lowering of moves: how Inductor runs ``memcompile::swap_out`` and the other three (``runtime/swap_ops.py``).
+
+Memory that is taken again is allocated by the lowered code, like every other buffer of it: exact peaks and the arena include
+moves. Private API in use: ``register_lowering``, ``empty_strided`` and ``FallbackKernel`` of Inductor.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from memcompile.runtime.swap_ops import MOVED
+
+SWAP_OPS = frozenset(f"memcompile::{name}" for name in ("swap_out", "swap_out_wait_", "swap_in_", "swap_in_wait_"))
+"""As lowered code calls them."""
+
+
+@functools.cache
+def register_swap() -> None:
+    """Teach Inductor the four operators. The layout that the lowered forward gives a storage is that of its copy."""
+    from torch._inductor.ir import FallbackKernel
+    from torch._inductor.lowering import empty_strided, register_lowering
+
+    ops = torch.ops.memcompile
+
+    @register_lowering(ops.swap_out.default, type_promotion_kind=None)
+    def swap_out(x: Any, key: str) -> Any:
+        x.realize()
+        x.freeze_layout()
+        MOVED[key].stride = tuple(map(int, x.get_stride()))
+        return torch.utils._pytree.tree_map(_boxed, FallbackKernel.create(ops.swap_out.default, x, key))
+
+    @register_lowering(ops.swap_out_wait.default, type_promotion_kind=None)
+    def swap_out_wait(x: Any, ticket: Any, key: str) -> Any:
+        FallbackKernel.create(ops.swap_out_wait_.default, x, ticket, key)
+        return ticket
+
+    @register_lowering(ops.swap_in.default, type_promotion_kind=None)
+    def swap_in(ticket: Any, key: str) -> Any:
+        moved = MOVED[key]
+        y = empty_strided(moved.shape, moved.stride, dtype=moved.dtype, device=moved.device)
+        FallbackKernel.create(ops.swap_in_.default, ticket, y, key)
+        return y
+
+    @register_lowering(ops.swap_in_wait.default, type_promotion_kind=None)
+    def swap_in_wait(y: Any, ticket: Any, key: str) -> Any:
+        FallbackKernel.create(ops.swap_in_wait_.default, y, ticket, key)
+        return y
+
+
+def _boxed(result: Any) -> Any:
+    from torch._inductor.ir import IRNode, TensorBox
+
+    return TensorBox.create(result) if isinstance(result, IRNode) else result

@@ -1,0 +1,189 @@
+"""Swap: the joint planner that keeps, recomputes or moves each storage.
+
+Recomputation alone is planned for several targets between its floor and the unplanned peak; moves bring each of those schedules
+down to the budget (``solvers/moves.py``); the one that takes the least time is taken. A target at the budget is recomputation
+alone, one at the unplanned peak moves alone: by the model, a plan is never slower than either.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from memcompile.facts import Facts
+from memcompile.fxutil import mutated_inputs
+from memcompile.passes import rematerialize
+from memcompile.runtime.swap_ops import Mover
+from memcompile.solvers.moves import Link, Lives, Traffic, plan_moves, traffic
+from memcompile.solvers.problem import InfeasibleError, Move, Schedule, Solution
+from memcompile.solvers.simulate import Replay
+
+SHARES = (0.15, 0.35, 0.6, 0.85)
+"""Targets of recomputation that are tried, between the smallest and the unplanned peak."""
+FLOOR_STEPS = 12
+"""Halvings of the range in which the smallest peak with moves is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """Where storages may move, the fastest first, and who moves them (None in a dry run)."""
+
+    links: tuple[Link, ...] = ()
+    mover: Mover | None = None
+
+
+def plan(facts: Facts, budget_bytes: int, time_limit_s: float, links: tuple[Link, ...]) -> Solution:
+    """The fastest schedule found within ``budget_bytes``, with its moves.
+
+    Raises ``solvers.problem.InfeasibleError`` when there is none.
+    """
+    if not links:
+        return rematerialize.plan(facts, budget_bytes, time_limit_s)
+    return _Search(facts, budget_bytes, links, time.monotonic() + time_limit_s).run()
+
+
+def durations_of(facts: Facts, schedule: Schedule) -> list[float]:
+    """Seconds of each execution."""
+    ops = facts.problem.ops
+    return [ops[p].seconds for p in schedule.sequence]
+
+
+def traffic_of(facts: Facts, schedule: Schedule, links: tuple[Link, ...]) -> Traffic:
+    """What the moves of a schedule cost."""
+    return traffic(schedule.moves, durations_of(facts, schedule), links)
+
+
+@dataclass(frozen=True, slots=True)
+class MovedStorage:
+    """One storage that is moved: how often it comes back, and to which tier it goes."""
+
+    storage: str
+    source: str
+    size_bytes: int
+    times: int
+    tier: str
+    seconds: float
+
+
+def moved_storages(facts: Facts, schedule: Schedule, links: tuple[Link, ...]) -> tuple[MovedStorage, ...]:
+    """What a schedule moves, largest first. ``seconds``: of its transfers, hidden or not."""
+    ops = facts.problem.ops
+    source = {storage: facts.ops[p].source for p, op in enumerate(ops) for storage in op.writes}
+    moves: dict[int, list[Move]] = {}
+    for move in schedule.moves:
+        moves.setdefault(move.storage, []).append(move)
+    rows = []
+    for storage, group in moves.items():
+        link = links[group[0].link]
+        size = group[0].size_bytes
+        writes = sum(not move.copied for move in group)
+        seconds = writes * link.write_s(size) + len(group) * link.read_s(size)
+        rows.append(
+            MovedStorage(facts.problem.storages[storage].name, source[storage], size, len(group), link.name, seconds)
+        )
+    return tuple(sorted(rows, key=lambda row: -row.size_bytes))
+
+
+@dataclass(slots=True)
+class _Search:
+    facts: Facts
+    budget: int
+    links: tuple[Link, ...]
+    deadline: float
+
+    def run(self) -> Solution:
+        began = time.monotonic()
+        replay = Replay(self.facts.problem)
+        movable = movable_storages(self.facts)
+        found: list[Solution] = []
+        tried: list[Schedule] = []
+        for solution in self._recomputed(replay):
+            tried.append(solution.schedule)
+            if solution.peak_bytes <= self.budget:
+                found.append(solution)
+            else:
+                found += self._moved(replay, solution, movable, self.budget)
+        if not found:
+            raise InfeasibleError(self.budget, self._floor(replay, tried, movable), 0)
+        best = min(found, key=lambda solution: solution.extra_seconds)
+        return replace(best, solve_seconds=time.monotonic() - began) if best.schedule.moves else best
+
+    def _recomputed(self, replay: Replay) -> Iterator[Solution]:
+        """Schedules without moves, from the smallest peak to the unplanned one."""
+        left = max(0.5, self.deadline - time.monotonic())
+        try:
+            smallest = rematerialize.plan(self.facts, self.budget, left / 2)
+        except InfeasibleError as infeasible:
+            smallest = infeasible.floor
+        yield smallest
+        if smallest.extra_seconds <= 0:
+            return
+        count = len(self.facts.problem.ops)
+        base = Schedule(tuple(range(count)), self.facts.problem.boundary)
+        top = replay.run(base).peak_bytes
+        low = max(smallest.peak_bytes, self.budget)
+        for index, share in enumerate(SHARES):
+            left = max(0.3, (self.deadline - time.monotonic()) / (len(SHARES) - index))
+            try:
+                yield rematerialize.plan(self.facts, int(low + share * (top - low)), left)
+            except InfeasibleError:
+                continue
+        yield rematerialize.plan(self.facts, top, 0.3)
+
+    def _moved(self, replay: Replay, solution: Solution, movable: list[bool], budget: int) -> list[Solution]:
+        """The same schedule with moves that bring it down to ``budget``, where there are any."""
+        durations = durations_of(self.facts, solution.schedule)
+        moves = plan_moves(Lives.of(replay, solution.schedule, movable), durations, budget, self.links)
+        if moves is None:
+            return []
+        schedule = replace(solution.schedule, moves=moves)
+        extra_s = solution.extra_seconds + traffic(moves, durations, self.links).extra_s
+        peak = replay.run(schedule).peak_bytes
+        method = f"{solution.method} + moves"
+        return [
+            replace(
+                solution,
+                schedule=schedule,
+                peak_bytes=peak,
+                extra_seconds=extra_s,
+                lower_bound_seconds=0.0,
+                status="heuristic",
+                method=method,
+            )
+        ]
+
+    def _floor(self, replay: Replay, tried: list[Schedule], movable: list[bool]) -> Solution:
+        """The smallest peak that moves reach, on any of the schedules."""
+        best: Solution | None = None
+        for schedule in tried:
+            run = replay.run(schedule)
+            plain = Solution(schedule, run.peak_bytes, run.extra_seconds, 0.0, "heuristic", "floor", 0.0)
+            low, high = self.budget, run.peak_bytes
+            smallest = plain
+            for _ in range(FLOOR_STEPS):
+                middle = (low + high) // 2
+                moved = self._moved(replay, plain, movable, middle)
+                low, high = (low, middle) if moved else (middle, high)
+                smallest = moved[0] if moved else smallest
+            if best is None or smallest.peak_bytes < best.peak_bytes:
+                best = smallest
+        assert best is not None
+        return best
+
+
+def movable_storages(facts: Facts) -> list[bool]:
+    """Which storages may leave: those that an op of the step makes, of known size, that nobody writes again."""
+    graphs = (facts.graphs.forward, facts.graphs.backward)
+    mutated = set().union(*(mutated_inputs(module.graph) for module in graphs if module is not None))
+    return [
+        storage.can_save and not storage.is_output and node.op == "call_function" and node not in mutated and _is_static(node)
+        for storage, node in zip(facts.problem.storages, facts.storage_nodes, strict=True)
+    ]
+
+
+def _is_static(node: torch.fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and all(type(length) is int for length in (*value.shape, *value.stride()))
