@@ -216,6 +216,62 @@ class UsageError(MemcompileError):
     """A command line that makes no sense: a script that is not there, a function that returns something else."""
 
 
+class SwapError(MemcompileError):
+    """Base of what goes wrong when tensors move to a slower memory and back."""
+
+
+class TierFullError(SwapError):
+    """A tier of ``swap`` has no room: ``missing_bytes`` more would do. ``where``: which tier; ``reason``: what is full."""
+
+    def __init__(self, where: str, missing_bytes: int, reason: str) -> None:
+        self.where = where
+        self.missing_bytes = missing_bytes
+        self.reason = reason
+        super().__init__(
+            f"{where}: {reason}; {format_bytes(missing_bytes)} ({missing_bytes} bytes) are missing. Give the tier more room "
+            "(swap={'host': '16GiB', 'disk': '/scratch:64GiB'}), free space there, choose another directory, or raise "
+            "memory_budget so that less is moved."
+        )
+
+
+class TierUnavailableError(SwapError):
+    """A tier of ``swap`` that cannot be used: a directory that is missing or read-only, a failing disk, no GPU."""
+
+    def __init__(self, where: str, reason: str, fix: str) -> None:
+        self.where = where
+        self.reason = reason
+        super().__init__(f"{where} cannot be used: {reason.rstrip('.')}. {fix}")
+
+
+class SwapCorruptedError(SwapError):
+    """What came back from a slower memory is not what was written there. The step must not go on with it."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        self.where = where
+        self.reason = reason
+        super().__init__(
+            f"{where}: {reason}. The bytes that come back are not those that were written, so the step was stopped. Check the "
+            "disk, choose a directory on another one (swap={'disk': '/scratch'}), and start again from the last checkpoint."
+        )
+
+
+class SwapLayoutError(SwapError):
+    """A tensor that cannot be moved as plain bytes, or that does not fit what was moved."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}. Swap dense tensors only, and read them back into one of the same bytes and strides.")
+
+
+class SwapTicketError(SwapError):
+    """A ticket that stands for nothing: its tensor is gone, or the call does not follow the one it needs."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"{reason}. A ticket is good while its own storage lives (not a copy of it), in the process that made it, and each "
+            "swap_in_wait follows one swap_in with the same destination."
+        )
+
+
 class NoReportError(MemcompileError):
     """A report was asked for before anything was compiled with memcompile."""
 

@@ -1,0 +1,144 @@
+"""What compiled code calls: four functions of tensors. A saved tensor becomes a *ticket*, and the ticket a tensor again.
+
+A ticket is a CPU tensor of one int64. What it stands for is dropped when the ticket's storage dies: autograd may save it, a
+backward may never come, an exception may pass by, a model may be deleted, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memcompile.errors import SwapError, SwapTicketError, TierFullError, TierUnavailableError
+from memcompile.runtime.swap.disk import DiskStore, Record
+from memcompile.runtime.swap.tiers import HostTier, Tier
+
+_TICKETS: dict[int, tuple[DiskStore, Record]] = {}
+"""What each living ticket stands for; its finalizer takes it out."""
+_ENGINES: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
+
+
+class Engine:
+    """The tiers of one compiled graph, fastest first. Two engines share nothing but the directory.
+
+    Raises `TierUnavailableError` for a directory that cannot be used. ``key``: the name that compiled code knows it by.
+    """
+
+    def __init__(self, tiers: Sequence[Tier]) -> None:
+        self.tiers = tuple(tiers)
+        self.stores = {tier.name: DiskStore(tier) for tier in self.tiers if not isinstance(tier, HostTier)}
+        self.key = str(next(_numbers))
+        _ENGINES[self.key] = self
+
+    def tier_key(self, tier: str) -> str:
+        """What `swap_out` takes to write to the tier of that name: "host" or "disk"."""
+        self._store(tier)
+        return f"{self.key}/{tier}"
+
+    def out(self, tensor: Tensor, tier: str | None = None) -> Tensor:
+        """Start to write ``tensor`` to a tier; None: the fastest that has room. Returns the ticket.
+
+        The tensor must not change until `out_wait`. Raises `TierFullError`, `SwapLayoutError`, `TierUnavailableError`.
+        """
+        if tier is not None:
+            return _ticket(self._store(tier), tensor)
+        full: TierFullError | None = None
+        for store in self.stores.values():
+            try:
+                return _ticket(store, tensor)
+            except TierFullError as error:
+                full = error
+        raise full or TierUnavailableError("swap", "there is no tier for this tensor", "Set swap={'disk': '/scratch:64GiB'}.")
+
+    def out_wait(self, ticket: Tensor) -> None:
+        """See `swap_out_wait`."""
+        swap_out_wait(ticket)
+
+    def into(self, ticket: Tensor, dest: Tensor) -> None:
+        """See `swap_in`."""
+        swap_in(ticket, dest)
+
+    def into_wait(self, ticket: Tensor, dest: Tensor) -> None:
+        """See `swap_in_wait`."""
+        swap_in_wait(ticket, dest)
+
+    def reserve(self, size_bytes: int, tier: str = "disk") -> None:
+        """Take the room now, before a step starts. Raises `TierFullError`."""
+        self._store(tier).reserve(size_bytes)
+
+    def live_bytes(self, tier: str = "disk") -> int:
+        """Bytes of a tier that living tickets have."""
+        return self._store(tier).live_bytes
+
+    @property
+    def staging_bytes(self) -> int:
+        """Bytes of host memory that the I/O threads copy through, at most."""
+        return sum(store.staging_bytes for store in self.stores.values())
+
+    def close(self) -> None:
+        """End threads, give files and memory back. Living tickets are worth nothing then. May be called again."""
+        for store in self.stores.values():
+            store.close()
+
+    def _store(self, tier: str) -> DiskStore:
+        if tier not in self.stores:
+            raise SwapError(f"this engine has no tier {tier!r}, but: {', '.join(self.stores)}. Name it in options['swap'].")
+        return self.stores[tier]
+
+
+def swap_out(tensor: Tensor, tier_key: str) -> Tensor:
+    """Start to write ``tensor`` to the tier of that key (`Engine.tier_key`); returns the ticket. See `Engine.out`."""
+    key, _, tier = tier_key.partition("/")
+    engine = _ENGINES.get(key)
+    if engine is None:
+        raise TierUnavailableError(f"the swap engine {key!r}", "its compiled graph is gone", "Compile the model again.")
+    return engine.out(tensor, tier or None)
+
+
+def swap_out_wait(ticket: Tensor) -> None:
+    """Return when the memory of the tensor may be overwritten or freed. Raises the error of the write."""
+    store, record = _found(ticket)
+    store.wait_written(record)
+
+
+def swap_in(ticket: Tensor, dest: Tensor) -> None:
+    """Start to read into ``dest``: as many bytes, and the same strides where the shape is the same. May be called before the
+    write is through, and several times. Raises `SwapLayoutError`, `SwapTicketError`."""
+    store, record = _found(ticket)
+    store.read(record, dest)
+
+
+def swap_in_wait(ticket: Tensor, dest: Tensor) -> None:
+    """Return when ``dest`` holds exactly the bytes that were written. Raises `SwapCorruptedError` and the error of the write."""
+    store, record = _found(ticket)
+    store.wait_read(record, dest)
+
+
+def _ticket(store: DiskStore, tensor: Tensor) -> Tensor:
+    record = store.write(tensor)
+    number = next(_numbers)
+    array = np.array([number], dtype=np.int64)
+    _TICKETS[number] = (store, record)
+    weakref.finalize(array, _drop, number).atexit = False
+    return torch.from_numpy(array)
+
+
+def _drop(number: int) -> None:
+    """A ticket's storage is gone. Runs in any thread, in the middle of anything: no locks."""
+    found = _TICKETS.pop(number, None)
+    if found is not None:
+        found[0].drop(found[1])
+
+
+def _found(ticket: Tensor) -> tuple[DiskStore, Record]:
+    found = _TICKETS.get(int(ticket))
+    if found is None:
+        raise SwapTicketError(f"ticket {int(ticket)} stands for nothing")
+    return found
