@@ -125,7 +125,7 @@ class DiskStore:
             known[:] = [*(other for other in known if not other.done.is_set()), request]
 
     def wait_read(self, record: Record, dest: Tensor) -> None:
-        """Return when ``dest`` holds what was written. Raises what went wrong; `SwapTicketError` where nothing was asked for."""
+        """Return when ``dest`` holds what was written. Raises what went wrong, `SwapTicketError` if nobody asked."""
         with self._lock:
             requests = record.reads.get(dest.data_ptr(), [])
         if not requests:

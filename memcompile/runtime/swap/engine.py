@@ -138,7 +138,7 @@ def swap_in(ticket: Tensor, dest: Tensor) -> None:
 
 
 def swap_in_wait(ticket: Tensor, dest: Tensor) -> None:
-    """Return when ``dest`` holds exactly the bytes that were written. Raises `SwapCorruptedError` and the error of the write."""
+    """Return when ``dest`` holds exactly the bytes that were written. Raises `SwapCorruptedError`, and what the write met."""
     store, record = _found(ticket)
     store.wait_read(record, dest)
 

@@ -20,7 +20,7 @@ from memcompile.runtime.swap.tiers import HostTier
 
 @dataclass(eq=False, slots=True)
 class HostRecord:
-    """A tensor in host memory. ``copies``: the event of each copy under way, and the tensor that it needs alive."""
+    """A tensor in host memory. ``reads``: by address, the event of a copy back and its destination."""
 
     layout: Layout
     buffer: Buffer
@@ -70,6 +70,7 @@ class HostStore:
 
     def read(self, record: HostRecord, dest: Tensor) -> None:
         """Start the copy to ``dest`` after what the current stream has been given, and after the copy out."""
+        self._check_open()
         check_destination(record.layout, dest)
         if dest.device.type != "cuda":
             fix = "Read it back into a tensor of the GPU."
@@ -81,7 +82,6 @@ class HostStore:
         done = _copy(flat_bytes(dest, size_bytes), record.buffer.bytes[:size_bytes], stream)
         record.buffer.last = done
         with self._lock:
-            self._check_open()
             record.reads[dest.data_ptr()] = (done, dest)
 
     def wait_read(self, record: HostRecord, dest: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from memcompile.errors import TierFullError, TierUnavailableError
 from memcompile.runtime.swap.memory import aligned_memory
 
+Allocate = Callable[[int], tuple[Tensor, Callable[[], None]]]
 GRAIN_BYTES = 64 * 1024
 SLACK = 1.25
 """A buffer serves tensors down to this share below its size."""
@@ -28,9 +29,12 @@ class Buffer:
 
 
 class PinnedPool:
-    """Buffers of at most ``capacity_bytes`` together. ``allocate``: new memory of a size, and what frees it. Not thread-safe."""
+    """Buffers of at most ``capacity_bytes`` together. Not thread-safe.
 
-    def __init__(self, capacity_bytes: int, allocate: Callable[[int], tuple[Tensor, Callable[[], None]]] | None = None) -> None:
+    ``allocate``: new memory of a size, and the function that frees it.
+    """
+
+    def __init__(self, capacity_bytes: int, allocate: Allocate | None = None) -> None:
         self.capacity_bytes = capacity_bytes
         self.allocated_bytes = 0
         self._allocate = allocate or registered
