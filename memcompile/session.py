@@ -31,6 +31,9 @@ from memcompile.errors import BudgetInfeasibleError, MemcompileError, PassError
 from memcompile.facts import UNPLANNED, Planned, StepGraphs
 from memcompile.fxutil import outputs_of
 from memcompile.logs import get_logger
+from memcompile.offload.modules import is_ticket
+from memcompile.offload.planning import Tools as WeightTools
+from memcompile.offload.planning import WeightPlan, plan_weights
 from memcompile.options import Options
 from memcompile.passes import inverted
 from memcompile.passes.allocate import ArenaPlan
@@ -38,6 +41,7 @@ from memcompile.passes.inverted import Inverted
 from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
 from memcompile.passes.patch import Compile
 from memcompile.passes.swap import Tiers
+from memcompile.passes.weights import supply
 from memcompile.patching.choose import Tiled, Wish, tile
 from memcompile.patching.choose import Tools as TileTools
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
@@ -96,6 +100,7 @@ class Session:
         self.tiers = self._tiers()
         self.tiled: Tiled | None = None
         self.inverted = Inverted()
+        self.weights: WeightPlan | None = None
         self.unplanned_bytes: int | None = None  # peak of a network of images before it was rewritten
         self.notes: list[str] = []
         self.arena_report: ArenaReport | None = None
@@ -112,6 +117,7 @@ class Session:
             self._on_code,
             self.placing,
             self.scheduling,
+            self._resident,
         )
         function = None
         with contextlib.suppress(_MissedError), measuring():
@@ -184,9 +190,41 @@ class Session:
 
     def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
         self._stream(gm, rewrite_inference)
-        gm = self._shrink(gm)
-        self.graphs = self._fit(StepGraphs(gm, None, len(outputs_of(gm.graph))))
+        gm = self._fetch(gm) or self._shrink(gm)
+        planned = UNPLANNED if self.weights is None else self.weights.streamed.planned
+        self.graphs = self._fit(StepGraphs(gm, None, len(outputs_of(gm.graph)), planned))
         return self.graphs.forward
+
+    def _fetch(self, gm: fx.GraphModule) -> fx.GraphModule | None:
+        """Reads of offloaded weights ahead of time, within the budget; None where there are none."""
+        plan = None
+        with self._named("weights"):
+            room = None if self.options.memory_budget.to_option() is None else self._room
+            costs = functools.partial(CostModel, device_model(self.device))
+            self.weights = plan = plan_weights(gm, WeightTools(self.lowering, room, costs, self.device, self.dry))
+            if plan is None:
+                return None
+            if plan.base is not None and plan.lowered is not None and plan.room_bytes is not None:
+                self.unplanned_bytes = plan.base.peak.peak_bytes
+                self.outcome = outcome = Outcome(plan.lowered, plan.room_bytes)
+                outcome.floor_bytes = None if plan.fits else plan.lowered.peak.peak_bytes
+                if not plan.fits and self.options.on_infeasible == "raise":
+                    raise surface(self._infeasible(outcome, plan.room_bytes + self.outside_bytes))
+        return None if plan is None else plan.streamed.gm
+
+    def _room(self, base: Lowered) -> int:
+        """What a budget leaves to this graph; ``base``: with all weights in memory."""
+        total = self.options.memory_budget.resolve(
+            unplanned_peak_bytes=base.peak.peak_bytes + self.outside_bytes,
+            free_bytes=free_bytes(self.device),
+            entry_bytes=0,
+        )
+        assert total is not None
+        return max(1, total - self.outside_bytes)
+
+    def _resident(self) -> list[torch.Tensor]:
+        """Weights that the compiled graph takes beside its inputs, at each call."""
+        return [] if self.weights is None else supply(self.weights.streamed, self.device)
 
     def _stream(self, gm: fx.GraphModule, rewrite: Callable[[fx.GraphModule, Tools], LowRank]) -> None:
         """Rows of low-rank chains block by block, before anything is planned."""
@@ -293,7 +331,7 @@ class Session:
     def _fit(self, graphs: StepGraphs) -> StepGraphs:
         """Plan within the budget; the unplanned graphs where there is nothing to plan."""
         budget = self.options.memory_budget
-        elsewhere = self.options.bytes_per_element is not None
+        elsewhere = self.options.bytes_per_element is not None or self.weights is not None
         if budget.to_option() is None or elsewhere or not self.options.enabled("rematerialize"):
             return graphs
         with self._named("rematerialize"):
@@ -360,7 +398,7 @@ class Session:
 
     def _owned(self) -> list[torch.Tensor]:
         """Parameters among the inputs: they outlive the step."""
-        return [t for t in self.tensors if isinstance(t, torch.nn.Parameter)]
+        return [t for t in self.tensors if isinstance(t, torch.nn.Parameter) or is_ticket(t)]
 
 
 class CompiledGraph:

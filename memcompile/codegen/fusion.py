@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx
 from torch._inductor.choices import InductorChoices
 
+from memcompile.codegen.fetched import FETCH_OPS
 from memcompile.codegen.swapped import SWAP_OPS
 from memcompile.fxutil import none_between
 
@@ -53,7 +54,7 @@ class PlannedFusion(InductorChoices):
 def _is_move(node: Any) -> bool:
     """Whether the node only starts a transfer or waits for one."""
     called = getattr(node.node, "op_overload", None)
-    return called is not None and called.name().partition(".")[0] in SWAP_OPS
+    return called is not None and called.name().partition(".")[0] in SWAP_OPS | FETCH_OPS
 
 
 def origins_of(node: Any) -> Iterator[fx.Node]:

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,8 +20,9 @@ from memcompile.errors import OffloadError
 from memcompile.offload.files import Reader, WeightFile
 from memcompile.offload.weight import Weight
 from memcompile.runtime.swap.file import SwapFile
-from memcompile.runtime.swap.memory import HostMemory, Memory, memory_of
+from memcompile.runtime.swap.memory import Memory, memory_of
 from memcompile.runtime.swap.requests import Request, Scratch, Workers
+from memcompile.solvers.prefetch import Link
 
 BLOCK_BYTES = 4 * 1024**2
 THREADS = 2
@@ -28,11 +30,12 @@ PAGE_BYTES = 4096
 
 
 class Store(Protocol):
-    """Where weights are. ``residents``: those that stay in memory between calls, by key; the store holds them."""
+    """Where weights are. ``residents``: those that stay in memory between calls; ``link``: how fast it is, once measured."""
 
     name: str
     staging_bytes: int
     residents: Residents
+    link: Link | None
 
     def start(self, weight: Weight, dest: Tensor) -> None:
         """Start to read into ``dest``, contiguous, which is kept alive meanwhile."""
@@ -100,13 +103,13 @@ class DiskStore:
     """Files and the threads that read them. They end when the last weight is gone, and with them our own file."""
 
     name = "disk"
+    link: Link | None
 
     def __init__(self, *, threads: int = THREADS, block_bytes: int = BLOCK_BYTES) -> None:
-        self.residents = Residents()
+        self.residents, self.link = Residents(), None
         self.block_bytes, self.staging_bytes = block_bytes, threads * (block_bytes + PAGE_BYTES)
         self._files: list[Reader] = []
-        files = self._files
-        self._workers = Workers("weights", threads, block_bytes + PAGE_BYTES, lambda: [file.close() for file in files] and None)
+        self._workers = Workers("weights", threads, block_bytes + PAGE_BYTES, partial(_close, self._files))
         self._lock = threading.Lock()
         self._reads: dict[int, Request] = {}
         weakref.finalize(self, self._workers.stop)
@@ -162,6 +165,11 @@ class DiskStore:
         self._workers.close()
 
 
+def _close(files: list[Reader]) -> None:
+    for file in files:
+        file.close()
+
+
 def _file_place(weight: Weight) -> FilePlace:
     assert isinstance(weight.place, FilePlace)
     return weight.place
@@ -204,10 +212,11 @@ class HostStore:
     """Pinned memory of the host, for a model on a GPU: copies run on a stream beside the one that computes."""
 
     name = "host"
+    link: Link | None
     staging_bytes = 0
 
     def __init__(self) -> None:
-        self.residents = Residents()
+        self.residents, self.link = Residents(), None
         self._reads: dict[int, tuple[Any, Tensor]] = {}
 
     def pin(self, value: Tensor) -> Tensor:
@@ -246,4 +255,4 @@ class HostStore:
 
 
 HOST_FIX = "tier='host' is pinned memory for models on a GPU; for a model on the CPU use tier='disk'."
-__all__ = ["HOST_FIX", "DiskStore", "FilePlace", "HostMemory", "HostStore", "Residents", "Store", "read"]
+__all__ = ["HOST_FIX", "DiskStore", "FilePlace", "HostStore", "Residents", "Store", "read"]
