@@ -28,8 +28,15 @@ def planned_order(nodes: list[Any]) -> list[Any]:
 
 def _last_origin(node: Any, place: dict[Any, int]) -> int:
     buffers = [part.node for part in node.get_nodes() if part.node is not None]
-    found = [root for buffer in buffers if (root := buffer.get_origin_node()) in place]
+    found = [root for buffer in buffers if (root := _origin_node(buffer)) in place]
     if not found:  # what a library kernel reads may be computed for it: that kernel is named too
         found = [origin for buffer in buffers for origin in buffer.get_origins() if origin in place]
         found = [origin for origin in found if not is_extern(origin)] or found
     return max(map(place.__getitem__, found), default=-1)
+
+
+def _origin_node(buffer: Any) -> Any:
+    """The FX node that made a buffer; None where Inductor only knows the last one that returned it: memory that is taken where
+    a transfer starts is returned again where it is waited for."""
+    root = buffer.get_origin_node()
+    return root if root in buffer.get_origins() else None
