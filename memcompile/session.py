@@ -142,7 +142,8 @@ class Session:
             return peak
         step = self.keeps.peak(self.placing.traces)
         limit = self.outcome.budget_bytes if self.outcome is not None and self.outcome.fits else None
-        plan = self.placing.place(step, limit, peak.held_bytes if self.capture.graph_break else None)
+        slack = 0 if self.weights is None else self.weights.slack_bytes
+        plan = self.placing.place(step, limit, peak.held_bytes if self.capture.graph_break else None, slack)
         self._check_places(plan)
         self.arena_report = self.placing.report(plan, step, peak)
         return dataclasses.replace(

@@ -12,7 +12,7 @@ from torch import fx
 from memcompile.codegen.fetched import register_fetch
 from memcompile.cost import CostModel
 from memcompile.facts import Planned, StepGraphs
-from memcompile.fxutil import outputs_of
+from memcompile.fxutil import node_bytes, outputs_of
 from memcompile.logs import get_logger
 from memcompile.offload.speed import ASSUMED, known_link, measured_link
 from memcompile.passes.weights import AHEAD, Streamed, Uses, all_inputs, apply, fetches_of, find_uses, problem_of
@@ -24,6 +24,8 @@ log = get_logger(__name__)
 MOST_LOWERINGS = 5
 LEAST_STEP = 0.002
 """Share of the budget by which the target is lowered at least when the lowered code takes more than the model says."""
+SLACK_SHARE = 0.01
+"""Of the budget, left for the arena: it takes what it takes at its fullest all the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class WeightPlan:
     """How a graph reads its weights.
 
     With a budget: ``base`` has all of them in memory, ``lowered`` is the plan, exactly. ``link_assumed``: nothing was measured.
+    ``slack_bytes``: what an arena may take above the plan: reads into memory that was used before are faster by a third.
     """
 
     streamed: Streamed
@@ -51,6 +54,7 @@ class WeightPlan:
     total_s: float
     weight_bytes: int
     plan_seconds: float
+    slack_bytes: int
     room_bytes: int | None = None
     base: Lowered | None = None
     lowered: Lowered | None = None
@@ -99,6 +103,8 @@ class _Search:
         room = room_of(base)
         problem = problem_of(self.gm, self.uses, self.tools.costs(), (base.traces[0], base.tight_peak))
         target, best = room, None
+        if plan_prefetch(problem, room - self._slack(room), self.link) is not None:
+            target -= self._slack(room)
         for _ in range(MOST_LOWERINGS):
             prefetch = plan_prefetch(problem, target, self.link)
             at_floor = prefetch is None
@@ -114,6 +120,11 @@ class _Search:
         assert best is not None
         return self._plan(best[0], problem, begun, room, base, best[1])
 
+    def _slack(self, size_bytes: int) -> int:
+        """An arena is full all the time, and what the user receives is beside it."""
+        returned = [node for node in outputs_of(self.gm.graph) if isinstance(node, fx.Node)]
+        return int(SLACK_SHARE * size_bytes) + sum(map(node_bytes, returned))
+
     def _lowered(self, gm: fx.GraphModule, planned: Planned, room: int | None) -> Lowered:
         return self.tools.lowering(StepGraphs(gm, None, len(outputs_of(gm.graph)), planned), room)
 
@@ -127,5 +138,6 @@ class _Search:
         lowered: Lowered | None = None,
     ) -> WeightPlan:
         seconds = time.perf_counter() - begun
+        slack = self._slack(room or streamed.prefetch.peak_bytes)
         total_bytes = sum(problem.sizes)
-        return WeightPlan(streamed, self.link, self.assumed, problem.total_s, total_bytes, seconds, room, base, lowered)
+        return WeightPlan(streamed, self.link, self.assumed, problem.total_s, total_bytes, seconds, slack, room, base, lowered)

@@ -28,13 +28,13 @@ SHARES = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A way to read: ``read_bytes_per_s`` with several reads under way, ``latency_s`` of each."""
+    """A way to read: ``read_bytes_per_s`` with several reads under way, ``latency_s`` of one that finds it idle."""
 
     read_bytes_per_s: float
     latency_s: float
 
     def read_s(self, size_bytes: int) -> float:
-        """Seconds that a read keeps the link busy."""
+        """Seconds of a read alone."""
         return self.latency_s + size_bytes / self.read_bytes_per_s
 
 
@@ -181,9 +181,9 @@ def _timed(problem: Problem, residents: frozenset[int], starts: tuple[tuple[Read
         read, begun = starts[index]
         if kind == 0:
             live[problem.moments[begun] : read.need] += read.size_bytes
-            seconds = link.read_s(read.size_bytes)
+            seconds = link.read_s(read.size_bytes) if free <= now else read.size_bytes / link.read_bytes_per_s
             free = max(free, now) + seconds
-            link_s += seconds
+            link_s += read.size_bytes / link.read_bytes_per_s
             ready[index] = free
         else:
             waited += max(0.0, ready[index] - now)
