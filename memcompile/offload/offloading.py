@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -234,28 +234,26 @@ def _materialise(
 ) -> None:
     """What is on the meta device and stays in memory: read from the checkpoint. Raises `CheckpointError`."""
     leaving = {owner for _, owners, _ in chosen for owner in owners}
-    disk = DiskStore()
-    made: dict[int, Tensor] = {}
-    for full, module, name, tensor in _others(model, leaving):
-        place = places.get(full)
-        if place is None or place.shape != tuple(tensor.shape):
-            kind = "buffer" if name in module._buffers else "parameter"
-            raise CheckpointError(
-                checkpoint or "", f"the {kind} {full!r} is on the meta device and not there: make it on the device before"
-            )
-        if id(tensor) not in made:
-            value = _value(full, place, disk, FilePlace(disk.open(place.path), place.offset, False), device).to(tensor.dtype)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
-        own: dict[str, Tensor | None] = module._buffers if name in module._buffers else module._parameters  # type: ignore[assignment]
-        own[name] = made[id(tensor)]
-
-
-def _others(model: nn.Module, leaving: set[tuple[nn.Module, str]]) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
+    groups: dict[int, tuple[list[str], list[dict[str, Tensor | None]], Tensor]] = {}
     for prefix, module in model.named_modules():
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None and tensor.device.type == "meta" and (module, name) not in leaving:
-                yield f"{prefix}.{name}" if prefix else name, module, name, tensor
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                if tensor is not None and tensor.device.type == "meta" and (module, name) not in leaving:
+                    names, owners, _ = groups.setdefault(id(tensor), ([], [], tensor))
+                    names.append(f"{prefix}.{name}" if prefix else name)
+                    owners.append(own)  # type: ignore[arg-type]
+    disk = DiskStore()
+    made: list[tuple[list[str], list[dict[str, Tensor | None]], Tensor]] = []
+    for names, owners, tensor in groups.values():
+        place = _find(names, places)
+        if place is None or place.shape != tuple(tensor.shape):
+            reason = f"{names[0]!r} is on the meta device and not there: make it on the device before"
+            raise CheckpointError(checkpoint or "", reason)
+        value = _value(names[0], place, disk, FilePlace(disk.open(place.path), place.offset, False), device).to(tensor.dtype)
+        made.append((names, owners, nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value))
+    for names, owners, value in made:
+        for full, own in zip(names, owners, strict=True):
+            own[full.rpartition(".")[2]] = value
 
 
 def _ticket_device(module: nn.Module) -> torch.device:
