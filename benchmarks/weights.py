@@ -5,9 +5,9 @@
     python benchmarks/weights.py --scale 16 --rounds 2 --results trial.csv
     python benchmarks/weights.py --table                        # write the table in benchmarks/README.md
 
-Every way runs in a process of its own; all ways of a case stay alive and take turns, step by step, and before and after the
-rounds the disk is measured alone. The file of the weights is dropped from the page cache before each step: on a machine whose memory they
-exceed it would not be there. A process that maps it keeps its pages all the same ("mmap" is in memory after its first step).
+Every way runs in a process of its own; all ways of a case stay alive and take turns, step by step. Before and after the rounds
+the disk is measured alone. The file of the weights is dropped from the page cache before each step: where weights exceed the
+memory it would not be there. A process that maps it keeps its pages all the same ("mmap" is in memory after its first step).
 "hooks" does what accelerate's disk offload does; accelerate itself runs where it is installed.
 """
 

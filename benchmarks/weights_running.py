@@ -89,10 +89,7 @@ class Case:
         return model
 
 
-CASES = {
-    case.name: case
-    for case in (Case("decoder, 4 tokens", 8, 2048, 4), Case("decoder, 256 tokens", 8, 2048, 256))
-}
+CASES = {case.name: case for case in (Case("decoder, 4 tokens", 8, 2048, 4), Case("decoder, 256 tokens", 8, 2048, 256))}
 
 
 def write_checkpoint(case: Case, path: Path) -> int:

@@ -287,8 +287,8 @@ class CheckpointError(MemcompileError):
         self.path = Path(path)
         self.reason = reason
         super().__init__(
-            f"the checkpoint {str(path)!r} cannot be used: {reason.rstrip('.')}. Name a .safetensors file, or a directory of such "
-            "files, with the weights of this model, and copy it again where it is damaged."
+            f"the checkpoint {str(path)!r} cannot be used: {reason.rstrip('.')}. Name a .safetensors file, or a directory of "
+            "such files, with the weights of this model, and copy it again where it is damaged."
         )
 
 

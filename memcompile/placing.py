@@ -37,9 +37,7 @@ class Placing:
         self.traces[kind] = trace
         self.arena.slots[half] = use_slots(wrapper, graph, self.key, half, self.arena.device)
 
-    def place(
-        self, step: StepPeak, limit_bytes: int | None, held_limit_bytes: int | None, slack_bytes: int = 0
-    ) -> ArenaPlan:
+    def place(self, step: StepPeak, limit_bytes: int | None, held_limit_bytes: int | None, slack_bytes: int = 0) -> ArenaPlan:
         """Choose the offsets. ``step``: the replay of ``traces``; the limits: see ``plan_arena``."""
         plan = plan_arena(
             step,

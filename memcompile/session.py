@@ -41,7 +41,7 @@ from memcompile.passes.inverted import Inverted
 from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
 from memcompile.passes.patch import Compile
 from memcompile.passes.swap import Tiers
-from memcompile.passes.weights import supply
+from memcompile.passes.weights import read_again, supply
 from memcompile.patching.choose import Tiled, Wish, tile
 from memcompile.patching.choose import Tools as TileTools
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
@@ -183,6 +183,7 @@ class Session:
         self._stream(gm, rewrite_training)
         if self.options.max_overhead is not None or self.options.bytes_per_element is not None:
             self.notes.append("patches are for inference (torch.no_grad()): a training graph is left as it is")
+        read_again(gm.graph)
         graphs = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
         held = not graphs.returns_loss() if self.tangents_held is None else self.tangents_held
         self.graphs = self._fit(dataclasses.replace(graphs, tangents_held=held))

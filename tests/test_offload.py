@@ -105,9 +105,9 @@ def test_a_state_dict_holds_the_weights_and_can_be_loaded(model, tmp_path):
     other = {name: value + 1 for name, value in before.items()}
     model.load_state_dict(other)
     assert all(torch.equal(value, other[name]) for name, value in model.state_dict().items())
-    with pytest.raises(RuntimeError, match="Missing key.*large.weight"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*large\.weight"):
         model.load_state_dict({name: value for name, value in other.items() if name != "large.weight"})
-    with pytest.raises(RuntimeError, match="size mismatch for large.weight"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for large\.weight"):
         model.load_state_dict({**other, "large.weight": torch.ones(2)})
 
 
@@ -259,7 +259,7 @@ def test_a_checkpoint_of_another_model_is_refused(model, tmp_path):
         with pytest.raises(CheckpointError, match=message):
             memcompile.offload_parameters(model, checkpoint=tmp_path)
     assert len(list(model.parameters())) == 5
-    with pytest.raises(CheckpointError, match="no .safetensors file in it"):
+    with pytest.raises(CheckpointError, match=r"no \.safetensors file in it"):
         read_checkpoint(tmp_path.parent / tmp_path.name / "..")
 
 

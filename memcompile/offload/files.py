@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -37,7 +38,7 @@ class Reader:
             with contextlib.suppress(OSError):
                 reader = cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC | direct), repr(str(path)), PAGE_BYTES)
                 try:
-                    os.preadv(reader.fd, [aligned_memory(PAGE_BYTES)], 0)
+                    os.preadv(reader.fd, [_buffer(aligned_memory(PAGE_BYTES))], 0)
                     return reader
                 except OSError:
                     reader.close()
@@ -52,7 +53,7 @@ class Reader:
         done = 0
         while done < needed:
             try:
-                moved = os.preadv(self.fd, [data[done:]], offset + done)
+                moved = os.preadv(self.fd, [_buffer(data[done:])], offset + done)
             except OSError as error:
                 raise OffloadError(f"{self.name} cannot be read: {error.strerror}", "Check the disk.") from error
             if done + moved < needed:
@@ -106,6 +107,11 @@ class WeightFile(Reader):
         """See `Reader`."""
         self.fd = -1
         self._file.close()
+
+
+def _buffer(data: Bytes) -> memoryview:
+    found: Any = data
+    return memoryview(found)
 
 
 def _pages(length: int) -> int:

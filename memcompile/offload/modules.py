@@ -51,8 +51,7 @@ def replace_parameter(module: nn.Module, name: str, weight: Weight, ticket: Tens
     module.__dict__[WEIGHTS_OF].weights[name] = weight
     module.__dict__[KEYS][name] = weight.key
     del module._parameters[name]
-    base = plain_class(module)
-    module.__class__ = _class_for(base, tuple(sorted(module.__dict__[KEYS])))
+    module.__class__ = _class_for(_base(module), tuple(sorted(module.__dict__[KEYS])))
 
 
 def restore_parameters(module: nn.Module, value_of: Callable[[Weight], nn.Parameter]) -> None:
@@ -88,7 +87,7 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
 
 
 @functools.cache
-def _class_for(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+def _class_for(base: Any, names: tuple[str, ...]) -> type[nn.Module]:
     members: dict[str, Any] = {name: _reading(name) for name in names}
     members |= {
         "_offload_base": base,
@@ -100,6 +99,11 @@ def _class_for(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]
     return type(f"Offloaded{base.__name__}", (base,), members)
 
 
+def _base(module: nn.Module) -> Any:
+    """The user's class, with the methods that torch keeps to itself."""
+    return plain_class(module)
+
+
 def _reading(name: str) -> property:
     def fetch(self: nn.Module) -> Tensor:
         return torch.ops.memcompile.fetch(self._offload_ticket, self._offload_keys[name])  # type: ignore[no-any-return, index]
@@ -109,7 +113,7 @@ def _reading(name: str) -> property:
 
 def _save(self: nn.Module, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
     """Into a state dict, read now: all of the weights are in memory then."""
-    super(type(self), self)._save_to_state_dict(destination, prefix, keep_vars)
+    _base(self)._save_to_state_dict(self, destination, prefix, keep_vars)
     device = self._buffers[TICKET].device  # type: ignore[union-attr]
     for name, weight in self.__dict__[WEIGHTS_OF].weights.items():
         destination[prefix + name] = read(weight, device)
@@ -125,9 +129,8 @@ def _load(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    super(type(self), self)._load_from_state_dict(
-        state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    )
+    base = _base(self)
+    base._load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
     for name, weight in self.__dict__[WEIGHTS_OF].weights.items():
         key = prefix + name
         if key in unexpected_keys:
@@ -150,4 +153,5 @@ def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
                 f"{weight.name!r} is offloaded as {weight.dtype} and cannot become {found.dtype}",
                 "Cast the model first, then offload its parameters.",
             )
-    return super(type(self), self)._apply(fn, recurse)
+    moved: nn.Module = _base(self)._apply(self, fn, recurse)
+    return moved

@@ -18,7 +18,7 @@ import memcompile.runtime.fetch_ops  # noqa: F401 - the operators
 from memcompile.errors import CheckpointError, InvalidOptionError, OffloadError
 from memcompile.offload.checkpoint import Place, read_checkpoint
 from memcompile.offload.files import WeightFile
-from memcompile.offload.modules import new_ticket, offloaded_weights, replace_parameter, restore_parameters
+from memcompile.offload.modules import TICKET, new_ticket, offloaded_weights, replace_parameter, restore_parameters
 from memcompile.offload.store import HOST_FIX, DiskStore, FilePlace, HostStore, read
 from memcompile.offload.weight import Weight, new_weight
 
@@ -65,7 +65,9 @@ class Offloaded:
             self.restore()
 
 
-def offload(model: nn.Module, tier: Tier, directory: Path | str | None, checkpoint: Path | str | None, which: Which) -> Offloaded:
+def offload(
+    model: nn.Module, tier: Tier, directory: Path | str | None, checkpoint: Path | str | None, which: Which
+) -> Offloaded:
     """See `memcompile.offload_parameters`."""
     model = getattr(model, "_orig_mod", model)
     if tier not in ("disk", "host"):
@@ -73,7 +75,7 @@ def offload(model: nn.Module, tier: Tier, directory: Path | str | None, checkpoi
     chosen = _chosen(model, which)
     places = None if checkpoint is None else read_checkpoint(checkpoint)
     device = _check(model, chosen, tier, places, checkpoint)
-    make = _on_disk(directory, places, checkpoint) if tier == "disk" else _on_host(places, checkpoint)
+    make = _on_disk(directory, places) if tier == "disk" else _on_host(places)
     if places is not None:
         _materialise(model, chosen, places, checkpoint, device)
     ticket = new_ticket(device)
@@ -148,7 +150,8 @@ def _check(
         devices |= {parameter.device} if parameter.device.type != "meta" else set()
         for module, _ in owners:
             if isinstance(module, nn.RNNBase):
-                raise OffloadError(f"{names[0]!r} belongs to {type(module).__name__}", "It keeps its parameters in a list: leave it out.")
+                kind = type(module).__name__
+                raise OffloadError(f"{names[0]!r} belongs to {kind}", "It keeps its parameters in a list: leave it out.")
         if type(parameter) is not nn.Parameter or parameter.layout is not torch.strided:
             kind = type(parameter).__name__
             raise OffloadError(f"{names[0]!r} is a {kind}, not a plain dense parameter", "Leave it out (parameters=...).")
@@ -187,8 +190,7 @@ def _find(names: Iterable[str], places: dict[str, Place]) -> Place | None:
 Make = Callable[[tuple[str, ...], _Parameter], Weight]
 
 
-def _on_disk(directory: Path | str | None, places: dict[str, Place] | None, checkpoint: Path | str | None) -> Make:
-    del checkpoint
+def _on_disk(directory: Path | str | None, places: dict[str, Place] | None) -> Make:
     store = DiskStore()
     if places is not None:
         files = {path: store.open(path) for path in sorted({place.path for place in places.values()})}
@@ -209,8 +211,7 @@ def _on_disk(directory: Path | str | None, places: dict[str, Place] | None, chec
     return written
 
 
-def _on_host(places: dict[str, Place] | None, checkpoint: Path | str | None) -> Make:
-    del checkpoint
+def _on_host(places: dict[str, Place] | None) -> Make:
     store, disk = HostStore(), DiskStore()
     files = {path: disk.open(path) for path in sorted({place.path for place in (places or {}).values()})}
 
@@ -241,7 +242,7 @@ def _materialise(
                 if tensor is not None and tensor.device.type == "meta" and (module, name) not in leaving:
                     names, owners, _ = groups.setdefault(id(tensor), ([], [], tensor))
                     names.append(f"{prefix}.{name}" if prefix else name)
-                    owners.append(own)  # type: ignore[arg-type]
+                    owners.append(own)
     disk = DiskStore()
     made: list[tuple[list[str], list[dict[str, Tensor | None]], Tensor]] = []
     for names, owners, tensor in groups.values():
@@ -257,8 +258,6 @@ def _materialise(
 
 
 def _ticket_device(module: nn.Module) -> torch.device:
-    from memcompile.offload.modules import TICKET
-
     ticket = module._buffers[TICKET]
     assert ticket is not None
     return ticket.device

@@ -48,8 +48,8 @@ def _measure(weights: Sequence[Weight], device: torch.device) -> Link:
     passed, moved = 0.0, 0
     _seconds(large[:1], memory[:1], device)  # fresh memory is slow
     while passed < LIMIT_S:
-        dests = [memory[index % len(memory)].new_empty(0).set_(memory[index % len(memory)]) for index in range(len(large))]
-        dests = [dest if dest.shape == weight.shape else weight.empty(device) for dest, weight in zip(dests, large, strict=True)]
+        turns = [memory[index % len(memory)] for index in range(len(large))]
+        dests = [d if (d.shape, d.dtype) == (w.shape, w.dtype) else w.empty(device) for d, w in zip(turns, large, strict=True)]
         passed += _seconds(large, dests, device)
         moved += sum(map(_size, large))
     return Link(max(1.0, moved / passed), latency_s)

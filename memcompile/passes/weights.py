@@ -8,6 +8,7 @@ and a wait before its first reader. A weight that is used twice, far apart, is r
 from __future__ import annotations
 
 import copy
+import itertools
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch.utils.checkpoint import CheckpointPolicy
 
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.cost import CostModel, is_extern
@@ -48,6 +50,12 @@ class Uses:
 def fetches_of(graph: fx.Graph) -> list[fx.Node]:
     """The nodes that read a weight."""
     return list(graph.find_nodes(op="call_function", target=torch.ops.memcompile.fetch.default))
+
+
+def read_again(graph: fx.Graph) -> None:
+    """Of a training graph: PyTorch's partition reads weights again for the backward, and saves none."""
+    for node in fetches_of(graph):
+        node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
 
 
 def find_uses(graph: fx.Graph) -> Uses:
@@ -88,7 +96,7 @@ def _stretches(
 ) -> Iterator[list[fx.Node]]:
     """Uses with fewer bytes of other weights between them than the weight has."""
     stretch = [users[0]]
-    for before, user in zip(users, users[1:], strict=False):
+    for before, user in itertools.pairwise(users):
         if sum(size for at, size in others if place[before] < at < place[user]) > size_bytes:
             yield stretch
             stretch = []
@@ -246,7 +254,7 @@ def apply(gm: fx.GraphModule, uses: Uses, prefetch: Prefetch) -> Streamed:
             continue
         fetch, first = twin[uses.fetches[use.weight]], twin[use.readers[0]]
         ticket, key = fetch.args
-        with graph.inserting_before(twin[slots[read[1]]]):
+        with graph.inserting_before(_before_views(twin[slots[read[1]]])):
             start = graph.call_function(torch.ops.memcompile.fetch_start.default, (ticket, key))
         with graph.inserting_before(first):
             wait = graph.call_function(torch.ops.memcompile.fetch_wait.default, (start, key))
@@ -264,6 +272,14 @@ def apply(gm: fx.GraphModule, uses: Uses, prefetch: Prefetch) -> Streamed:
     graph.lint()
     copied.recompile()
     return Streamed(copied, tuple(residents), prefetch, tuple(rows))
+
+
+def _before_views(node: fx.Node) -> fx.Node:
+    """The first of the views and waits right before a node: what starts at its slot starts before them."""
+    waits = (torch.ops.memcompile.fetch_wait.default, torch.ops.memcompile.fetch.default)
+    while is_view(node.prev) or node.prev.target in waits:
+        node = node.prev
+    return node
 
 
 def _reads_by_use(uses: Uses, prefetch: Prefetch) -> Iterator[tuple[Read, int] | None]:

@@ -147,7 +147,8 @@ def _measure_cuda(step: Step, device: torch.device) -> Measurement:
 
 
 def _entry_tensors(model: torch.nn.Module, inputs: object) -> Iterator[torch.Tensor]:
-    """Parameters, buffers, offloaded weights that stay in memory, and inputs, each followed by its gradient; wrapper subclasses as the tensors that they hold."""
+    """Parameters, buffers, offloaded weights that stay in memory, and inputs, each followed by its gradient; wrapper
+    subclasses as the tensors that they hold."""
     leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
     for tensor in [*model.parameters(), *model.buffers(), *resident_tensors(model), *leaves]:
         yield from _unwrapped(tensor)

@@ -125,7 +125,7 @@ for _name, _run in (
     _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
 
 
-def _fake_ticket(x: Tensor, *_args: object) -> Tensor:
+def _fake_ticket(_x: Tensor, *_args: object) -> Tensor:
     return torch.empty(1, dtype=torch.int64, device="cpu")
 
 
