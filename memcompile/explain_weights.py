@@ -34,7 +34,7 @@ def weights_decisions(plan: WeightPlan | None) -> tuple[DecisionRow, ...]:
     moves = [
         DecisionRow(
             "move", weight.name, source, weight.size_bytes, plan.link.read_s(weight.size_bytes),
-            f"from {weight.store.name}, read {lead} operation{'s' * (lead != 1)} before its use",
+            f"from {weight.tier}, read {lead} operation{'s' * (lead != 1)} before its use",
         )
         for weight, source, lead in rows
     ]  # fmt: skip

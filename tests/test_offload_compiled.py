@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import weakref
 
 import pytest
 import torch
@@ -179,6 +180,21 @@ def test_two_models_are_two_reports_and_die_apart(tmp_path, expected):
         models.pop(0), steps.pop(0), results.pop(0)
         gc.collect()
         assert torch.equal(steps[0](X), results[0])
+
+
+def test_compiled_code_keeps_no_weight_alive(tmp_path):
+    model = Stack().eval()
+    memcompile.offload_parameters(model, directory=tmp_path)
+    step = compiled(model, weight_bytes(Stack()) // 2)
+    with torch.no_grad():
+        step(X)
+    code = memcompile.session.LEDGER.last  # its report, at least, outlives the model
+    residents = [weakref.ref(tensor) for tensor in resident_tensors(model)]
+    store = weakref.ref(offloaded_weights(model)[model.first]["weight"].store)
+    assert residents and code is not None
+    del model, step
+    gc.collect()
+    assert store() is None and not any(ref() is not None for ref in residents)
 
 
 def test_a_new_state_is_what_the_compiled_model_reads(model):

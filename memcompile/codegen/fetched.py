@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from memcompile.offload.weight import weight_of
+
 FETCH_OPS = frozenset({"memcompile::fetch_start_", "memcompile::fetch_wait_"})
 """As lowered code calls them."""
 
@@ -20,14 +22,14 @@ def register_fetch() -> None:
     """Teach Inductor the two operators."""
     from torch._inductor.ir import FallbackKernel
     from torch._inductor.lowering import empty_strided, register_lowering
-    from torch._inductor.virtualized import V
 
     ops = torch.ops.memcompile
 
     @register_lowering(ops.fetch_start.default, type_promotion_kind=None)
     def fetch_start(ticket: Any, key: str) -> Any:
-        value = V.graph.current_node.meta["val"]
-        y = empty_strided(value.size(), value.stride(), dtype=value.dtype, device=value.device)
+        weight = weight_of(key)
+        stride = torch.empty(weight.shape, device="meta").stride()
+        y = empty_strided(weight.shape, stride, dtype=weight.dtype, device=ticket.get_device())
         FallbackKernel.create(ops.fetch_start_.default, ticket, y, key)
         return y
 

@@ -20,16 +20,19 @@ TICKET = "_offload_ticket"
 KEYS = "_offload_keys"
 WEIGHTS_OF = "_offload_weights"
 _ORDER = "_offload_order"
+_MARK = 0x6D656D636F6D7069
+"""The value of each ticket."""
 
 
 def new_ticket(device: torch.device) -> Tensor:
     """What a model's reads take: on the device on which weights are wanted."""
-    return torch.zeros(1, dtype=torch.int64, device=device)
+    return torch.full((1,), _MARK, dtype=torch.int64, device=device)
 
 
 def is_ticket(tensor: Tensor) -> bool:
-    """Whether it may be a model's ticket: such an input belongs to its model, like a parameter."""
-    return tensor.dtype == torch.int64 and tuple(tensor.shape) == (1,) and not tensor.is_floating_point()
+    """Whether it is a model's ticket: such an input belongs to its model, like a parameter. A fake tensor is none."""
+    plain = type(tensor) is Tensor and tensor.dtype == torch.int64 and tuple(tensor.shape) == (1,)
+    return plain and int(tensor) == _MARK
 
 
 class Held:

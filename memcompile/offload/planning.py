@@ -15,7 +15,7 @@ from memcompile.facts import Planned, StepGraphs
 from memcompile.fxutil import node_bytes, outputs_of
 from memcompile.logs import get_logger
 from memcompile.offload.speed import ASSUMED, known_link, measured_link
-from memcompile.passes.weights import AHEAD, Streamed, Uses, all_inputs, apply, fetches_of, find_uses, problem_of
+from memcompile.passes.weights import AHEAD, Streamed, Uses, all_inputs, apply, fetches_of, find_uses, kept_order, problem_of
 from memcompile.pipeline import Lowered, Lowering
 from memcompile.solvers.prefetch import Link, Problem, just_in_time, plan_ahead, plan_prefetch
 
@@ -99,7 +99,7 @@ class _Search:
 
     def within(self, begun: float, room_of: Callable[[Lowered], int]) -> WeightPlan:
         """The model of the plan guides, the exact peak of the lowered code decides."""
-        base = self._lowered(all_inputs(self.gm), Planned(), None)
+        base = self._lowered(all_inputs(self.gm), kept_order(self.uses), None)
         room = room_of(base)
         problem = problem_of(self.gm, self.uses, self.tools.costs(), (base.traces[0], base.tight_peak))
         target, best = room, None

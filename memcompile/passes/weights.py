@@ -30,6 +30,10 @@ AHEAD = 2
 """Reads that are under way at once where there is no budget."""
 
 
+STORED_BYTES = 64 * 1024
+"""From this size on the readers of a weight are stored where they are computed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Use:
     """A weight and the nodes that read it in one stretch (views among them): one read."""
@@ -148,6 +152,13 @@ def readers_of(use: Use) -> list[fx.Node]:
     return found
 
 
+def kept_order(uses: Uses) -> Planned:
+    """Nodes run in their order, and what is computed from a large weight is stored: looked up in the table of an embedding by
+    each of its readers instead, it would keep the table alive until the last one."""
+    large = [use for use in uses.uses if uses.weights[use.weight].size_bytes >= STORED_BYTES]
+    return Planned(stored=frozenset(node.name for use in large for node in readers_of(use)))
+
+
 class Slots:
     """Where reads may start: before each node that computes. ``moments``: the event of the lowered graph that comes next."""
 
@@ -223,6 +234,21 @@ def _live(uses: Uses, peak: StepPeak) -> Ints:
     return alive(begins, ends, sizes, peak.end).copy()
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A weight as compiled code knows it: by its key, without keeping it. ``tier``: where it is read from."""
+
+    key: str
+    name: str
+    size_bytes: int
+    tier: str
+
+    @classmethod
+    def of(cls, weight: Weight) -> Known:
+        """What is to know."""
+        return cls(weight.key, weight.name, weight.size_bytes, weight.store.name)
+
+
 @dataclass(eq=False)
 class Streamed:
     """A graph with its reads planned. ``residents``: weights that are inputs, after the graph's own. ``planned``: keeps the
@@ -230,10 +256,10 @@ class Streamed:
     it starts."""
 
     gm: fx.GraphModule
-    residents: tuple[Weight, ...]
+    residents: tuple[Known, ...]
     prefetch: Prefetch
-    rows: tuple[tuple[Weight, str, int], ...]
-    planned: Planned = field(default_factory=Planned)
+    rows: tuple[tuple[Known, str, int], ...]
+    planned: Planned
 
     @property
     def resident_bytes(self) -> int:
@@ -261,17 +287,17 @@ def apply(gm: fx.GraphModule, uses: Uses, prefetch: Prefetch) -> Streamed:
         start.meta = wait.meta = dict(fetch.meta)
         for reader in use.readers:
             twin[reader].replace_input_with(fetch, wait)
-        rows.append((uses.weights[use.weight], source_of(readers_of(use)[0]), read[0].slot - read[1]))
+        rows.append((Known.of(uses.weights[use.weight]), source_of(readers_of(use)[0]), read[0].slot - read[1]))
     residents = []
     for index, node in enumerate(uses.fetches):
         if index in prefetch.residents:
             _as_input(twin[node], node.name)
-            residents.append(uses.weights[index])
+            residents.append(Known.of(uses.weights[index]))
         else:
             graph.erase_node(twin[node])
     graph.lint()
     copied.recompile()
-    return Streamed(copied, tuple(residents), prefetch, tuple(rows))
+    return Streamed(copied, tuple(residents), prefetch, tuple(rows), kept_order(uses))
 
 
 def _before_views(node: fx.Node) -> fx.Node:
@@ -292,4 +318,5 @@ def supply(streamed: Streamed, device: torch.device) -> list[Tensor]:
     """The weights that stay, as the compiled graph takes them."""
     if not streamed.residents:
         return []
-    return streamed.residents[0].store.residents.provide(streamed.residents, device)
+    weights = [weight_of(known.key) for known in streamed.residents]
+    return weights[0].store.residents.provide(weights, device)

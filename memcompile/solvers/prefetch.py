@@ -97,10 +97,13 @@ def plan_prefetch(problem: Problem, budget_bytes: int, link: Link) -> Prefetch |
 
 
 def plan_ahead(problem: Problem, ahead: int, link: Link) -> Prefetch:
-    """Nothing stays; each read starts when the one ``ahead`` places before it is needed."""
-    slots = [problem.reads[max(0, index - ahead)].slot if index >= ahead else 0 for index in range(len(problem.reads))]
-    starts = tuple(zip(problem.reads, slots, strict=True))
-    return _timed(problem, frozenset(), starts, link)
+    """Nothing stays; each read starts when the large one ``ahead`` places before it is needed."""
+    large: list[Read] = []
+    starts = []
+    for read in problem.reads:
+        starts.append((read, large[-ahead].slot if len(large) >= ahead else 0))
+        large += [read] if read.size_bytes >= SMALL_BYTES else []
+    return _timed(problem, frozenset(), tuple(starts), link)
 
 
 def _just_in_time(problem: Problem, residents: frozenset[int]) -> Ints:
