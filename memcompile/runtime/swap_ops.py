@@ -85,22 +85,6 @@ def _swap_in_wait_(y: Tensor, ticket: Tensor, key: str) -> None:
     MOVED[key].run().into_wait(ticket, _flat(y))
 
 
-def _swap_out_wait(x: Tensor, ticket: Tensor, key: str) -> Tensor:
-    _swap_out_wait_(x, ticket, key)
-    return ticket
-
-
-def _swap_in(ticket: Tensor, key: str) -> Tensor:
-    y = MOVED[key].empty()
-    _swap_in_(ticket, y, key)
-    return y
-
-
-def _swap_in_wait(y: Tensor, ticket: Tensor, key: str) -> Tensor:
-    _swap_in_wait_(y, ticket, key)
-    return y
-
-
 def _nothing(*_args: object) -> None:
     pass
 
@@ -115,9 +99,6 @@ _LIBRARY.define("swap_in_(Tensor ticket, Tensor(a!) y, str key) -> ()")
 _LIBRARY.define("swap_in_wait_(Tensor(a!) y, Tensor ticket, str key) -> ()")
 for _name, _run in (
     ("swap_out", _swap_out),
-    ("swap_out_wait", _swap_out_wait),
-    ("swap_in", _swap_in),
-    ("swap_in_wait", _swap_in_wait),
     ("swap_out_wait_", _swap_out_wait_),
     ("swap_in_", _swap_in_),
     ("swap_in_wait_", _swap_in_wait_),
