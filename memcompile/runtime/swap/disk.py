@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
+import numpy as np
 from torch import Tensor
 
 from memcompile.errors import SwapCorruptedError, SwapTicketError, TierFullError
 from memcompile.runtime.swap.checksum import MOST_BYTES, PAGE_BYTES, block_sum
 from memcompile.runtime.swap.extents import Extents
-from memcompile.runtime.swap.file import SwapFile, aligned_memory
-from memcompile.runtime.swap.memory import HostMemory, Layout, check_destination, layout_of
+from memcompile.runtime.swap.file import SwapFile
+from memcompile.runtime.swap.memory import Layout, Memory, check_destination, layout_of, memory_of
 from memcompile.runtime.swap.requests import Request, Scratch, Workers
 from memcompile.runtime.swap.tiers import DiskTier
 
@@ -67,9 +68,7 @@ class DiskStore:
 
     name = "disk"
 
-    def __init__(
-        self, tier: DiskTier, *, threads: int = THREADS, block_bytes: int = BLOCK_BYTES, direct: bool = True
-    ) -> None:
+    def __init__(self, tier: DiskTier, *, threads: int = THREADS, block_bytes: int = BLOCK_BYTES, direct: bool = True) -> None:
         if block_bytes % PAGE_BYTES or not 0 < block_bytes <= MOST_BYTES:
             raise ValueError(f"a block is whole pages, at most {MOST_BYTES} bytes")
         self.tier, self.block_bytes = tier, block_bytes
@@ -88,18 +87,25 @@ class DiskStore:
         """Start to write ``tensor``, which is kept alive meanwhile."""
         self.workers.check_alive()
         layout = layout_of(tensor)
-        memory = HostMemory(tensor, layout.size_bytes)
-        lead = self._lead_bytes(memory.address, layout.size_bytes)
-        end = layout.size_bytes if lead is None else lead + (layout.size_bytes - lead) // PAGE_BYTES * PAGE_BYTES
-        starts = range(lead or 0, end, self.block_bytes)
-        lengths = [min(self.block_bytes, end - start) for start in starts]
-        edges = [(start, memory.piece(start, stop - start).tobytes()) for start, stop in ((0, lead or 0), (end, layout.size_bytes))]
+        memory = memory_of(tensor, layout.size_bytes)
+        start, stop = self._whole_pages(memory, layout.size_bytes)
+        starts = range(start, stop, self.block_bytes)
+        lengths = [min(self.block_bytes, stop - start) for start in starts]
+        edges = [
+            (first, memory.bytes_at(first, last)) for first, last in ((0, start), (stop, layout.size_bytes)) if first < last
+        ]
         offsets = self._place([_pages(length) for length in lengths])
         blocks = [Block(*item) for item in zip(starts, lengths, offsets, strict=True)]
         sums = [0] * len(blocks)
         request = Request(_Write(self.file, blocks, sums, memory).move, len(blocks), is_read=False)
-        self.workers.submit(request)
-        return Record(layout, blocks, [edge for edge in edges if edge[1]], sums, request)
+        record = Record(layout, blocks, edges, sums, request)
+        try:
+            self.workers.submit(request)
+        except BaseException:
+            request.done.set()
+            self.drop(record)
+            raise
+        return record
 
     def wait_written(self, record: Record) -> None:
         """Return when the tensor is on disk. Raises what went wrong."""
@@ -107,31 +113,29 @@ class DiskStore:
 
     def read(self, record: Record, dest: Tensor) -> None:
         """Start to read into ``dest``, which is kept alive meanwhile, once the write is through."""
+        self.workers.check_alive()
         check_destination(record.layout, dest)
-        memory = HostMemory(dest, record.layout.size_bytes)
+        memory = memory_of(dest, record.layout.size_bytes)
         request = Request(_Read(self.file, record, memory).move, len(record.blocks), is_read=True)
         for start, edge in record.edges:
-            memory.piece(start, len(edge)).data[:] = edge
-        with self._lock:
-            known = record.reads.setdefault(memory.address, [])
-            known[:] = [*(other for other in known if not other.done.is_set()), request]
+            memory.store(start, np.frombuffer(edge, dtype=np.uint8))
         self.workers.submit(request, after=record.write)
+        with self._lock:
+            known = record.reads.setdefault(dest.data_ptr(), [])
+            known[:] = [*(other for other in known if not other.done.is_set()), request]
 
     def wait_read(self, record: Record, dest: Tensor) -> None:
-        """Return when ``dest`` holds what was written. Raises what went wrong; `SwapTicketError` where nothing was asked for."""
+        """Return when ``dest`` holds what was written. Raises what went wrong, `SwapTicketError` if nobody asked."""
         with self._lock:
             requests = record.reads.get(dest.data_ptr(), [])
         if not requests:
             raise SwapTicketError("nothing is being read into this destination")
-        try:
-            for request in requests[:-1]:
-                request.done.wait()
-            self.workers.wait(requests[-1])
-            if record.write.failure is not None:
-                self.workers.wait(record.write)
-        finally:
-            with self._lock:
-                record.reads.pop(dest.data_ptr(), None)
+        for request in requests:
+            self.workers.settle(request)
+        with self._lock:
+            record.reads.pop(dest.data_ptr(), None)
+        for failed in (record.write, requests[-1]):
+            self.workers.wait(failed)
 
     def drop(self, record: Record) -> None:
         """Nobody will read it any more. Takes no lock: finalizers call this, from any thread."""
@@ -161,9 +165,10 @@ class DiskStore:
 
     # --- places in the file ---
 
-    def _lead_bytes(self, address: int, size_bytes: int) -> int | None:
-        """Bytes before the first address that the file takes as it is; None where the tensor is copied as a whole."""
-        return -address % self.file.alignment_bytes if size_bytes >= DIRECT_BYTES else None
+    def _whole_pages(self, memory: Memory, size_bytes: int) -> tuple[int, int]:
+        """The part of a tensor that goes to the file."""
+        lead = memory.lead_bytes(self.file.alignment_bytes) if size_bytes >= DIRECT_BYTES else None
+        return (0, size_bytes) if lead is None else (lead, lead + (size_bytes - lead) // PAGE_BYTES * PAGE_BYTES)
 
     def _place(self, lengths: Sequence[int]) -> list[int]:
         try:
@@ -220,13 +225,13 @@ class _Write:
     file: SwapFile
     blocks: list[Block]
     sums: list[int]
-    memory: HostMemory
+    memory: Memory
 
     def move(self, index: int, scratch: Scratch) -> None:
         block = self.blocks[index]
-        data = self.memory.piece(block.start, block.length)
-        if not self.file.takes(self.memory.address + block.start, block.length):
-            data = scratch.get(aligned_memory, block.padded)
+        data = self.memory.view(block.start, block.length, self.file.alignment_bytes)
+        if data is None:
+            data = scratch.get(type(self.memory).staging, block.padded)
             self.memory.load(block.start, data[: block.length])
             data[block.length :] = 0
         self.sums[index] = block_sum(data)
@@ -237,18 +242,18 @@ class _Write:
 class _Read:
     file: SwapFile
     record: Record
-    memory: HostMemory
+    memory: Memory
 
     def move(self, index: int, scratch: Scratch) -> None:
-        block = self.record.blocks[index]
         if self.record.write.failure is not None:
             return  # who waits for the read hears of it
-        staged = not self.file.takes(self.memory.address + block.start, block.length)
-        data = scratch.get(aligned_memory, block.padded) if staged else self.memory.piece(block.start, block.length)
+        block = self.record.blocks[index]
+        view = self.memory.view(block.start, block.length, self.file.alignment_bytes)
+        data = scratch.get(type(self.memory).staging, block.padded) if view is None else view
         self.file.read(data, block.offset)
         if block_sum(data) != self.record.sums[index]:
             raise SwapCorruptedError(self.file.name, f"block {index} of {len(self.record.blocks)} has another checksum")
-        if staged:
+        if view is None:
             self.memory.store(block.start, data[: block.length])
 
 

@@ -9,17 +9,37 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from memcompile.errors import SwapError, SwapTicketError, TierFullError, TierUnavailableError
-from memcompile.runtime.swap.disk import DiskStore, Record
+from memcompile.runtime.swap.disk import DiskStore
+from memcompile.runtime.swap.host import HostStore
 from memcompile.runtime.swap.tiers import HostTier, Tier
 
-_TICKETS: dict[int, tuple[DiskStore, Record]] = {}
+
+class Store(Protocol):
+    """A tier at work. What `write` returns is the store's own; `drop` takes no lock."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def staging_bytes(self) -> int: ...
+    @property
+    def live_bytes(self) -> int: ...
+    def write(self, tensor: Tensor) -> Any: ...
+    def wait_written(self, record: Any) -> None: ...
+    def read(self, record: Any, dest: Tensor) -> None: ...
+    def wait_read(self, record: Any, dest: Tensor) -> None: ...
+    def drop(self, record: Any) -> None: ...
+    def reserve(self, size_bytes: int) -> None: ...
+    def close(self) -> None: ...
+
+
+_TICKETS: dict[int, tuple[Store, Any]] = {}
 """What each living ticket stands for; its finalizer takes it out."""
 _ENGINES: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
@@ -33,7 +53,7 @@ class Engine:
 
     def __init__(self, tiers: Sequence[Tier]) -> None:
         self.tiers = tuple(tiers)
-        self.stores = {tier.name: DiskStore(tier) for tier in self.tiers if not isinstance(tier, HostTier)}
+        self.stores: dict[str, Store] = {tier.name: _open(tier) for tier in self.tiers}
         self.key = str(next(_numbers))
         _ENGINES[self.key] = self
 
@@ -51,6 +71,8 @@ class Engine:
             return _ticket(self._store(tier), tensor)
         full: TierFullError | None = None
         for store in self.stores.values():
+            if store.name == "host" and tensor.device.type == "cpu":
+                continue
             try:
                 return _ticket(store, tensor)
             except TierFullError as error:
@@ -87,7 +109,7 @@ class Engine:
         for store in self.stores.values():
             store.close()
 
-    def _store(self, tier: str) -> DiskStore:
+    def _store(self, tier: str) -> Store:
         if tier not in self.stores:
             raise SwapError(f"this engine has no tier {tier!r}, but: {', '.join(self.stores)}. Name it in options['swap'].")
         return self.stores[tier]
@@ -116,12 +138,16 @@ def swap_in(ticket: Tensor, dest: Tensor) -> None:
 
 
 def swap_in_wait(ticket: Tensor, dest: Tensor) -> None:
-    """Return when ``dest`` holds exactly the bytes that were written. Raises `SwapCorruptedError` and the error of the write."""
+    """Return when ``dest`` holds exactly the bytes that were written. Raises `SwapCorruptedError`, and what the write met."""
     store, record = _found(ticket)
     store.wait_read(record, dest)
 
 
-def _ticket(store: DiskStore, tensor: Tensor) -> Tensor:
+def _open(tier: Tier) -> Store:
+    return HostStore(tier) if isinstance(tier, HostTier) else DiskStore(tier)
+
+
+def _ticket(store: Store, tensor: Tensor) -> Tensor:
     record = store.write(tensor)
     number = next(_numbers)
     array = np.array([number], dtype=np.int64)
@@ -137,7 +163,7 @@ def _drop(number: int) -> None:
         found[0].drop(found[1])
 
 
-def _found(ticket: Tensor) -> tuple[DiskStore, Record]:
+def _found(ticket: Tensor) -> tuple[Store, Any]:
     found = _TICKETS.get(int(ticket))
     if found is None:
         raise SwapTicketError(f"ticket {int(ticket)} stands for nothing")

@@ -9,25 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import sys
 import uuid
 from pathlib import Path
 
-import numpy as np
-
 from memcompile.errors import SwapCorruptedError, TierFullError, TierUnavailableError
 from memcompile.runtime.swap.checksum import PAGE_BYTES, Bytes
+from memcompile.runtime.swap.memory import aligned_memory
 
 PREFIX = "memcompile-swap-"
 """How a file is called for the moment that it has a name, where the file system has no nameless ones."""
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "a file may not be that large"}
-
-
-def aligned_memory(size_bytes: int) -> Bytes:
-    """New memory that starts at a page."""
-    return np.frombuffer(mmap.mmap(-1, max(size_bytes, 1)), dtype=np.uint8)
 
 
 class SwapFile:
@@ -92,10 +85,6 @@ class SwapFile:
     def name(self) -> str:
         """For messages."""
         return f"the swap file in {str(self.directory)!r}"
-
-    def takes(self, address: int, length: int) -> bool:
-        """Whether memory of that address and length can be read and written without a copy."""
-        return address % self.alignment_bytes == 0 and length % PAGE_BYTES == 0
 
     def _direct_alignment(self) -> int | None:
         """What direct I/O wants addresses to be divisible by; None where there is no direct I/O."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from memcompile.errors import SwapLayoutError
-from memcompile.runtime.swap.checksum import Bytes
+from memcompile.runtime.swap.checksum import PAGE_BYTES, Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +62,76 @@ def _steps(layout: Layout) -> list[int]:
     return [step for step, size in zip(layout.stride, layout.shape, strict=True) if size != 1]
 
 
+class Memory(Protocol):
+    """The bytes of one tensor, which it keeps alive, as the I/O threads see them."""
+
+    def lead_bytes(self, alignment_bytes: int) -> int | None:
+        """Bytes before the first address that is divisible by ``alignment_bytes``; None: copy all of it."""
+
+    def view(self, start: int, length: int, alignment_bytes: int) -> Bytes | None:
+        """Bytes that a file may read and write in place; None where they have to be copied."""
+
+    @staticmethod
+    def staging(size_bytes: int) -> Bytes:
+        """New memory to copy through, at a page. A thread makes it once for each class."""
+
+    def load(self, start: int, staging: Bytes) -> None:
+        """Copy from here into ``staging``."""
+
+    def store(self, start: int, staging: Bytes) -> None:
+        """Copy from ``staging`` to here."""
+
+    def bytes_at(self, start: int, stop: int) -> bytes:
+        """A copy of a few bytes."""
+
+
 class HostMemory:
-    """The memory of a dense CPU tensor; keeps the tensor alive."""
+    """The memory of a dense CPU tensor."""
 
     def __init__(self, tensor: Tensor, size_bytes: int) -> None:
         self.tensor = tensor
         self.address = tensor.data_ptr()
         self.bytes: Bytes = np.asarray(_Interface(self.address, size_bytes)) if size_bytes else np.empty(0, np.uint8)
 
-    def piece(self, start: int, length: int) -> Bytes:
-        """A view of some of it."""
-        return self.bytes[start : start + length]
+    def lead_bytes(self, alignment_bytes: int) -> int | None:
+        """See `Memory`."""
+        return -self.address % alignment_bytes
+
+    def view(self, start: int, length: int, alignment_bytes: int) -> Bytes | None:
+        """See `Memory`."""
+        fits = (self.address + start) % alignment_bytes == 0 and length % PAGE_BYTES == 0
+        return self.bytes[start : start + length] if fits else None
+
+    @staticmethod
+    def staging(size_bytes: int) -> Bytes:
+        """See `Memory`."""
+        return aligned_memory(size_bytes)
 
     def load(self, start: int, staging: Bytes) -> None:
-        """Copy from here into ``staging``."""
-        np.copyto(staging, self.piece(start, len(staging)))
+        """See `Memory`."""
+        np.copyto(staging, self.bytes[start : start + len(staging)])
 
     def store(self, start: int, staging: Bytes) -> None:
-        """Copy from ``staging`` to here."""
-        np.copyto(self.piece(start, len(staging)), staging)
+        """See `Memory`."""
+        np.copyto(self.bytes[start : start + len(staging)], staging)
+
+    def bytes_at(self, start: int, stop: int) -> bytes:
+        """See `Memory`."""
+        return self.bytes[start:stop].tobytes()
+
+
+def memory_of(tensor: Tensor, size_bytes: int) -> Memory:
+    """The bytes of a dense tensor."""
+    if tensor.device.type == "cuda":
+        from memcompile.runtime.swap.cuda import CudaMemory  # not needed elsewhere
+
+        return CudaMemory(tensor, size_bytes)
+    return HostMemory(tensor, size_bytes)
+
+
+def aligned_memory(size_bytes: int) -> Bytes:
+    """New memory that starts at a page."""
+    return np.frombuffer(mmap.mmap(-1, max(size_bytes, 1)), dtype=np.uint8)
 
 
 class _Interface:

@@ -61,17 +61,17 @@ class Workers:
         self._wake: SimpleQueue[bool] = SimpleQueue()  # one True a block that is ready; its put() is safe in a finalizer
         self._threads: list[threading.Thread] = []
         self._running = 0
-        self._stopped = False
+        self._stopped = self._closing = False
         self._process = os.getpid()
 
     def submit(self, request: Request, after: Request | None = None) -> None:
         """Start moving, once ``after`` is done. Raises `TierUnavailableError` in a forked process and after `stop`."""
-        self.check_alive()
         if not request.count:
             request.move = None
             request.done.set()
             return
         with self._lock:
+            self.check_alive()
             if not self._threads:
                 self._start()
             self._pending.add(request)
@@ -81,21 +81,25 @@ class Workers:
                 request.after = after
                 after.followers.append(request)
 
-    def wait(self, request: Request) -> None:
-        """Return when all blocks are done: from now on this request comes first. Raises what went wrong."""
+    def settle(self, request: Request) -> None:
+        """Return when all blocks are done, or failed: from now on this request comes first."""
         if not request.done.is_set():
             self.check_alive()
             self._promote(request)
             request.done.wait()
+
+    def wait(self, request: Request) -> None:
+        """`settle`, and raise what went wrong."""
+        self.settle(request)
         if request.failure is not None:
             raise fresh(request.failure)
 
     def check_alive(self) -> None:
-        """Raises `TierUnavailableError` where there are no threads."""
+        """Raises `TierUnavailableError` where there are no threads: in a forked process, after `stop` or `close`."""
         if os.getpid() != self._process:
             raise TierUnavailableError(self.name, "this is a forked process", "Run the model in the process that compiled it.")
-        if self._stopped:
-            raise TierUnavailableError(self.name, "it was closed", "Compile the model again.")
+        if self._stopped or self._closing:
+            raise self._closed()
 
     def stop(self) -> None:
         """Let the threads end when they are through. Takes no lock: finalizers call this, from any thread."""
@@ -110,14 +114,18 @@ class Workers:
     def close(self) -> None:
         """Give up what is under way, and return when the threads have ended. Who waits gets a `TierUnavailableError`."""
         with self._lock:
+            self._closing = True
             pending = list(self._pending)
             for request in pending:
-                request.failure = request.failure or TierUnavailableError(self.name, "it was closed", "Compile the model again.")
+                request.failure = request.failure or self._closed()
         for request in pending:
             request.done.wait()
         self.stop()
         for thread in self._threads:
             thread.join()
+
+    def _closed(self) -> TierUnavailableError:
+        return TierUnavailableError(self.name, "it was closed", "Compile the model again.")
 
     def _start(self) -> None:
         self._running = self.count
