@@ -255,7 +255,7 @@ def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, l
         facts, left_s = known, time_limit_s - (time.perf_counter() - start)
         solution, at_floor = _planned(outcome, facts, target, max(LEAST_S, left_s))
     apart = crowded(facts, solution.schedule, max(target, solution.peak_bytes))
-    joint = rematerialize.apply(facts, solution.schedule, apart, outcome.tiers.mover)
+    joint = rematerialize.apply(facts, solution.schedule, apart, outcome.tiers.names, outcome.tiers.mover)
     planned = time.perf_counter()
     graphs = extract(joint, facts.graphs)
     verify(facts, solution, joint, graphs)

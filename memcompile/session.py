@@ -37,7 +37,6 @@ from memcompile.passes.allocate import ArenaPlan
 from memcompile.passes.inverted import Inverted
 from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
 from memcompile.passes.patch import Compile
-from memcompile.passes.swap import Tiers
 from memcompile.patching.choose import Tiled, Wish, tile
 from memcompile.patching.choose import Tools as TileTools
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
@@ -45,6 +44,7 @@ from memcompile.placing import Placing
 from memcompile.report.data import ArenaReport, GraphReport
 from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, gradient_bytes, storages
 from memcompile.runtime.workspace import measuring
+from memcompile.swapping import tiers_of
 from memcompile.verify import VerificationError
 from memcompile.verify_arena import check_places
 
@@ -93,7 +93,7 @@ class Session:
         other = "it runs between the forward and the backward of another graph" if ledger.chain() else ""
         self.placing = Placing(device, options.arena, other)
         self.low_rank, self.dry = LowRank(), lowering is not None
-        self.tiers = self._tiers()
+        self.tiers = tiers_of(options.swap, device, dry=self.dry)
         self.tiled: Tiled | None = None
         self.inverted = Inverted()
         self.unplanned_bytes: int | None = None  # peak of a network of images before it was rewritten
@@ -166,9 +166,6 @@ class Session:
         entry = GraphEntry(self._profile(peak), report, tuple(weakref.ref(t) for t in self._owned()), self.capture.code)
         self.ledger.add(entry)
         return entry
-
-    def _tiers(self) -> Tiers:
-        return Tiers()
 
     def _partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any

@@ -74,7 +74,7 @@ class Planner:
         lowered = self.lowering(graphs)
         facts = gather_facts(graphs, lowered.traces, COSTS, lowered.peak.entry_bytes)
         schedule = self.choose(facts)
-        joint = apply(facts, schedule, mover=self.mover)
+        joint = apply(facts, schedule, tiers=("disk",), mover=self.mover)
         new = extract(joint, graphs)
         verify(facts, Solution(schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0), joint, new)
         self.planned.append(Planned(facts, schedule, joint, new))

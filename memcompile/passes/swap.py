@@ -34,6 +34,11 @@ class Tiers:
     links: tuple[Link, ...] = ()
     mover: Mover | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What they are called."""
+        return tuple(link.name for link in self.links)
+
 
 def plan(facts: Facts, budget_bytes: int, time_limit_s: float, links: tuple[Link, ...]) -> Solution:
     """The fastest schedule found within ``budget_bytes``, with its moves.

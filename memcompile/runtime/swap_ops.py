@@ -22,9 +22,9 @@ from torch import Tensor
 
 
 class Mover(Protocol):
-    """What copies: `memcompile.runtime.swap.Engine`."""
+    """What copies: `memcompile.runtime.swap.engine.Engine`."""
 
-    def out(self, tensor: Tensor) -> Tensor: ...
+    def out(self, tensor: Tensor, tier: str) -> Tensor: ...
     def out_wait(self, ticket: Tensor) -> None: ...
     def into(self, ticket: Tensor, dest: Tensor) -> None: ...
     def into_wait(self, ticket: Tensor, dest: Tensor) -> None: ...
@@ -32,9 +32,11 @@ class Mover(Protocol):
 
 @dataclass(eq=False)
 class Moved:
-    """One storage that is moved: its tensor (``stride`` as lowered, once it was), and who moves it (None in a dry run)."""
+    """One storage that is moved: to which tier, its tensor (``stride`` as lowered, once it was), and who moves it (None in a dry
+    run)."""
 
     key: str
+    tier: str
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
@@ -56,10 +58,10 @@ MOVED: weakref.WeakValueDictionary[str, Moved] = weakref.WeakValueDictionary()
 _COUNT = itertools.count()
 
 
-def moved(name: str, value: Tensor, mover: Mover | None) -> Moved:
+def moved(name: str, tier: str, value: Tensor, mover: Mover | None) -> Moved:
     """Register a storage that is moved, under a key of its own. ``value``: its (fake) tensor."""
     key = f"{name}#{next(_COUNT)}"
-    MOVED[key] = result = Moved(key, tuple(value.shape), tuple(value.stride()), value.dtype, value.device, mover)
+    MOVED[key] = result = Moved(key, tier, tuple(value.shape), tuple(value.stride()), value.dtype, value.device, mover)
     return result
 
 
@@ -70,7 +72,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _swap_out(x: Tensor, key: str) -> Tensor:
-    return MOVED[key].run().out(_flat(x))
+    return MOVED[key].run().out(_flat(x), MOVED[key].tier)
 
 
 def _swap_out_wait_(_x: Tensor, ticket: Tensor, key: str) -> None:
