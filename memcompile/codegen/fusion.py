@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx
 from torch._inductor.choices import InductorChoices
 
-from memcompile.codegen.swapped import SWAP_OPS
+from memcompile.codegen.swapped import is_move
 from memcompile.fxutil import none_between
 
 
@@ -42,18 +42,12 @@ class PlannedFusion(InductorChoices):
         """Whether no library kernel stands between the two."""
         if self.scheduler is not scheduler:
             self.scheduler = scheduler
-            self.barriers = sorted(node.min_order for node in scheduler.nodes if node.is_extern() and not _is_move(node))
+            self.barriers = sorted(node.min_order for node in scheduler.nodes if node.is_extern() and not is_move(node.node))
         first, second = sorted((node1, node2), key=lambda node: node.min_order)
         return none_between(self.barriers, first.max_order, second.min_order)
 
     def _is_recomputed(self, node: Any) -> bool:
         return any(origin.name in self.recomputed for origin in origins_of(node))
-
-
-def _is_move(node: Any) -> bool:
-    """Whether the node only starts a transfer or waits for one."""
-    called = getattr(node.node, "op_overload", None)
-    return called is not None and called.name().partition(".")[0] in SWAP_OPS
 
 
 def origins_of(node: Any) -> Iterator[fx.Node]:

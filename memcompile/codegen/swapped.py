@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 import torch
+from torch import fx
 
 from memcompile.runtime.swap_ops import MOVED
 
@@ -48,6 +49,17 @@ def register_swap() -> None:
     def swap_in_wait(y: Any, ticket: Any, key: str) -> Any:
         FallbackKernel.create(ops.swap_in_wait_.default, y, ticket, key)
         return y
+
+
+def is_move(kernel: Any) -> bool:
+    """Whether an IR node of Inductor only starts a transfer or waits for one."""
+    called = getattr(kernel, "op_overload", None)
+    return called is not None and called.name().partition(".")[0] in SWAP_OPS
+
+
+def returns_operand(node: fx.Node) -> bool:
+    """Whether the lowering of a node returns one of its operands: for Inductor, the operand then comes from this node."""
+    return node.target in (torch.ops.memcompile.swap_out_wait.default, torch.ops.memcompile.swap_in_wait.default)
 
 
 def _boxed(result: Any) -> Any:
