@@ -1,5 +1,6 @@
 """The tiers that a user names, their measured numbers, and the budget of pinned memory."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memcompile.errors import InvalidOptionError, TierFullError, TierUnavailableError, UnknownOptionError
-from memcompile.runtime.swap import speed
+from memcompile.runtime.swap import host, speed
 from memcompile.runtime.swap.engine import Engine
 from memcompile.runtime.swap.host import HostStore
 from memcompile.runtime.swap.pinned import GRAIN_BYTES, PinnedPool
@@ -205,6 +206,93 @@ def test_room_on_the_host_is_asked_for_before_a_step() -> None:
     store.reserve(MIB)
     with pytest.raises(TierFullError):
         store.reserve(MIB + 1)
+
+
+class Clock:
+    """Stands in for the streams and events of a GPU: copies are made at once, what waits for what is written down."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.journal: list[str] = []
+        self.passed = True
+        self.count = 0
+        monkeypatch.setattr(host, "_on_gpu", lambda _: True)
+        monkeypatch.setattr(host, "side_stream", lambda _, direction: Stream(self, direction))
+        monkeypatch.setattr(host, "current_event", lambda _: Event(self, "computed"))
+        monkeypatch.setattr(host, "_copy", self.copy)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream(self, "main"))
+
+    def copy(self, dest: Tensor, source: Tensor, stream: "Stream") -> "Event":
+        dest.copy_(source)
+        self.count += 1
+        self.journal.append(f"{stream.name} copies {self.count}")
+        return Event(self, f"copy {self.count}")
+
+
+class Stream:
+    def __init__(self, clock: Clock, name: str) -> None:
+        self.clock, self.name = clock, name
+
+    def wait_event(self, event: "Event") -> None:
+        self.clock.journal.append(f"{self.name} waits for {event.name}")
+
+
+class Event:
+    def __init__(self, clock: Clock, name: str) -> None:
+        self.clock, self.name = clock, name
+
+    def query(self) -> bool:
+        return self.clock.passed
+
+    def synchronize(self) -> None:
+        self.clock.journal.append(f"host waits for {self.name}")
+
+
+def test_streams_wait_for_what_they_need_and_the_host_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, memory = Clock(monkeypatch), Memory()
+    store = HostStore(HostTier(MIB), PinnedPool(MIB, memory))
+    tensor, dest = random_bytes(5000), torch.zeros(5000, dtype=torch.uint8)
+    record = store.write(tensor)
+    store.wait_written(record)
+    store.read(record, dest)
+    store.wait_read(record, dest)
+    assert dest.equal(tensor)
+    store.drop(record)
+    assert store.live_bytes == 0
+    store.write(tensor)  # into the same buffer
+    assert memory.made == 1
+    assert clock.journal == [
+        "out waits for computed", "out copies 1", "main waits for copy 1",
+        "in waits for computed", "in waits for copy 1", "in copies 2", "main waits for copy 2",
+        "out waits for computed", "out waits for copy 2", "out copies 3",
+    ]  # fmt: skip
+
+
+def test_dropped_ticket_keeps_what_its_copies_need_until_they_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    store = HostStore(HostTier(MIB), PinnedPool(MIB, Memory()))
+    arrays = [random_bytes(5000).numpy() for _ in range(2)]
+    kept = [weakref.ref(array) for array in arrays]
+    record = store.write(torch.from_numpy(arrays[0]))
+    store.read(record, torch.from_numpy(arrays[1]))
+    arrays.clear()
+    clock.passed = False
+    store.drop(record)
+    del record
+    assert store.live_bytes == 0
+    assert all(array() is not None for array in kept)
+    clock.passed = True
+    assert store.live_bytes == 0
+    assert all(array() is None for array in kept)
+
+
+def test_pinned_memory_goes_back_with_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, memory = Clock(monkeypatch), Memory()
+    store = HostStore(HostTier(MIB), PinnedPool(MIB, memory))
+    store.drop(store.write(random_bytes(5000)))
+    assert memory.bytes == GRAIN_BYTES
+    del store
+    assert memory.bytes == 0
+    assert clock.journal[-1] == "host waits for copy 1"  # a copy under way may not lose its memory
 
 
 @cuda
