@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,29 @@ def test_tier_that_is_full_says_how_much_is_missing_and_recovers(tmp_path: Path)
     assert round_trip(engine, random_bytes(8 * MIB)).equal(random_bytes(8 * MIB))
 
 
-def test_place_of_a_ticket_that_died_while_it_was_written_is_waited_for(tmp_path: Path) -> None:
-    engine = disk_engine(tmp_path, 8 * MIB)
-    for seed in range(6):
-        assert round_trip(engine, random_bytes(5 * MIB, seed)).equal(random_bytes(5 * MIB, seed))
-        engine.out(random_bytes(5 * MIB))  # its ticket dies at once
+def test_place_that_is_still_written_to_is_not_given_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, gate, real = disk_engine(tmp_path), Gate(os.pwrite), os.pwrite
+    monkeypatch.setattr(os, "pwrite", gate)
+    ticket = engine.out(random_bytes(MIB, 1))
+    assert gate.reached.wait(60)
+    monkeypatch.setattr(os, "pwrite", real)
+    del ticket
+    other, dest = engine.out(random_bytes(MIB, 2)), torch.zeros(MIB, dtype=torch.uint8)
+    engine.out_wait(other)
+    gate.open()
+    settle(engine)
+    assert read_back(engine, other, dest).equal(random_bytes(MIB, 2))
+
+
+def test_full_tier_waits_for_the_place_of_a_dead_ticket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, gate, real = disk_engine(tmp_path, 8 * MIB), Gate(os.pwrite), os.pwrite
+    monkeypatch.setattr(os, "pwrite", gate)
+    ticket = engine.out(random_bytes(5 * MIB, 1))
+    assert gate.reached.wait(60)
+    monkeypatch.setattr(os, "pwrite", real)
+    del ticket
+    threading.Timer(0.3, gate.open).start()
+    assert round_trip(engine, random_bytes(5 * MIB, 2)).equal(random_bytes(5 * MIB, 2))
 
 
 def test_full_disk_is_an_error_before_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
