@@ -109,9 +109,8 @@ def _planned(outcome: Outcome, outside: int) -> dict[str, Any]:
     solution, problem = outcome.chosen.solution, outcome.facts.problem
     rows = recomputations(outcome.facts, solution.schedule)
     base_seconds = problem.total_seconds
-    summary = (
-        f"{len(rows)} storages recomputed ({solution.status}, bound {_percent(solution.lower_bound_seconds, base_seconds)})"
-    )
+    bound = f", bound {_percent(solution.lower_bound_seconds, base_seconds)}" if solution.status != "heuristic" else ""
+    summary = f"{len(rows)} storages recomputed ({solution.status}{bound})"
     swap = swap_report(outcome, outside)
     done = PassReport(
         name="rematerialize",

@@ -37,7 +37,7 @@ def swap_report(outcome: Outcome, outside: int) -> SwapReport | None:
     away = int(max(absent(schedule.moves, len(schedule.sequence))))
     done = PassReport(
         name="swap",
-        peak_before_bytes=after + max(0, stays - chosen.solution.peak_bytes),
+        peak_before_bytes=min(after + max(0, stays - chosen.solution.peak_bytes), outcome.base.peak.peak_bytes + outside),
         peak_after_bytes=after,
         seconds_before=seconds - cost.extra_s,
         seconds_after=seconds,

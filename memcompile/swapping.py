@@ -10,6 +10,7 @@ from torch import Tensor
 from memcompile.codegen.swapped import register_swap
 from memcompile.errors import InvalidOptionError
 from memcompile.passes.swap import Tiers
+from memcompile.runtime.swap.beside import busy_s_per_byte
 from memcompile.runtime.swap.engine import Engine
 from memcompile.runtime.swap.speed import measure_tier
 from memcompile.runtime.swap.tiers import Tier
@@ -62,8 +63,7 @@ def tiers_of(tiers: Sequence[Tier], device: torch.device, *, dry: bool) -> Tiers
     register_swap()
     links = []
     for tier in usable:
-        model = measure_tier(tier)
-        links.append(
-            Link(tier.name, model.write_bytes_per_s, model.read_bytes_per_s, model.latency_s, tier.capacity_bytes)
-        )
+        found, busy_s = measure_tier(tier), busy_s_per_byte(tier)
+        rates = found.write_bytes_per_s, found.read_bytes_per_s, found.latency_s
+        links.append(Link(tier.name, *rates, tier.capacity_bytes, busy_s))
     return Tiers(tuple(links), None if dry else LazyEngine(usable))

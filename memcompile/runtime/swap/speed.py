@@ -45,7 +45,7 @@ def measure_tier(tier: Tier, *, refresh: bool = False) -> TierModel:
     Raises `TierUnavailableError`, and `TierFullError` where there is no room to measure. A tier smaller than the probe is
     measured with less.
     """
-    key = _key(tier)
+    key = tier_key(tier)
     path = cache_path(key, "tier")
     model = None if refresh else _load(path, key)
     if model is None:
@@ -55,7 +55,7 @@ def measure_tier(tier: Tier, *, refresh: bool = False) -> TierModel:
     return model
 
 
-def _key(tier: Tier) -> dict[str, Any]:
+def tier_key(tier: Tier) -> dict[str, Any]:
     """What the numbers depend on: the file system and the processor, or the GPU and its machine."""
     key = {"schema": SCHEMA_VERSION, "device": tier.name, "cpu": device_name(torch.device("cpu"))}
     if isinstance(tier, DiskTier):
