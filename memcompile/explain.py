@@ -23,7 +23,7 @@ from memcompile.report.data import (
     Report,
     TimelinePoint,
 )
-from memcompile.explain_swap import swap_report
+from memcompile.explain_swap import refused_moves, swap_report
 from memcompile.report.patched import how_text, patch_summary
 from memcompile.streaming.source import source_text
 from memcompile.units import format_bytes
@@ -128,7 +128,12 @@ def _planned(outcome: Outcome, outside: int) -> dict[str, Any]:
         "status": solution.status,
         "solver": solution.method,
         "passes": (done,) if swap is None else (done, swap.done),
-        "decisions": (*_decisions(rows), *(() if swap is None else swap.decisions), *_refusals(outcome)),
+        "decisions": (
+            *_decisions(rows),
+            *(() if swap is None else swap.decisions),
+            *_refusals(outcome),
+            *refused_moves(outcome),
+        ),
         "plan": {
             "schedule": [problem.ops[op].name for op in solution.schedule.sequence],
             "backward_starts_at": solution.schedule.split,

@@ -378,7 +378,7 @@ class CompiledGraph:
         self.programs = [*(s.program for s in streamed), *(p.program for p in tiled)]  # and these by key
         chosen = None if session.outcome is None else session.outcome.chosen
         self.moved = () if chosen is None else chosen.joint.moved  # and these too
-        self.variants: dict[tuple[bool, bool], Callable[..., Any]] = {(accumulates, self.tangents_held): function}
+        self.variants: dict[tuple[object, ...], Callable[..., Any]] = {(accumulates, self.tangents_held): function}
         self.planned = session.outcome is not None and session.outcome.budget_bytes is not None
         self.parameters = [weakref.ref(t) for t in session.tensors if t.is_leaf and t.requires_grad] if self.planned else []
         session.inputs, session.tensors = [], []
@@ -397,7 +397,10 @@ class CompiledGraph:
     def _variant(self, args: Sequence[Any]) -> Callable[..., Any]:
         """The plan for this step: with or without gradients alive at entry, and for what the backward receives."""
         accumulates = any((p := ref()) is not None and p.grad is not None for ref in self.parameters)
-        key = (accumulates, self.tangents_held)
+        key: tuple[object, ...] = (accumulates, self.tangents_held)
+        if key in self.variants:
+            return self.variants[key]
+        key = (*key, *(size for size in args if isinstance(size, int)))  # made for this call, with its sizes
         if key not in self.variants:
             log.info("graph %s: other gradients are alive than planned for, planned again", self.entry.report.graph_id)
             before = self.session

@@ -21,14 +21,12 @@ def check_moves(problem: Problem, schedule: Schedule) -> None:
         made = max((position for position in writes if position <= move.out), default=-1)
         if made < 0:
             raise ValueError(f"{where}: nothing wrote it")
-        if move.out not in reads and move.out != made:
-            raise ValueError(f"{where}: that execution does not use it")
         if any(move.out < position <= move.need for position in writes):
             raise ValueError(f"{where}: it is written again while it is away")
         if any(move.out < position < move.need for position in reads):
             raise ValueError(f"{where}: it is read while it is away")
-        if move.need not in reads:
-            raise ValueError(f"{where}: execution {move.need} does not read it")
+        if not any(position >= move.need for position in reads):
+            raise ValueError(f"{where}: nothing reads it from execution {move.need} on")
         back = copies.get((move.storage, made))
         if move.copied and back is None:
             raise ValueError(f"{where}: there is no copy of it")
