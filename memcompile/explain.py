@@ -10,6 +10,7 @@ from torch import fx
 from memcompile.codegen.dump import kernels_of
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.errors import Contributor
+from memcompile.explain_swap import refused_moves, swap_report
 from memcompile.passes.inverted import WHY
 from memcompile.passes.rematerialize import Recomputation, recomputations
 from memcompile.pipeline import Lowered, Outcome
@@ -23,7 +24,6 @@ from memcompile.report.data import (
     Report,
     TimelinePoint,
 )
-from memcompile.explain_swap import refused_moves, swap_report
 from memcompile.report.patched import how_text, patch_summary
 from memcompile.streaming.source import source_text
 from memcompile.units import format_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -18,10 +19,14 @@ from memcompile.solvers.moves import Link
 
 
 class LazyEngine:
-    """An engine that opens its tiers as the first storage leaves: plans without moves leave no trace on a disk."""
+    """An engine that opens its tiers as the first storage leaves: plans without moves leave no trace on a disk.
+
+    ``waited_s``: seconds that steps have waited for transfers so far (on a GPU: the host).
+    """
 
     def __init__(self, tiers: Sequence[Tier]) -> None:
         self.tiers = tiers
+        self.waited_s = 0.0
         self._engine: Engine | None = None
 
     @property
@@ -37,7 +42,9 @@ class LazyEngine:
 
     def out_wait(self, ticket: Tensor) -> None:
         """See `Engine.out_wait`."""
+        start = time.perf_counter()
         self.engine.out_wait(ticket)
+        self.waited_s += time.perf_counter() - start
 
     def into(self, ticket: Tensor, dest: Tensor) -> None:
         """See `Engine.into`."""
@@ -45,7 +52,9 @@ class LazyEngine:
 
     def into_wait(self, ticket: Tensor, dest: Tensor) -> None:
         """See `Engine.into_wait`."""
+        start = time.perf_counter()
         self.engine.into_wait(ticket, dest)
+        self.waited_s += time.perf_counter() - start
 
 
 def tiers_of(tiers: Sequence[Tier], device: torch.device, *, dry: bool) -> Tiers:

@@ -24,7 +24,7 @@ def _a_fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()
     torch._dynamo.reset()  # other sizes of the same code would make the sizes symbols
     monkeypatch.setattr("memcompile.swapping.measure_tier", lambda tier: TierModel(tier.name, 1e12, 1e12, 1e-9))
-    monkeypatch.setattr("memcompile.swapping.busy_s_per_byte", lambda tier: 0.0)
+    monkeypatch.setattr("memcompile.swapping.busy_s_per_byte", lambda _tier: 0.0)
 
 
 class Mlp(nn.Module):

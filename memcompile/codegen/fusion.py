@@ -3,7 +3,8 @@
 Inductor fuses kernels that read the same data, wherever they stand. A recomputed operation reads what the backward nearby reads
 too, so it would be fused with it and run at another time than planned: all their results would be alive together. A part of a
 concatenation would be written as soon as it is known, and the whole buffer is alive from its first part on. The sums of many
-gradients would wait for the last one. Fusion across a library kernel is refused (transfers of moves are none); everything else stays as Inductor decides.
+gradients would wait for the last one. Fusion across a library kernel is refused (transfers of moves are none); everything else
+stays as Inductor decides.
 """
 
 from __future__ import annotations

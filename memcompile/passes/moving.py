@@ -18,8 +18,11 @@ one does."""
 
 
 class Moving:
-    """The steps of ``moves`` in the order of the executions around them. ``tiers``: names by link. ``all_moved``: what has left so far; ``moved`` and
-    ``tickets``: the last instance of each storage that left, and the node that stands for its copy."""
+    """The steps of ``moves`` in the order of the executions around them. ``tiers``: names by link.
+
+    ``all_moved``: what has left so far; ``moved`` and ``tickets``: the last instance of each storage that left, and the node
+    that stands for its copy.
+    """
 
     def __init__(self, moves: Sequence[Move], nodes: Sequence[fx.Node], tiers: Sequence[str], mover: Mover | None) -> None:
         self.nodes, self.tiers, self.mover = nodes, tiers, mover

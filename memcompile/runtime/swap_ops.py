@@ -32,8 +32,10 @@ class Mover(Protocol):
 
 @dataclass(eq=False)
 class Moved:
-    """One storage that is moved: to which tier, its tensor (``stride`` as lowered, once it was), and who moves it (None in a dry
-    run)."""
+    """One storage that is moved: to which tier, its tensor (``stride`` as lowered, once it was), and who moves it.
+
+    ``mover``: None in a dry run.
+    """
 
     key: str
     tier: str
@@ -108,7 +110,7 @@ for _name, _run in (
     _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
 
 
-def _fake_ticket(x: Tensor, *_args: object) -> Tensor:
+def _fake_ticket(*_args: object) -> Tensor:
     return torch.empty(1, dtype=torch.int64, device="cpu")
 
 

@@ -204,8 +204,8 @@ def _return(
         back = min(gap.need, max(gap.gone, free, wanted))
         live[back : gap.need] += size
         storage = lives.storage[gap.i]
-        before = (int(lives.first[kernel]) for kernel in (gap.gone, back, gap.need))
-        moves.append(Move(storage, size, int(lives.last[gap.out]), *before, chosen[gap.i], gap.i in copied))
+        gone, back, need = (int(lives.first[kernel]) for kernel in (gap.gone, back, gap.need))
+        moves.append(Move(storage, size, int(lives.last[gap.out]), gone, back, need, chosen[gap.i], gap.i in copied))
         copied.add(gap.i)
     return tuple(moves)
 
