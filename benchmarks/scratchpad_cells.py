@@ -103,7 +103,7 @@ def operation(name: str, width: int, stride: int) -> nn.Module:
         case "dil":
             return nn.Sequential(*_separable(width, kernel, stride, dilation=2))
         case "max":
-            return nn.MaxPool2d(kernel, stride, kernel // 2) if kernel > 2 or stride > 1 else nn.Identity()
+            return nn.MaxPool2d(kernel, stride, (kernel - 1) // 2)
     return nn.AvgPool2d(kernel, stride, kernel // 2)
 
 

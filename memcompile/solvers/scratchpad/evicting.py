@@ -47,7 +47,7 @@ def _rows(rows: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
 
 def moved_by(tables: Tables, order: Sequence[int], size_bytes: int) -> int:
     """Non-compulsory bytes of ``order``; every operator alone must fit."""
-    return int(_cost(tables, np.array(order, dtype=np.int64), size_bytes, *_room_for(tables)))
+    return int(_cost(tables, np.array(order, dtype=np.int64), size_bytes, np.inf, *_room_for(tables)))
 
 
 def annealed(tables: Tables, order: Sequence[int], size_bytes: int, steps: int, seed: int = 0) -> tuple[list[int], int]:
@@ -66,8 +66,8 @@ def _room_for(tables: Tables) -> tuple[Ints, Ints, Ints, Ints]:
 
 
 @compiled
-def _cost(tables: Tables, order: Ints, size: int, nexts: Ints, use: Ints, mark: Ints, inside: Ints) -> int:
-    """``use``: the next step that touches each tensor. ``mark``: bit 0: lies inside, bit 1: is stored."""
+def _cost(tables: Tables, order: Ints, size: int, limit: float, nexts: Ints, use: Ints, mark: Ints, inside: Ints) -> int:
+    """``use``: the next step that touches each tensor. ``mark``: bit 0: lies inside, bit 1: is stored. Ends above ``limit``."""
     sizes, touched_of, touched = tables.sizes, tables.touched_of, tables.touched
     use[:] = _NEVER
     for step in range(len(order) - 1, -1, -1):
@@ -106,6 +106,8 @@ def _cost(tables: Tables, order: Ints, size: int, nexts: Ints, use: Ints, mark: 
                 if not mark[t] & 2:
                     moved += tables.stores[t]
                 mark[t] = 2
+        if moved > limit:
+            return moved
         count = kept
         for slot in range(touched_of[op], touched_of[op + 1]):
             t = touched[slot]
@@ -153,7 +155,7 @@ def _anneal(
     order, place = start.copy(), np.empty(count, dtype=np.int64)
     for at in range(count):
         place[order[at]] = at
-    cost = _cost(tables, order, size, nexts, use, mark, inside)
+    cost = _cost(tables, order, size, np.inf, nexts, use, mark, inside)
     best, lowest = order.copy(), cost
     hottest = 0.03 * cost
     done = 0
@@ -173,9 +175,10 @@ def _anneal(
         if middle >= last or not _swap(tables, order, place, first, middle, last):
             continue
         done += 1
-        new = _cost(tables, order, size, nexts, use, mark, inside)
         heat = hottest * (1.0 - done / tries) ** 2
-        if new <= cost or np.random.random() < np.exp(-(new - cost) / max(1.0, heat)):
+        limit = cost - heat * np.log(1.0 - np.random.random())
+        new = _cost(tables, order, size, limit, nexts, use, mark, inside)
+        if new <= limit:
             cost = new
             if cost < lowest:
                 lowest = cost

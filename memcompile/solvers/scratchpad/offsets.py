@@ -9,12 +9,13 @@ from dataclasses import replace as replace_
 from ortools.sat.python import cp_model
 
 from memcompile.solvers.packing import Buffer, CapacityError, pack
+from memcompile.solvers.scratchpad.arrivals import Arrivals
 from memcompile.solvers.scratchpad.gaps import Gap, gaps_of, store_bytes, uses_of
 from memcompile.solvers.scratchpad.problem import Problem, Stay
 from memcompile.solvers.scratchpad.replacement import Replacement, moved_bytes, replace
 
-PACK_S = 0.5
-"""Seconds for one packing: the greedy placements take hundredths, and mostly suffice."""
+PACK_S = 3.0
+"""Seconds for one packing: mostly it takes hundredths."""
 JOINT_WORK = 1.0
 """Of the solver for places and replacement together, in its deterministic time."""
 ATTEMPTS = 4
@@ -55,8 +56,8 @@ def place(problem: Problem, stays: Sequence[Stay], size_bytes: int) -> list[Stay
 def placed(problem: Problem, order: Sequence[int], size_bytes: int, best: Replacement) -> Placed:
     """A replacement with places, ``best`` where it has some; always finds one.
 
-    Else the cheapest of: replacements for a smaller scratchpad, one that a solver chooses together with the places, and at
-    last one that keeps nothing between operators.
+    Else a replacement for a somewhat smaller scratchpad, or places as they come; and then one that a solver chooses together
+    with its places, where it finds something cheaper.
     """
     found = place(problem, stays_of(problem, order, best.dropped), size_bytes)
     if found is not None:
@@ -72,20 +73,21 @@ def placed(problem: Problem, order: Sequence[int], size_bytes: int, best: Replac
             options.append((Replacement(other.dropped, other.moved_bytes, best.bound_bytes), found))
             break
     if not options:
-        options.append(_nothing_kept(problem, order, size_bytes, best.bound_bytes))
+        options.append(_as_they_come(problem, order, size_bytes, best))
     return _joint(problem, order, size_bytes, best, options[0])
 
 
-def _nothing_kept(problem: Problem, order: Sequence[int], size_bytes: int, bound: int) -> Placed:
-    """Everything goes out after each operator: what one operator touches lies side by side."""
-    dropped = frozenset(gaps_of(problem, order))
-    stays = place(problem, stays_of(problem, order, dropped), size_bytes)
-    assert stays is not None, "operators alone fit"
-    return Replacement(dropped, moved_bytes(problem, dropped), bound), stays
+def _as_they_come(problem: Problem, order: Sequence[int], size_bytes: int, best: Replacement) -> Placed:
+    """Places step by step, as an allocator would find them; always finds some."""
+    dropped, offsets = Arrivals(problem, order, size_bytes, best.dropped).run()
+    stays = [replace_(stay, offset=offsets[stay.tensor, stay.begin]) for stay in stays_of(problem, order, dropped)]
+    return Replacement(dropped, moved_bytes(problem, dropped), best.bound_bytes), stays
 
 
 def _joint(problem: Problem, order: Sequence[int], size_bytes: int, best: Replacement, known: Placed) -> Placed:
     """Something cheaper than ``known`` from a model of replacement and places together, and a bound that counts places too."""
+    if known[0].moved_bytes <= best.bound_bytes:
+        return known
     model = _Joint(problem, order, size_bytes)
     floor, limit = best.bound_bytes // model.unit, known[0].moved_bytes // model.unit
     model.model.add(model.moved >= floor)

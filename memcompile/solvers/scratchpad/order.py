@@ -25,14 +25,12 @@ class Effort:
     """How much work a plan may take; the same work gives the same plan on any machine.
 
     ``states``: of a complete search of one part. ``peak_steps``: of the search for a small peak. ``anneal_steps``: operators
-    that are run, over all orders tried. ``rounds``: of windows.
+    that are run, over all orders tried.
     """
 
     states: int = 12_000
     peak_steps: int = 60_000
-    anneal_steps: int = 20_000_000
-    starts: int = 4
-    rounds: int = 2
+    anneal_steps: int = 200_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ def _order_of_part(problem: Problem, size_bytes: int, effort: Effort, share: flo
     bound = max(found.bound_bytes, lower_bound(problem, size_bytes))
     from memcompile.solvers.scratchpad.annealing import improved  # numba loads slowly
 
-    order, method = improved(problem, size_bytes, [given, small], effort, share)
+    order, method = improved(problem, size_bytes, [given, small], int(effort.anneal_steps * share))
     moved = replace(problem, order, size_bytes).moved_bytes
     if moved < best.moved_bytes:
         best = Ordered(order, moved, bound, method)
