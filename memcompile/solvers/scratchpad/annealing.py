@@ -21,11 +21,10 @@ WHOLE = 0.8
 
 
 def improved(
-    problem: Problem, size_bytes: int, starts: Sequence[Sequence[int]], steps: int
+    problem: Problem, size_bytes: int, starts: Sequence[Sequence[int]], tries: int
 ) -> tuple[tuple[int, ...], str]:
-    """The best order found from ``starts``, each annealed once, and how. ``steps``: operators that are run, over all orders
-    tried."""
-    tables = tables_of(problem)
+    """The best order found from ``starts``, each annealed once, and how. ``tries``: orders that are run."""
+    tables, steps = tables_of(problem), tries * len(problem.ops)
     found = []
     for seed, start in enumerate(starts):
         order, cost = annealed(tables, start, size_bytes, int(WHOLE * steps / len(starts)), seed)

@@ -32,10 +32,11 @@ class Found:
 
 @dataclass(slots=True)
 class _State:
-    """``done``: operators, ``inside``, ``stored``: tensors that will be read again, as bits. ``held``: bytes inside."""
+    """``done``, ``ready``: operators, ``inside``, ``stored``: tensors that will be read again, as bits. ``held``: bytes inside."""
 
     cost: int
     done: int
+    ready: int
     inside: int
     stored: int
     held: int
@@ -60,11 +61,12 @@ class _Search:
         for index, op in enumerate(problem.ops):
             for tensor in op.reads:
                 self.readers[tensor] |= 1 << index
+        self.first = sum(1 << op for op, sources in enumerate(self.sources) if not sources)
         self.everything = (1 << len(problem.ops)) - 1
 
     def run(self, states: int, limit: int | None) -> Found:
         """See ``cheapest``."""
-        queue: list[tuple[int, int, int, int, _State]] = [(0, 0, 0, 0, self._settled(_State(0, 0, 0, 0, 0, None)))]
+        queue: list[tuple[int, int, int, int, _State]] = [(0, 0, 0, 0, self._settled(_State(0, 0, self.first, 0, 0, 0, None)))]
         serial = 0
         settled: dict[int, list[_State]] = {}
         cost = 0
@@ -89,9 +91,8 @@ class _Search:
         raise AssertionError("every operator alone fits, so there is always a way on")
 
     def _following(self, state: _State) -> Iterator[_State]:
-        for op, sources in enumerate(self.sources):
-            if not state.done >> op & 1 and not sources & ~state.done:
-                yield from (self._settled(ran) for ran in self._ways(state, op))
+        for op in _members(state.ready):
+            yield from (self._settled(ran) for ran in self._ways(state, op))
 
     def _ways(self, state: _State, op: int) -> Iterator[_State]:
         """``op`` run after the fewest evictions: every set of victims of which none could stay."""
@@ -117,15 +118,19 @@ class _Search:
                 held -= self.sizes[tensor]
                 inside &= ~(1 << tensor)
                 stored &= ~(1 << tensor)
-        return _State(cost, done, inside, stored, held, (state.history, op))
+        ready = state.ready & ~(1 << op)
+        for reader in self.problem.readers[op]:
+            if not self.sources[reader] & ~done:
+                ready |= 1 << reader
+        return _State(cost, done, ready, inside, stored, held, (state.history, op))
 
     def _settled(self, state: _State) -> _State:
         """With all that costs nothing to run now."""
         again = True
         while again:
             again = False
-            for op, sources in enumerate(self.sources):
-                if not state.done >> op & 1 and not sources & ~state.done and self._is_free(state, op):
+            for op in _members(state.ready):
+                if self._is_free(state, op):
                     added = self._bytes(self.touched[op] & ~state.inside)
                     state = self._ran(state, op, added, 0, 0)
                     again = True

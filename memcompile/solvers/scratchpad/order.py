@@ -24,13 +24,13 @@ from memcompile.solvers.scratchpad.replacement import replace
 class Effort:
     """How much work a plan may take; the same work gives the same plan on any machine.
 
-    ``states``: of a complete search of one part. ``peak_steps``: of the search for a small peak. ``anneal_steps``: operators
-    that are run, over all orders tried.
+    ``states``: of a complete search of one part. ``peak_steps``: of the search for a small peak. ``tries``: orders
+    that annealing runs, of one part.
     """
 
     states: int = 12_000
     peak_steps: int = 60_000
-    anneal_steps: int = 200_000_000
+    tries: int = 150_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,10 @@ def order_of(problem: Problem, size_bytes: int, effort: Effort) -> Ordered:
     known: dict[object, Ordered] = {}
     order, moved, bound = list[int](), 0, 0
     methods = list[str]()
-    hard = sum(len(part.problem.ops) for part in parts if not _is_chain(part.problem))
     for part in parts:
         key = _shape_of(part.problem)
         if key not in known:
-            share = len(part.problem.ops) / max(1, hard)
-            known[key] = _order_of_part(part.problem, size_bytes, effort, share)
+            known[key] = _order_of_part(part.problem, size_bytes, effort)
         found = known[key]
         order += part.order(found.order)
         moved, bound = moved + found.moved_bytes, bound + found.bound_bytes
@@ -76,7 +74,7 @@ def _is_chain(problem: Problem) -> bool:
     return all(op - 1 in sources for op, sources in enumerate(problem.sources) if op)
 
 
-def _order_of_part(problem: Problem, size_bytes: int, effort: Effort, share: float) -> Ordered:
+def _order_of_part(problem: Problem, size_bytes: int, effort: Effort) -> Ordered:
     given = tuple(range(len(problem.ops)))
     base = replace(problem, given, size_bytes)
     if not base.moved_bytes or _is_chain(problem):
@@ -93,7 +91,7 @@ def _order_of_part(problem: Problem, size_bytes: int, effort: Effort, share: flo
     bound = max(found.bound_bytes, lower_bound(problem, size_bytes))
     from memcompile.solvers.scratchpad.annealing import improved  # numba loads slowly
 
-    order, method = improved(problem, size_bytes, [given, small], int(effort.anneal_steps * share))
+    order, method = improved(problem, size_bytes, [given, small], effort.tries)
     moved = replace(problem, order, size_bytes).moved_bytes
     if moved < best.moved_bytes:
         best = Ordered(order, moved, bound, method)
