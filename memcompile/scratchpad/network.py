@@ -22,6 +22,7 @@ MOST_FUSED = 24
 """Elementwise operations that are looked at behind one operator."""
 _ELEMENTWISE = frozenset({"_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm", "clone"})
 """In inference, beside those that PyTorch tags as such. A clone gives another layout."""
+_SUMS = frozenset({"sum", "mean"})
 
 
 def problem_of(graph: fx.Graph, weights: Collection[fx.Node], bytes_per_element: int | None = None) -> Problem:
@@ -44,6 +45,7 @@ class _Builder:
         self.read_by: dict[fx.Node, list[fx.Node]] = {}
         self._read()
         self.returned = {base_of(out) for out in outputs_of(graph) if isinstance(out, fx.Node)}
+        self._inline()
 
     def _read(self) -> None:
         depends = set(self.inputs)
@@ -64,6 +66,21 @@ class _Builder:
             for result in _results(node):
                 self.maker[result] = node
                 self.read_by[result] = []
+
+    def _inline(self) -> None:
+        """Products that are larger than what they read, and are summed at once, are never whole: Inductor writes the product of
+        a matrix and one row that way."""
+        for node in reversed(list(self.place)):
+            readers = self.read_by.get(node, [])
+            if len(readers) != 1 or node in self.returned or op_name(readers[0]) not in _SUMS or not _is_elementwise(node):
+                continue
+            reads = self.reads[node]
+            if self._bytes(node) > sum(map(self._bytes, reads)):
+                del self.place[node], self.maker[node]
+                others = [base for base in self.reads[readers[0]] if base is not node]
+                self.reads[readers[0]] = list(dict.fromkeys((*others, *reads)))
+                for base in reads:
+                    self.read_by[base] = [readers[0] if reader is node else reader for reader in self.read_by[base]]
 
     def build(self) -> Problem:
         """The problem, its operators in the order of the graph."""
