@@ -2,13 +2,14 @@
 
     python benchmarks/scratchpad.py                            # all networks, all sizes, to results/scratchpad.csv
     python benchmarks/scratchpad.py --nets vit --sizes M_R     # one row
-    python benchmarks/scratchpad.py --ilp-limit 600            # seconds for the paper's integer program (0: without it)
+    python benchmarks/scratchpad.py --ilp-limit 600            # seconds for the paper's integer program (0: keep what is known of it)
     python benchmarks/scratchpad.py --table                    # the CSV as the table of README.md
 
 Inference in int8 of one image of 224 x 224 (video: 16 frames); activations only. M_R: the smallest scratchpad that holds every
-operator; M_P: the peak of the best order found, so that nothing but compulsory bytes moves; M_H: their mean. Where M_R is M_P there
-is one row, "M_R = M_P". Every plan is checked by replay. Seconds are those of a plan in one thread, the median of the repeats,
-after a first call that compiles what numba compiles; all rows of networks are planned alone, without what others have shown.
+operator; M_P: the peak of the best order found, so that nothing but compulsory bytes moves; M_H: their mean. Where M_R is M_P
+there is one row, "M_R = M_P". Every plan is checked by replay. Seconds are those of a plan in one thread, the median of the
+repeats, after a first call that compiles what numba compiles; all rows of networks are planned alone, without what others have
+shown.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
@@ -45,15 +46,17 @@ from memcompile.solvers.scratchpad.validate import validate
 RESULTS = Path(__file__).resolve().parent / "results" / "scratchpad.csv"
 SIZES = ("M_R", "M_H", "M_P")
 SAME = "M_R = M_P"
+ILP = ("ilp_status", "ilp_bytes", "ilp_bound_bytes", "ilp_variables", "ilp_seconds")
 
 
 @dataclass(frozen=True)
 class ScratchpadRow:
     """One network in one scratchpad. ``*_bytes`` are non-compulsory unless said otherwise.
 
-    ``needed_bytes``: M_R; ``peak_bytes``: M_P. ``bound_bytes``: no order moves fewer, ``order_bound_bytes``: none of this order.
-    ``default_belady`` and so on: order, and what leaves the scratchpad. ``ilp_status``: "optimal", "timeout", "too large", or ""
-    without a run; ``ilp_bytes``: of its best solution, empty without one. ``seconds``: wall clock; ``cpu_seconds``: of the process.
+    ``needed_bytes``: M_R; ``peak_bytes``: M_P. ``bound_bytes``: no order moves fewer, ``order_bound_bytes``: none of this
+    order. ``default_belady`` and so on: order, and what leaves the scratchpad. ``ilp_status``: "optimal", "timeout", "too
+    large", or "" without a run; ``ilp_bytes``: of its best solution, empty without one. ``seconds``: wall clock;
+    ``cpu_seconds``: of the process.
     """
 
     date: str
@@ -165,6 +168,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     _compile()
     for net in args.nets:
         for row in rows(net, args.sizes, args.repeats, args.ilp_limit):
+            before = kept.find(row)
+            if not args.ilp_limit and before is not None:
+                row = replace(row, **{name: getattr(before, name) for name in ILP})
             kept.put(row)
             print(row, file=sys.stderr, flush=True)
 

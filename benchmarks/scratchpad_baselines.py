@@ -1,4 +1,5 @@
-"""What the scratchpad planner is compared with: an allocator that takes operators as they come, and evicts when there is no gap.
+"""What the scratchpad planner is compared with: an allocator that takes operators as they come, and evicts when there is no
+gap.
 
 Places are found as TensorFlow Lite's arena does it: a tensor goes into the smallest gap that holds it, and stays there until it
 leaves. What leaves is chosen by Belady's rule (whatever is needed last), or so that this operator moves the fewest bytes
@@ -73,9 +74,7 @@ def linear(problem: Problem, order: Sequence[int], size_bytes: int, choose: Choo
     return arena.moved
 
 
-def _put(
-    arena: Arena, tensor: int, touched: set[int], step: int, just: Sequence[int], wanted: int, choose: Choose
-) -> None:
+def _put(arena: Arena, tensor: int, touched: set[int], step: int, just: Sequence[int], wanted: int, choose: Choose) -> None:
     """``just``: operands that got their place a moment ago: before anything moves, they can get another."""
     while (offset := arena.gap(arena.bytes_of(tensor))) is None:
         if arena.at.keys() - touched:

@@ -1,9 +1,9 @@
 """COSMA's integer program as it stands: order, replacement and places in one model with a variable for each tensor and step.
 
-Written from the paper's description (Li et al. 2023), in OR-tools. Per operator and step: it runs there. Per tensor and step: it
-is created, preserved from the step before, or retrieved; and it is spilled. It lies at one offset as long as it is preserved, and
-two tensors that are there at the same time lie one above the other. What is left out is what no order allows: operators and
-tensors outside of the steps between the earliest and the latest that their dependences leave.
+Written from the paper's description (Li et al. 2023), in OR-tools. Per operator and step: it runs there. Per tensor and step:
+it is created, preserved from the step before, or retrieved; and it is spilled. It lies at one offset as long as it is
+preserved, and two tensors that are there at the same time lie one above the other. What is left out is what no order allows:
+operators and tensors outside of the steps between the earliest and the latest that their dependences leave.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from memcompile.solvers.scratchpad.problem import Problem
 
 @dataclass(frozen=True)
 class Answer:
-    """``moved_bytes``: of the best solution, None without one. ``status``: "optimal", "timeout", or "too large" without a run."""
+    """``moved_bytes``: of the best solution, None without one. ``status``: "optimal", "timeout", or "too large" without a
+    run."""
 
     status: str
     moved_bytes: int | None

@@ -1,7 +1,7 @@
 """The networks of the scratchpad benchmark, for inference on one image (1, 3, 224, 224) or video (1, 3, 16, 224, 224).
 
-Those of the paper (COSMA, Li et al. 2023), written down from their own papers; weights do not matter and are never made: modules
-live on the meta device and are traced there.
+Those of the paper (COSMA, Li et al. 2023), written down from their own papers; weights do not matter and are never made:
+modules live on the meta device and are traced there.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ class Pyramid(nn.Module):
         super().__init__()
         self.point = nn.Sequential(*convolution(2048, width), nn.ReLU())
         self.wide = nn.ModuleList(
-            nn.Sequential(*convolution(2048, width, 3, dilation=rate, dilation_padding=rate), nn.ReLU()) for rate in (12, 24, 36)
+            nn.Sequential(*convolution(2048, width, 3, dilation=rate, dilation_padding=rate), nn.ReLU())
+            for rate in (12, 24, 36)
         )
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), *convolution(2048, width), nn.ReLU())
         self.join = nn.Sequential(*convolution(5 * width, width), nn.ReLU(), *convolution(width, width, 3), nn.ReLU())
@@ -149,7 +150,9 @@ class Pyramid(nn.Module):
 class Inverted(nn.Module):
     """Howard et al. 2019: expand, depthwise, squeeze-and-excite, project."""
 
-    def __init__(self, channels: int, kernel: int, hidden: int, width: int, excite: bool, act: str, stride: int, dilation: int) -> None:
+    def __init__(
+        self, channels: int, kernel: int, hidden: int, width: int, excite: bool, act: str, stride: int, dilation: int
+    ) -> None:
         super().__init__()
         activation = nn.Hardswish if act == "HS" else nn.ReLU
         padding = (kernel - 1) // 2 * dilation
@@ -283,7 +286,7 @@ class VisionTransformer(nn.Module):
 
 def network(name: str) -> tuple[nn.Module, tuple[tuple[int, ...], ...]]:
     """A module on the meta device, and the shapes of its inputs."""
-    from benchmarks.scratchpad_video import R2Plus1D, S3D
+    from benchmarks.scratchpad_video import S3D, R2Plus1D
 
     builds: dict[str, Callable[[], nn.Module]] = {
         "resnet50": lambda: classified(residual_stages(), 2048),
@@ -303,7 +306,19 @@ def network(name: str) -> tuple[nn.Module, tuple[tuple[int, ...], ...]]:
         return builds[name]().eval(), shapes.get(name, (IMAGE,))
 
 
-NETWORKS = ("resnet50", "resnext50", "densenet121", "r2plus1d", "s3d", "fcn", "lraspp", "deeplabv3", "transformer", "vit", *CELLS)
+NETWORKS = (
+    "resnet50",
+    "resnext50",
+    "densenet121",
+    "r2plus1d",
+    "s3d",
+    "fcn",
+    "lraspp",
+    "deeplabv3",
+    "transformer",
+    "vit",
+    *CELLS,
+)
 
 
 def problem(name: str, bytes_per_element: int = 1) -> Problem:

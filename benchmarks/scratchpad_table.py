@@ -22,13 +22,16 @@ def table(rows: Sequence[ScratchpadRow]) -> str:
     others = [row for row in rows if row.needed_bytes < row.peak_bytes]
     parts = [markdown(HEAD, [_cells(row) for row in others])] if others else []
     if apart:
-        parts += ["M_R = M_P: one order needs no more than its largest operator.", markdown(HEAD, [_cells(row) for row in apart])]
+        parts += [
+            "M_R = M_P: one order needs no more than its largest operator.",
+            markdown(HEAD, [_cells(row) for row in apart]),
+        ]
     return "\n\n".join([*parts, *_averages(others, rows)])
 
 
-def reduction(rows: Sequence[ScratchpadRow], baseline: str) -> tuple[float, int] | None:
+def reduction(rows: Sequence[ScratchpadRow], baseline: str, moved: str = "moved_bytes") -> tuple[float, int] | None:
     """Average share of a baseline's bytes that is saved, over the rows in which it moves any, and how many those are."""
-    shares = [1 - row.moved_bytes / getattr(row, baseline) for row in rows if getattr(row, baseline)]
+    shares = [1 - getattr(row, moved) / getattr(row, baseline) for row in rows if getattr(row, baseline)]
     return (statistics.mean(shares), len(shares)) if shares else None
 
 
@@ -55,12 +58,18 @@ def _ilp(row: ScratchpadRow) -> str:
 
 
 def _averages(others: Sequence[ScratchpadRow], rows: Sequence[ScratchpadRow]) -> Iterator[str]:
-    names = {"default_belady": "default order, Belady", "peak_belady": "order of a small peak, Belady"}
+    names = {"default_belady": "the default order", "peak_belady": "the order of a small peak"}
     for name, text in names.items():
         for chosen, which in ((others, "without rows of M_R = M_P"), (rows, "with them")):
             found = reduction(chosen, name)
             if found is not None:
-                yield f"Fewer bytes than {text}, on average {which}: {percent(found[0], '.1f')} ({found[1]} rows in which it moves any)."
+                share, count = found
+                most = reduction(chosen, name, "bound_bytes")
+                limit = percent(most[0], ".1f") if most else "-"
+                yield (
+                    f"Fewer bytes than {text} with Belady's rule, average of {count} rows in which it moves any, {which}:"
+                    f" {percent(share, '.1f')}; by the bounds no plan saves more than {limit}."
+                )
 
 
 def _mib(size_bytes: int) -> str:

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def _convolution(channels: int, width: int, kernel: tuple[int, int, int], stride: tuple[int, int, int] = (1, 1, 1)) -> nn.Sequential:
+def _convolution(
+    channels: int, width: int, kernel: tuple[int, int, int], stride: tuple[int, int, int] = (1, 1, 1)
+) -> nn.Sequential:
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     return nn.Sequential(nn.Conv3d(channels, width, kernel, stride, padding, bias=False), nn.BatchNorm3d(width))
 
@@ -35,7 +37,12 @@ class R2Plus1D(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_convolution(3, 45, (1, 7, 7), (1, 2, 2)), nn.ReLU(), _convolution(45, 64, (3, 1, 1)), nn.ReLU()]
+        layers: list[nn.Module] = [
+            _convolution(3, 45, (1, 7, 7), (1, 2, 2)),
+            nn.ReLU(),
+            _convolution(45, 64, (3, 1, 1)),
+            nn.ReLU(),
+        ]
         channels = 64
         for stage in range(4):
             for index in range(2):

@@ -34,7 +34,9 @@ def memcompile(
             raise InvalidOptionError("mode", mode, "None; Inductor's settings go to options={'inductor': {...}}")
         parsed = Options.from_mapping(options)
         if parsed.scratchpad is not None:
-            raise ScratchpadError("nothing that is compiled runs in a scratchpad", "Plan it: memcompile.plan(model, *args, options=...)")
+            raise ScratchpadError(
+                "nothing that is compiled runs in a scratchpad", "Plan it: memcompile.plan(model, *args, options=...)"
+            )
         device = check_devices(t.device for t in example_inputs if isinstance(t, torch.Tensor))
         return Session(gm, example_inputs, parsed, device).compile()
     except MemcompileError as error:

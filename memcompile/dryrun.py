@@ -76,7 +76,7 @@ def plan(
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         try:
             with unset_fake_temporarily():
-                return DrySession(gm, example_inputs, parsed, device, ledger, fakes.weights(model)).plan()
+                return DrySession(gm, example_inputs, parsed, device, ledger, _weights(model)).plan()
         except MemcompileError as error:
             raise surface(error) from None
 
@@ -167,11 +167,14 @@ class DrySession(Session):
         from memcompile.scratchpad.choose import planned_graph  # OR-tools loads slowly
 
         given = gm.graph.find_nodes(op="placeholder")
-        weights = {node for node, value in zip(given, self.inputs, strict=True) if id(value) in self.weights}
+        weights = {node for node, value in zip(given, self.inputs, strict=True) if self._is_weight(value)}
         try:
             return planned_graph(gm.graph, weights, memories, self.options.bytes_per_element)
         except ScratchpadError as error:
             raise surface(error) from None
+
+    def _is_weight(self, value: object) -> bool:
+        return id(value) in self.weights or isinstance(value, torch.nn.Parameter)
 
     def _shrink(self, gm: fx.GraphModule) -> fx.GraphModule:
         """Elements of a scratchpad's size are no wish for tiles."""
@@ -243,12 +246,6 @@ class _Fakes:
             fake.grad = self.of(tensor.grad)
         return fake
 
-    def weights(self, model: Callable[..., Any]) -> frozenset[int]:
-        """The ``id`` of the stand-ins of parameters and buffers."""
-        if not isinstance(model, torch.nn.Module):
-            return frozenset()
-        return frozenset(id(self.of(tensor)) for tensor in itertools.chain(model.parameters(), model.buffers()))
-
     @contextlib.contextmanager
     def inside(self, model: Callable[..., Any]) -> Iterator[None]:
         """While active, the model's parameters and buffers are fake, and what runs makes fake tensors."""
@@ -271,6 +268,12 @@ def _replaced(tensors: dict[str, Any], stand_in: Callable[[torch.Tensor], torch.
     finally:
         tensors.clear()
         tensors.update(before)
+
+
+def _weights(model: Callable[..., Any]) -> frozenset[int]:
+    """The ``id`` of parameters and buffers; of their stand-ins while those are in their place."""
+    own = itertools.chain(model.parameters(), model.buffers()) if isinstance(model, torch.nn.Module) else ()
+    return frozenset(map(id, own))
 
 
 def _device(model: Callable[..., Any], inputs: object) -> torch.device:

@@ -263,7 +263,8 @@ class Report:
     def save(self, folder: str | Path) -> Path:
         """Write report.json, report.html, plan.json, graphs/, kernels/ and repro.py into ``folder``, made when missing.
 
-        Of networks of images that run in stages also patch.json and a picture, patch.svg; of scratchpads scratchpad.json and .svg.
+        Of networks of images that run in stages also patch.json and a picture, patch.svg; of scratchpads scratchpad.json and
+        .svg.
         """
         from memcompile.report.folder import save_report
 

@@ -44,8 +44,8 @@ class ScratchpadTransfer:
 class ScratchpadLevel:
     """A memory, and what moves between it and the one behind it. ``size_bytes``: 0 where there is room for all.
 
-    ``bound_bytes``: in this order no fewer than that move beyond the compulsory ones. ``seconds``: of all transfers, 0 where the
-    bandwidth is not known.
+    ``bound_bytes``: in this order no fewer than that move beyond the compulsory ones. ``seconds``: of all transfers, 0 where
+    the bandwidth is not known.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """A captured inference graph -> operators and tensors of a scratchpad problem.
 
-Tensors are what depends on an input; parameters, and what is made of them alone, are weights. Views are the tensor that they view.
-Elementwise work behind an operator is part of it as long as one tensor leaves it, as accelerators do it: a normalisation, an
-activation, a scale behind a convolution. All else is an operator of its own, additions and concatenations too.
+Tensors are what depends on an input; parameters, and what is made of them alone, are weights. Views are the tensor that they
+view. Elementwise work behind an operator is part of it as long as one tensor leaves it, as accelerators do it: a normalisation,
+an activation, a scale behind a convolution. All else is an operator of its own, additions and concatenations too.
 """
 
 from __future__ import annotations

@@ -20,9 +20,7 @@ WHOLE = 0.8
 """Share of the work that goes into the network as a whole."""
 
 
-def improved(
-    problem: Problem, size_bytes: int, starts: Sequence[Sequence[int]], tries: int
-) -> tuple[tuple[int, ...], str]:
+def improved(problem: Problem, size_bytes: int, starts: Sequence[Sequence[int]], tries: int) -> tuple[tuple[int, ...], str]:
     """The best order found from ``starts``, each annealed once, and how. ``tries``: orders that are run."""
     tables, steps = tables_of(problem), tries * len(problem.ops)
     found = []
@@ -34,9 +32,7 @@ def improved(
     return tuple(windowed), "annealing" if windowed == best else "annealing, windows"
 
 
-def _by_windows(
-    problem: Problem, tables: Tables, size_bytes: int, order: list[int], cost: int, steps: int
-) -> list[int]:
+def _by_windows(problem: Problem, tables: Tables, size_bytes: int, order: list[int], cost: int, steps: int) -> list[int]:
     places = list(_places(len(order), WINDOW))
     dropped = replace(problem, order, size_bytes).dropped
     for first, last in places:

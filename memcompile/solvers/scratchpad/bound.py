@@ -1,7 +1,7 @@
 """Bytes that no order can avoid to move, when the orders are too many to look at.
 
-While an operator runs, some tensors are waiting in any order: those made by what runs before it and read by what runs behind it.
-Where they do not fit beside what it touches, some of them wait outside, and are loaded again. One integer program over all
+While an operator runs, some tensors are waiting in any order: those made by what runs before it and read by what runs behind
+it. Where they do not fit beside what it touches, some of them wait outside, and are loaded again. One integer program over all
 operators: which tensors wait outside while each of them runs, and how many loads that takes at least. For operators of which
 only one order is allowed the bound is the optimum.
 """

@@ -1,13 +1,14 @@
 """Order and replacement together, proven: the cheapest way through all states that a small network can be in.
 
-A state is which operators have run, which tensors lie in the scratchpad, and which have been stored. Its cost is the bytes moved
-so far, and those that are already due: a tensor that makes room will be loaded again, which is paid as it goes. States are
-taken in the order of their cost (Dijkstra), so the first one in which all has run is the cheapest, and at any time no solution
-is cheaper than the state in hand. Places are not looked at: with them it can only cost more.
+A state is which operators have run, which tensors lie in the scratchpad, and which have been stored. Its cost is the bytes
+moved so far, and those that are already due: a tensor that makes room will be loaded again, which is paid as it goes. States
+are taken in the order of their cost (Dijkstra), so the first one in which all has run is the cheapest, and at any time no
+solution is cheaper than the state in hand. Places are not looked at: with them it can only cost more.
 
 Two rules keep the states few. Paid in advance, a tensor outside is worth no less than one inside: of two states with the same
-operators run, one can always be turned into the other by evictions, and is needless if that is not dearer. And an operator whose
-results need no more room than an operand that dies in it runs at once, where that operand would have cost as much to evict.
+operators run, one can always be turned into the other by evictions, and is needless if that is not dearer. And an operator
+whose results need no more room than an operand that dies in it runs at once, where that operand would have cost as much to
+evict.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Found:
 
 @dataclass(slots=True)
 class _State:
-    """``done``, ``ready``: operators, ``inside``, ``stored``: tensors that will be read again, as bits. ``held``: bytes inside."""
+    """``done``, ``ready``: operators, ``inside``, ``stored``: tensors that will be read again, as bits. ``held``: bytes
+    inside."""
 
     cost: int
     done: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from memcompile.solvers.scratchpad.problem import Problem
 
@@ -32,7 +33,7 @@ def uses_of(problem: Problem, order: Sequence[int]) -> list[list[int]]:
 def gaps_of(problem: Problem, order: Sequence[int]) -> list[Gap]:
     """All gaps, by tensor and time."""
     uses = uses_of(problem, order)
-    return [Gap(t, a, b) for t, steps in enumerate(uses) for a, b in zip(steps, steps[1:], strict=False)]
+    return [Gap(t, a, b) for t, steps in enumerate(uses) for a, b in pairwise(steps)]
 
 
 def store_bytes(problem: Problem, tensor: int) -> int:

@@ -7,6 +7,7 @@ that is given. So the same replacement and the same places do for cache, SRAM, D
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from memcompile.solvers.scratchpad.offsets import placed
 from memcompile.solvers.scratchpad.problem import Level, LevelPlan, Op, Problem, Stay, Transfer
@@ -16,9 +17,7 @@ HOME = Level("large memory", None)
 """Behind a scratchpad of which nothing else is known."""
 
 
-def level_plan(
-    problem: Problem, level: Level, behind: Level, best: Replacement, stays: Sequence[Stay]
-) -> LevelPlan:
+def level_plan(problem: Problem, level: Level, behind: Level, best: Replacement, stays: Sequence[Stay]) -> LevelPlan:
     """Stays with the transfers that follow from them. ``behind``: the memory that they go to."""
     transfers = transfers_of(problem, stays)
     compulsory = sum(each.size_bytes for each in transfers if each.compulsory)
@@ -67,7 +66,7 @@ def plans_behind(problem: Problem, first: LevelPlan, levels: Sequence[Level]) ->
     """Plans of the memories behind the scratchpad, but for the last, where everything has its place. Raises
     ``ScratchpadTooSmallError`` where one of them does not hold a tensor that passes through it."""
     plans, last = list[LevelPlan](), first
-    for level, behind in zip(levels[1:-1], levels[2:], strict=True):
+    for level, behind in pairwise(levels[1:]):
         given = as_problem(problem, last.transfers)
         order = range(len(given.ops))
         size = level.size_bytes if level.size_bytes is not None else sum(tensor.size_bytes for tensor in problem.tensors)

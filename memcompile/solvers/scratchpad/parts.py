@@ -59,7 +59,8 @@ def _behind_all(problem: Problem) -> list[bool]:
 
 
 def sections(problem: Problem) -> list[Section]:
-    """The parts between necks, in order. Each but the first starts with an operator that writes what the neck before it does."""
+    """The parts between necks, in order. Each but the first starts with an operator that writes what the neck before it
+    does."""
     found = list[Section]()
     first = 0
     for neck in necks(problem):

@@ -5,8 +5,8 @@ large memory behind it. Bytes that any plan moves are *compulsory*: an input is 
 are the plan's: a tensor that has to make room is stored, once however often it goes, and loaded again before its next use.
 Activations only: weights are streamed past the scratchpad (``Problem.weight_bytes`` says how many bytes that is).
 
-After Li, Gupta and Malik, "Combined scheduling, memory allocation and tensor replacement for minimizing off-chip data accesses of
-DNN accelerators" (COSMA, 2023). Nothing here knows torch. Sizes and offsets are bytes; a *step* is a place in the order.
+After Li, Gupta and Malik, "Combined scheduling, memory allocation and tensor replacement for minimizing off-chip data accesses
+of DNN accelerators" (COSMA, 2023). Nothing here knows torch. Sizes and offsets are bytes; a *step* is a place in the order.
 """
 
 from __future__ import annotations
@@ -151,11 +151,11 @@ def check(problem: Problem) -> None:
             if tensor in written or problem.tensors[tensor].is_input:
                 raise ProblemError(f"{op.name} writes {problem.tensors[tensor].name}, which is there already")
             written.add(tensor)
-    for index, tensor in enumerate(problem.tensors):
-        if tensor.size_bytes < 0:
-            raise ProblemError(f"{tensor.name}: {tensor.size_bytes} bytes")
-        if index not in written and not tensor.is_input:
-            raise ProblemError(f"{tensor.name}: no input, and no operator writes it")
+    for index, given in enumerate(problem.tensors):
+        if given.size_bytes < 0:
+            raise ProblemError(f"{given.name}: {given.size_bytes} bytes")
+        if index not in written and not given.is_input:
+            raise ProblemError(f"{given.name}: no input, and no operator writes it")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@
     places for what lies in the scratchpad                 offsets.py
     the memories behind it                                 levels.py
 
-Order, replacement and places in one model is what the paper (COSMA, Li et al. 2023) solves; two stages give the same answer in a
-hundredth of the time wherever the places of the best replacement fit, which is nearly always. The answer says what is proven:
+Order, replacement and places in one model is what the paper (COSMA, Li et al. 2023) solves; two stages give the same answer in
+a hundredth of the time wherever the places of the best replacement fit, which is nearly always. The answer says what is proven:
 "optimal", "optimal for the order", or a bound.
 """
 
@@ -23,7 +23,8 @@ from memcompile.solvers.scratchpad.replacement import check_room, replace
 
 
 def plan(problem: Problem, levels: Sequence[Level] | int, *, reorder: bool = True, effort: Effort | None = None) -> Solution:
-    """Order, replacement and offsets for ``levels``: the scratchpad, then the memories behind it, the last one with room for all.
+    """Order, replacement and offsets for ``levels``: the scratchpad, then the memories behind it, the last one with room for
+    all.
 
     A number is the size of a scratchpad in front of one large memory. ``reorder``: False keeps the order of ``problem``. Raises
     ``ProblemError``, and ``ScratchpadTooSmallError`` where an operator alone does not fit. Deterministic, but that a search for
