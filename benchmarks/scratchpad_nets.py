@@ -53,14 +53,12 @@ def residual_stages(groups: int = 1, base: int = 64, dilated: bool = False) -> n
     layers: list[nn.Module] = [*convolution(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     channels, dilation = 64, 1
     for stage, depth in enumerate((3, 4, 6, 3)):
-        stride = 1 if stage == 0 or (dilated and stage > 1) else 2
+        keeps = dilated and stage > 1
         for index in range(depth):
-            dilation_here = dilation
-            if dilated and stage > 1 and index == 0:
-                dilation *= 2
+            stride = 2 if index == 0 and stage and not keeps else 1
             width = 64 * 2**stage
-            layers.append(Bottleneck(channels, width, stride if index == 0 else 1, dilation_here, groups, base))
-            channels, dilation_here = 4 * width, dilation
+            layers.append(Bottleneck(channels, width, stride, dilation, groups, base))
+            channels, dilation = 4 * width, 2 * dilation if keeps and index == 0 else dilation
     return nn.Sequential(*layers)
 
 

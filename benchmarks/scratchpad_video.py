@@ -14,9 +14,8 @@ def _convolution(
     return nn.Sequential(nn.Conv3d(channels, width, kernel, stride, padding, bias=False), nn.BatchNorm3d(width))
 
 
-def _factored(channels: int, width: int, stride: int = 1) -> list[nn.Module]:
-    """A 3x3x3 convolution as one over space and one over time, of as many parameters (Tran et al. 2018)."""
-    middle = channels * width * 27 // (channels * 9 + 3 * width)
+def _factored(channels: int, middle: int, width: int, stride: int = 1) -> list[nn.Module]:
+    """A 3x3x3 convolution as one over space and one over time."""
     space = _convolution(channels, middle, (1, 3, 3), (1, stride, stride))
     return [space, nn.ReLU(), _convolution(middle, width, (3, 1, 1), (stride, 1, 1))]
 
@@ -24,7 +23,9 @@ def _factored(channels: int, width: int, stride: int = 1) -> list[nn.Module]:
 class _Block(nn.Module):
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.inside = nn.Sequential(*_factored(channels, width, stride), nn.ReLU(), *_factored(width, width))
+        middle = channels * width * 27 // (channels * 9 + 3 * width)  # as many parameters as the whole convolution has
+        first, second = _factored(channels, middle, width, stride), _factored(width, middle, width)
+        self.inside = nn.Sequential(*first, nn.ReLU(), *second)
         reshapes = stride > 1 or channels != width
         self.beside = _convolution(channels, width, (1, 1, 1), (stride,) * 3) if reshapes else nn.Identity()
 
