@@ -2,7 +2,7 @@
 
     python benchmarks/scratchpad.py                            # all networks, all sizes, to results/scratchpad.csv
     python benchmarks/scratchpad.py --nets vit --sizes M_R     # one row
-    python benchmarks/scratchpad.py --ilp-limit 600            # seconds for the paper's integer program (0: keep what is known of it)
+    python benchmarks/scratchpad.py --ilp-limit 600            # seconds for the paper's program (0: keep what is known of it)
     python benchmarks/scratchpad.py --table                    # the CSV as the table of README.md
 
 Inference in int8 of one image of 224 x 224 (video: 16 frames); activations only. M_R: the smallest scratchpad that holds every

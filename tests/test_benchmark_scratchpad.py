@@ -44,9 +44,7 @@ def test_networks_have_the_published_parameters(name: str) -> None:
     assert sum(p.numel() for p in module.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize(
-    ("name", "ops", "needed"), [("resnet50", 72, 3 * 802_816), ("lraspp", 117, 1_070_160), ("transformer", 210, 327_680)]
-)
+@pytest.mark.parametrize(("name", "ops", "needed"), [("resnet50", 72, 3 * 802_816), ("lraspp", 117, 1_070_160)])
 def test_networks_as_operators(name: str, ops: int, needed: int) -> None:
     found = problem(name)
     check(found)
@@ -54,12 +52,8 @@ def test_networks_as_operators(name: str, ops: int, needed: int) -> None:
     assert sum(tensor.is_output for tensor in found.tensors) == 1
 
 
-def test_cells_are_all_there() -> None:
-    assert len(NETWORKS) == 14
-    found = problem("darts")
-    check(found)
-    names = [op.name.rstrip("0123456789_") for op in found.ops]
-    assert names.count("cat") == 14 + 3  # a cell each, and where the older input is halved: behind the stem and two reductions
+def test_the_papers_networks_are_all_there() -> None:
+    assert len(NETWORKS) == len(set(NETWORKS)) == 14
 
 
 @settings(max_examples=60, deadline=None)
@@ -106,7 +100,7 @@ def test_programs_that_are_too_large_are_not_built() -> None:
 
 
 def test_a_row_of_one_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scratchpad, "problem", lambda name: chain_with_skips())
+    monkeypatch.setattr(scratchpad, "problem", lambda _: chain_with_skips())
     path = tmp_path / "rows.csv"
     scratchpad.main(["--nets", "vit", "--sizes", "M_R", "--results", str(path), "--repeats", "2", "--ilp-limit", "30"])
     (row,) = read_rows(ScratchpadRow, path)

@@ -29,6 +29,18 @@ def test_the_replacement_of_an_order_is_the_best(problem: Problem, more: int) ->
     assert found.moved_bytes == found.bound_bytes == fewest_bytes(problem, order, size)
 
 
+def test_what_is_stored_once_is_cheaper_the_second_time() -> None:
+    """a or b has to go, and later a or c: two loads of b and c are cheaper than two of a, but each of them is stored as well."""
+    sizes = {"a": 5, "b": 4, "large": 6, "d": 1, "c": 4, "again": 6, "e": 1}
+    reads = {"d": "ab", "e": "ac"}
+    numbers = {name: index for index, name in enumerate(sizes)}
+    ops = tuple(Op(name, tuple(numbers[read] for read in reads.get(name, "")), (numbers[name],)) for name in sizes)
+    problem = Problem(ops, tuple(Tensor(name, size) for name, size in sizes.items()))
+    found = replace(problem, range(len(ops)), 11)
+    assert {gap.tensor for gap in found.dropped} == {numbers["a"]}
+    assert found.moved_bytes == found.bound_bytes == fewest_bytes(problem, range(len(ops)), 11) == 3 * 5
+
+
 @settings(max_examples=60, deadline=None)
 @given(problems(ops=5), TIGHT)
 def test_a_complete_search_finds_the_best_order(problem: Problem, more: int) -> None:

@@ -112,7 +112,7 @@ def test_a_crowded_memory_behind_sends_on() -> None:
 
 def test_memories_that_make_no_sense_are_refused() -> None:
     for levels in ((Level("sram", 8),), (Level("sram", None), Level("dram", None)), (Level("sram", 0), Level("dram", None))):
-        with pytest.raises(ValueError, match="sram|behind"):
+        with pytest.raises(ValueError, match=r"sram|behind"):
             plan(chain_with_skips(), levels)
 
 

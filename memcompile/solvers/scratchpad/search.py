@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 from memcompile.solvers.scratchpad.levels import HOME, level_plan, plans_behind
-from memcompile.solvers.scratchpad.offsets import placed
+from memcompile.solvers.scratchpad.offsets import Placed, placed
 from memcompile.solvers.scratchpad.order import GIVEN, Effort, Ordered, order_of
 from memcompile.solvers.scratchpad.problem import Level, Problem, Solution, check
 from memcompile.solvers.scratchpad.replacement import check_room, replace
@@ -36,12 +36,11 @@ def plan(problem: Problem, levels: Sequence[Level] | int, *, reorder: bool = Tru
     check(problem)
     check_room(problem, size)
     found = order_of(problem, size, effort or Effort()) if reorder else _as_given(problem, size)
-    best = replace(problem, found.order, size)
-    best, stays = placed(problem, found.order, size, best)
+    order, (best, stays) = _placed(problem, size, found)
     first = level_plan(problem, memories[0], memories[1], best, stays)
     bound = min(found.bound_bytes, best.bound_bytes)
     return Solution(
-        order=found.order,
+        order=order,
         levels=(first, *plans_behind(problem, first, memories)),
         compulsory_bytes=problem.compulsory_bytes,
         moved_bytes=best.moved_bytes,
@@ -50,6 +49,17 @@ def plan(problem: Problem, levels: Sequence[Level] | int, *, reorder: bool = Tru
         method=found.method,
         solve_seconds=time.perf_counter() - began,
     )
+
+
+def _placed(problem: Problem, size_bytes: int, found: Ordered) -> tuple[tuple[int, ...], Placed]:
+    """The order found, or the one given where its places turn out to cost less."""
+    best = placed(problem, found.order, size_bytes, replace(problem, found.order, size_bytes))
+    given = tuple(range(len(problem.ops)))
+    if best[0].moved_bytes > found.moved_bytes and found.order != given:
+        other = placed(problem, given, size_bytes, replace(problem, given, size_bytes))
+        if other[0].moved_bytes < best[0].moved_bytes:
+            return given, other
+    return found.order, best
 
 
 def _checked(levels: Sequence[Level]) -> int:
