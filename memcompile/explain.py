@@ -50,6 +50,7 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "repro": session.repro,
         "arena": session.arena_report,
         "patch": None if tiled is None else tiled.report,
+        "scratchpad": session.scratchpad,
         "notes": _notes(session, outcome),
         "orders": _orders(session),
         "forward_timeline": _timeline(peak, "forward", outside),

@@ -199,6 +199,7 @@ def fit(
     a plan that fits by the model without lowering it; the caller compares what it then takes (``Outcome.settle``). ``tiers``:
     where storages may move.
     """
+    trust = trust and not tiers.links  # what a fused kernel holds beside a storage that leaves is only known once it is lowered
     outcome = Outcome(base, budget_bytes, tiers=tiers)
     if budget_bytes is None or base.peak.peak_bytes <= budget_bytes:
         return outcome

@@ -42,6 +42,7 @@ from memcompile.patching.choose import Tools as TileTools
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
 from memcompile.placing import Placing
 from memcompile.report.data import ArenaReport, GraphReport
+from memcompile.report.scratchpad_data import ScratchpadReport
 from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, gradient_bytes, storages
 from memcompile.runtime.workspace import measuring
 from memcompile.swapping import tiers_of
@@ -95,6 +96,7 @@ class Session:
         self.low_rank, self.dry = LowRank(), lowering is not None
         self.tiers = tiers_of(options.swap, device, dry=self.dry)
         self.tiled: Tiled | None = None
+        self.scratchpad: ScratchpadReport | None = None
         self.inverted = Inverted()
         self.unplanned_bytes: int | None = None  # peak of a network of images before it was rewritten
         self.notes: list[str] = []

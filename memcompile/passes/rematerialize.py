@@ -134,6 +134,7 @@ class _Writer:
             self._move(self.moving.before(position))
             self._run(self.facts.ops[op], position)
             self._move(self.moving.after(position))
+        self._move(self.moving.before(len(schedule.sequence)))
         if schedule.split >= len(schedule.sequence):
             self._enter_backward(graphs.forward.graph)
         self._close()

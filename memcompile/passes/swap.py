@@ -180,12 +180,17 @@ class _Search:
 
 
 def movable_storages(facts: Facts) -> list[bool]:
-    """Which storages may leave: those that an op of the step makes, of known size, that nobody writes again."""
+    """Which storages may leave: those that an op of the step makes, of known size, that nobody writes again.
+
+    Gradients too, as long as they are there when the step ends; what the forward returns is the user's at once.
+    """
     graphs = (facts.graphs.forward, facts.graphs.backward)
     mutated = set().union(*(mutated_inputs(module.graph) for module in graphs if module is not None))
+    backward = {storage for op in facts.problem.ops[facts.problem.boundary :] for storage in op.writes}
+    stays = [storage.is_output and index not in backward for index, storage in enumerate(facts.problem.storages)]
     return [
-        storage.can_save and not storage.is_output and node.op == "call_function" and node not in mutated and is_static(node)
-        for storage, node in zip(facts.problem.storages, facts.storage_nodes, strict=True)
+        storage.can_save and not kept and node.op == "call_function" and node not in mutated and is_static(node)
+        for storage, kept, node in zip(facts.problem.storages, stays, facts.storage_nodes, strict=True)
     ]
 
 

@@ -73,8 +73,9 @@ class Traffic:
 class Lives:
     """Instances of a schedule by their uses: by which kernel they are written, then by which they are read, in order.
 
-    Executions ``first[k]`` up to ``last[k]`` are one kernel: nothing leaves in the middle of it. ``live``: bytes that a kernel
-    holds when nothing moves. ``fixed``: may not leave.
+    Executions ``first[k]`` up to ``last[k]`` are one kernel: nothing leaves in the middle of it; behind the last kernel, outputs
+    are used once more. ``live``: bytes that a kernel holds when nothing moves; ``end_bytes``: what is there when the step ends.
+    ``fixed``: may not leave.
     """
 
     storage: list[int]
@@ -82,6 +83,7 @@ class Lives:
     uses: list[list[int]]
     fixed: list[bool]
     live: Ints
+    end_bytes: int
     first: Ints
     last: Ints
 
@@ -101,11 +103,11 @@ class Lives:
         uses = [[position] for position in kernel[found.start].tolist()]
         for instance, position in zip(found.read_instance.tolist(), kernel[found.read_position].tolist(), strict=True):
             uses[instance].append(position)
+        for instance in np.flatnonzero(replay.output[found.storage]).tolist():
+            uses[instance].append(len(first))
         sizes = replay.size[found.storage].tolist()
-        fixed = [
-            not movable[s] or size < SMALLEST_BYTES or bool(replay.output[s]) for s, size in zip(storage, sizes, strict=True)
-        ]
-        return cls(storage, sizes, uses, fixed, live, first, last)
+        fixed = [not movable[s] or size < SMALLEST_BYTES for s, size in zip(storage, sizes, strict=True)]
+        return cls(storage, sizes, uses, fixed, live, replay.end_bytes, np.append(first, len(alone)), last)
 
 
 @dataclass(slots=True)
@@ -120,7 +122,7 @@ class _Gap:
 
 def plan_moves(lives: Lives, durations: Sequence[float], budget_bytes: int, links: Sequence[Link]) -> tuple[Move, ...] | None:
     """Moves that keep ``budget_bytes``; None where there are none. ``links``: the fastest first."""
-    gaps = _leave(lives, budget_bytes)
+    gaps = _leave(lives, budget_bytes) if lives.end_bytes <= budget_bytes else None
     if gaps is None:
         return None
     gaps = _stay(lives, gaps, budget_bytes)
@@ -129,7 +131,7 @@ def plan_moves(lives: Lives, durations: Sequence[float], budget_bytes: int, link
 
 def _leave(lives: Lives, budget: int) -> list[_Gap] | None:
     """Step 1: who is away, when, if each comes back only as it is read."""
-    at: list[list[int]] = [[] for _ in lives.live]
+    at: list[list[int]] = [[] for _ in lives.first]
     for i, uses in enumerate(lives.uses):
         for position in dict.fromkeys(uses):
             at[position].append(i)
@@ -158,6 +160,8 @@ def _leave(lives: Lives, budget: int) -> list[_Gap] | None:
                 place[i] += 1
             if not lives.fixed[i] and place[i] + 1 < len(uses):
                 heapq.heappush(idle, (-uses[place[i] + 1], -lives.size[i], i))
+    for gap in away.values():
+        gap.need = len(lives.live)
     return gaps
 
 
@@ -180,7 +184,7 @@ def _return(
     lives: Lives, gaps: list[_Gap], durations: Sequence[float], budget: int, links: Sequence[Link]
 ) -> tuple[Move, ...] | None:
     """Step 2: when each read starts, and over which link it goes; kernels become executions."""
-    clock = np.concatenate([[0.0], np.cumsum(np.add.reduceat(np.asarray(durations, dtype=np.float64), lives.first))])
+    clock = np.concatenate([[0.0], np.cumsum(np.add.reduceat(np.asarray(durations, dtype=np.float64), lives.first[:-1]))])
     chosen = _choose_links(lives, gaps, links)
     if chosen is None:
         return None
@@ -245,7 +249,7 @@ def traffic(moves: Sequence[Move], durations: Sequence[float], links: Sequence[L
         waited += max(0.0, until - clock)
         clock = max(clock, until)
 
-    for p, seconds in enumerate(durations):
+    for p, seconds in enumerate((*durations, 0.0)):
         for move in gone.get(p, ()):
             wait(written[move.storage, move.out] if not move.copied else 0.0)
         for move in back.get(p, ()):
