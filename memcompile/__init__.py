@@ -9,6 +9,7 @@ the functions below load what they need at their first call.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # The package `memcompile.report` is imported before the function of the same name is defined: from then on the import system
@@ -17,12 +18,14 @@ import memcompile.report  # noqa: F401
 from memcompile.errors import (
     BudgetInfeasibleError,
     CalibrationError,
+    CheckpointError,
     InvalidOptionError,
     KernelRefusedError,
     MemcompileError,
     MissingTritonError,
     NoReportError,
     NoSuchLayerError,
+    OffloadError,
     PassError,
     RankChoiceError,
     UnknownOptionError,
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from memcompile.gpu_kernels import KernelSet
     from memcompile.low_rank.layers import Choice
     from memcompile.low_rank.linear import LowRankLinear
+    from memcompile.offload.offloading import Offloaded, Tier, Which
 
 __version__ = "0.1.0"
 
@@ -47,6 +51,7 @@ __all__ = [
     "Budget",
     "BudgetInfeasibleError",
     "CalibrationError",
+    "CheckpointError",
     "CompressionReport",
     "InvalidOptionError",
     "KernelRefusedError",
@@ -55,6 +60,7 @@ __all__ = [
     "MissingTritonError",
     "NoReportError",
     "NoSuchLayerError",
+    "OffloadError",
     "Options",
     "PassError",
     "RankChoiceError",
@@ -66,6 +72,7 @@ __all__ = [
     "compress",
     "kernels",
     "last_report",
+    "offload_parameters",
     "plan",
     "release",
     "report",
@@ -135,6 +142,31 @@ def compress(
     from memcompile.low_rank.compress import compress as replace_layers
 
     return replace_layers(model, rank=rank, ratio=ratio, layers=layers, calibration=calibration)
+
+
+def offload_parameters(
+    model: nn.Module,
+    tier: Tier = "disk",
+    *,
+    directory: Path | str | None = None,
+    checkpoint: Path | str | None = None,
+    parameters: Which = None,
+) -> Offloaded:
+    """Take the parameters of ``model`` out of memory, in place: each is read just before it is used, and dropped after.
+
+    ``tier``: "disk", or "host" for pinned memory beside a GPU. ``directory``: where a nameless file of the weights goes, gone
+    with the model; None: the directory for temporary files. ``checkpoint``: a ``.safetensors`` file, or a directory of such
+    files, whose tensors are read where they are, also for a model on the meta device. ``parameters``: glob patterns of names,
+    or a function of name and parameter; None: all. Buffers stay in memory, tied parameters stay tied.
+
+    Compiled for inference, reads are planned ahead of time within ``memory_budget``, and what it has room for stays in memory
+    between calls. Without compiling, each use reads: right, but slow. Offloaded parameters cannot be trained; what is trained
+    beside them can. Returns a handle whose ``restore()`` undoes it. Raises `OffloadError`, `CheckpointError`,
+    `TierFullError`, `TierUnavailableError`; what can be refused is, before anything has changed.
+    """
+    from memcompile.offload.offloading import offload
+
+    return offload(model, tier, directory, checkpoint, parameters)
 
 
 def release() -> int:

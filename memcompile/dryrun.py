@@ -126,7 +126,7 @@ class DrySession(Session):
         weights: Collection[int] = (),
     ) -> None:
         super().__init__(gm, example_inputs, options, device, ledger, self._lower, trust=False)
-        self.weights = weights
+        self.weight_ids = weights
         self.joint_nodes = 0
         self.predicted = False
         self.final: Lowered | None = None
@@ -174,7 +174,7 @@ class DrySession(Session):
             raise surface(error) from None
 
     def _is_weight(self, value: object) -> bool:
-        return id(value) in self.weights or isinstance(value, torch.nn.Parameter)
+        return id(value) in self.weight_ids or isinstance(value, torch.nn.Parameter)
 
     def _shrink(self, gm: fx.GraphModule) -> fx.GraphModule:
         """Elements of a scratchpad's size are no wish for tiles."""

@@ -280,6 +280,26 @@ class SwapTicketError(SwapError):
         )
 
 
+class OffloadError(MemcompileError):
+    """Parameters that cannot be offloaded, or that cannot be used so. ``fix``: what to do instead."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        self.reason = reason
+        super().__init__(f"{reason.rstrip('.')}. {fix}")
+
+
+class CheckpointError(MemcompileError):
+    """A checkpoint that is missing, damaged, cut off, or of another model."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        self.path = Path(path)
+        self.reason = reason
+        super().__init__(
+            f"the checkpoint {str(path)!r} cannot be used: {reason.rstrip('.')}. Name a .safetensors file, or a directory of "
+            "such files, with the weights of this model, and copy it again where it is damaged."
+        )
+
+
 class NoReportError(MemcompileError):
     """A report was asked for before anything was compiled with memcompile."""
 

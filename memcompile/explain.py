@@ -11,6 +11,7 @@ from memcompile.codegen.dump import kernels_of
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.errors import Contributor
 from memcompile.explain_swap import refused_moves, swap_report
+from memcompile.explain_weights import weights_decisions, weights_notes, weights_pass, weights_plan, weights_times
 from memcompile.passes.inverted import WHY
 from memcompile.passes.rematerialize import Recomputation, recomputations
 from memcompile.pipeline import Lowered, Outcome
@@ -58,10 +59,11 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
     }
     base = session.keeps.peak() if outcome is None else outcome.base.peak
     common["unplanned_peak_bytes"] = _unplanned(session, base) + outside
-    passes = _patch_pass(tiled, outside)
+    passes = (*_patch_pass(tiled, outside), *weights_pass(session.weights, outside))
+    weights = {"plan": weights_plan(session.weights), **weights_times(session.weights)}
     if outcome is None:
-        return GraphReport(passes=passes, decisions=_tiles(session), **common)  # type: ignore[arg-type]
-    planned = _planned(outcome, outside)
+        return GraphReport(passes=passes, decisions=_tiles(session), **weights, **common)  # type: ignore[arg-type]
+    planned = {**weights, **_planned(outcome, outside)}
     return GraphReport(
         budget_bytes=None if outcome.budget_bytes is None else outcome.budget_bytes + outside,
         lower_bound_bytes=outcome.lower_bound_bytes + outside if outcome.lower_bound_bytes else 0,
@@ -183,7 +185,7 @@ def _tiles(session: Session) -> tuple[DecisionRow, ...]:
         why = why if program.fused is None else "one Triton kernel"
         rows.append(DecisionRow("tile", streamed.node, streamed.source, streamed.saved_bytes, None, why))
     rows += [DecisionRow("refused", name, source, None, None, why) for name, source, why in session.low_rank.refused]
-    return (*rows, *_inverted(session), *_patches(session))
+    return (*rows, *_inverted(session), *_patches(session), *weights_decisions(session.weights))
 
 
 def _inverted(session: Session) -> list[DecisionRow]:
@@ -244,7 +246,7 @@ def _readable(module: fx.GraphModule) -> str:
 
 
 def _notes(session: Session, outcome: Outcome | None) -> tuple[str, ...]:
-    notes = list(session.notes)
+    notes = [*session.notes, *weights_notes(session.weights)]
     if session.tiled is not None and session.tiled.report.refused:
         notes.append(f"images are made layer by layer: {session.tiled.report.refused}")
     if outcome is None:

@@ -37,7 +37,7 @@ class Placing:
         self.traces[kind] = trace
         self.arena.slots[half] = use_slots(wrapper, graph, self.key, half, self.arena.device)
 
-    def place(self, step: StepPeak, limit_bytes: int | None, held_limit_bytes: int | None) -> ArenaPlan:
+    def place(self, step: StepPeak, limit_bytes: int | None, held_limit_bytes: int | None, slack_bytes: int = 0) -> ArenaPlan:
         """Choose the offsets. ``step``: the replay of ``traces``; the limits: see ``plan_arena``."""
         plan = plan_arena(
             step,
@@ -46,6 +46,7 @@ class Placing:
             device_type=self.arena.device.type,
             across=self.scope == "step",
             held_limit_bytes=held_limit_bytes,
+            slack_bytes=slack_bytes,
         )
         self.arena.place(plan.height, plan.offsets, plan.room_bytes)
         return plan

@@ -25,25 +25,30 @@ from memcompile.codegen.scheduled import Scheduling
 from memcompile.codegen.streamed import compile_block, streaming_refusal
 from memcompile.codegen.surface import surface
 from memcompile.codegen.trace import GraphTrace, StepPeak
+from memcompile.compiled_graph import CompiledGraph
 from memcompile.cost import CostModel
 from memcompile.device import device_model, free_bytes
 from memcompile.errors import BudgetInfeasibleError, MemcompileError, PassError
 from memcompile.facts import UNPLANNED, Planned, StepGraphs
 from memcompile.fxutil import outputs_of
 from memcompile.logs import get_logger
+from memcompile.offload.modules import is_ticket
+from memcompile.offload.planning import Tools as WeightTools
+from memcompile.offload.planning import WeightPlan, plan_weights
 from memcompile.options import Options
 from memcompile.passes import inverted
 from memcompile.passes.allocate import ArenaPlan
 from memcompile.passes.inverted import Inverted
 from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
 from memcompile.passes.patch import Compile
+from memcompile.passes.weights import read_again, supply
 from memcompile.patching.choose import Tiled, Wish, tile
 from memcompile.patching.choose import Tools as TileTools
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
 from memcompile.placing import Placing
 from memcompile.report.data import ArenaReport, GraphReport
 from memcompile.report.scratchpad_data import ScratchpadReport
-from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, gradient_bytes, storages
+from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, storages
 from memcompile.runtime.workspace import measuring
 from memcompile.swapping import tiers_of
 from memcompile.verify import VerificationError
@@ -98,6 +103,7 @@ class Session:
         self.tiled: Tiled | None = None
         self.scratchpad: ScratchpadReport | None = None
         self.inverted = Inverted()
+        self.weights: WeightPlan | None = None
         self.unplanned_bytes: int | None = None  # peak of a network of images before it was rewritten
         self.notes: list[str] = []
         self.arena_report: ArenaReport | None = None
@@ -114,6 +120,7 @@ class Session:
             self._on_code,
             self.placing,
             self.scheduling,
+            self._resident,
         )
         function = None
         with contextlib.suppress(_MissedError), measuring():
@@ -138,7 +145,8 @@ class Session:
             return peak
         step = self.keeps.peak(self.placing.traces)
         limit = self.outcome.budget_bytes if self.outcome is not None and self.outcome.fits else None
-        plan = self.placing.place(step, limit, peak.held_bytes if self.capture.graph_break else None)
+        slack = 0 if self.weights is None else self.weights.slack_bytes
+        plan = self.placing.place(step, limit, peak.held_bytes if self.capture.graph_break else None, slack)
         self._check_places(plan)
         self.arena_report = self.placing.report(plan, step, peak)
         return dataclasses.replace(
@@ -175,6 +183,7 @@ class Session:
         self._stream(gm, rewrite_training)
         if self.options.max_overhead is not None or self.options.bytes_per_element is not None:
             self.notes.append("patches are for inference (torch.no_grad()): a training graph is left as it is")
+        read_again(gm.graph)
         graphs = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
         held = not graphs.returns_loss() if self.tangents_held is None else self.tangents_held
         self.graphs = self._fit(dataclasses.replace(graphs, tangents_held=held))
@@ -183,9 +192,41 @@ class Session:
 
     def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
         self._stream(gm, rewrite_inference)
-        gm = self._shrink(gm)
-        self.graphs = self._fit(StepGraphs(gm, None, len(outputs_of(gm.graph))))
+        gm = self._fetch(gm) or self._shrink(gm)
+        planned = UNPLANNED if self.weights is None else self.weights.streamed.planned
+        self.graphs = self._fit(StepGraphs(gm, None, len(outputs_of(gm.graph)), planned))
         return self.graphs.forward
+
+    def _fetch(self, gm: fx.GraphModule) -> fx.GraphModule | None:
+        """Reads of offloaded weights ahead of time, within the budget; None where there are none."""
+        plan = None
+        with self._named("weights"):
+            room = None if self.options.memory_budget.to_option() is None else self._room
+            costs = functools.partial(CostModel, device_model(self.device))
+            self.weights = plan = plan_weights(gm, WeightTools(self.lowering, room, costs, self.device, self.dry))
+            if plan is None:
+                return None
+            if plan.base is not None and plan.lowered is not None and plan.room_bytes is not None:
+                self.unplanned_bytes = plan.base.peak.peak_bytes
+                self.outcome = outcome = Outcome(plan.lowered, plan.room_bytes)
+                outcome.floor_bytes = None if plan.fits else plan.lowered.peak.peak_bytes
+                if not plan.fits and self.options.on_infeasible == "raise":
+                    raise surface(self._infeasible(outcome, plan.room_bytes + self.outside_bytes))
+        return None if plan is None else plan.streamed.gm
+
+    def _room(self, base: Lowered) -> int:
+        """What a budget leaves to this graph; ``base``: with all weights in memory."""
+        total = self.options.memory_budget.resolve(
+            unplanned_peak_bytes=base.peak.peak_bytes + self.outside_bytes,
+            free_bytes=free_bytes(self.device),
+            entry_bytes=0,
+        )
+        assert total is not None
+        return max(1, total - self.outside_bytes)
+
+    def _resident(self) -> list[torch.Tensor]:
+        """Weights that the compiled graph takes beside its inputs, at each call."""
+        return [] if self.weights is None else supply(self.weights.streamed, self.device)
 
     def _stream(self, gm: fx.GraphModule, rewrite: Callable[[fx.GraphModule, Tools], LowRank]) -> None:
         """Rows of low-rank chains block by block, before anything is planned."""
@@ -292,7 +333,7 @@ class Session:
     def _fit(self, graphs: StepGraphs) -> StepGraphs:
         """Plan within the budget; the unplanned graphs where there is nothing to plan."""
         budget = self.options.memory_budget
-        elsewhere = self.options.bytes_per_element is not None
+        elsewhere = self.options.bytes_per_element is not None or self.weights is not None
         if budget.to_option() is None or elsewhere or not self.options.enabled("rematerialize"):
             return graphs
         with self._named("rematerialize"):
@@ -312,17 +353,13 @@ class Session:
 
     def _fit_within(self, base: Lowered, room_bytes: int) -> Outcome:
         """Plan within ``room_bytes``, less what graphs after a graph break may need, where that can be spared."""
-        reserve = self._reserve_bytes(base.peak)
+        reserve = LOSS_RESERVE * (base.peak.held_bytes - base.peak.saved_bytes) if self.capture.graph_break else 0
         costs, limit_s = (lambda: CostModel(device_model(self.device))), self.options.solver_time_limit_s
         plan = functools.partial(
             fit, base, costs=costs, time_limit_s=limit_s, lowering=self.lowering, trust=self.trust, tiers=self.tiers
         )
         outcome = plan(max(1, room_bytes - reserve))
         return outcome if outcome.fits or not reserve else plan(room_bytes)
-
-    def _reserve_bytes(self, peak: StepPeak) -> int:
-        """Room for the graphs that follow a graph break."""
-        return LOSS_RESERVE * (peak.held_bytes - peak.saved_bytes) if self.capture.graph_break else 0
 
     def _infeasible(self, outcome: Outcome, total: int) -> BudgetInfeasibleError:
         beside = total - (outcome.budget_bytes or 0)
@@ -359,56 +396,4 @@ class Session:
 
     def _owned(self) -> list[torch.Tensor]:
         """Parameters among the inputs: they outlive the step."""
-        return [t for t in self.tensors if isinstance(t, torch.nn.Parameter)]
-
-
-class CompiledGraph:
-    """The compiled graph as Dynamo calls it.
-
-    Before each call the gradients that the parameters already have are counted: a plan made for an empty ``.grad`` is made
-    again, once, for a step that accumulates. So is a plan that took the loss for the only output that gets a gradient, once
-    another one got its own.
-    """
-
-    def __init__(self, function: Callable[..., Any], entry: GraphEntry, session: Session, original: fx.GraphModule) -> None:
-        self.function, self.entry, self.session, self.original = function, entry, session, original
-        self.tangents_held = session.graphs is None or session.graphs.tangents_held
-        accumulates = gradient_bytes(session.tensors) > 0
-        self.arenas = [session.placing.arena]  # lowered code finds them by name
-        tiled = () if session.tiled is None else session.tiled.patched
-        streamed = (*session.low_rank.streamed, *session.inverted.blocks)
-        self.programs = [*(s.program for s in streamed), *(p.program for p in tiled)]  # and these by key
-        chosen = None if session.outcome is None else session.outcome.chosen
-        self.moved = () if chosen is None else chosen.joint.moved  # and these too
-        self.variants: dict[tuple[object, ...], Callable[..., Any]] = {(accumulates, self.tangents_held): function}
-        self.planned = session.outcome is not None and session.outcome.budget_bytes is not None
-        self.parameters = [weakref.ref(t) for t in session.tensors if t.is_leaf and t.requires_grad] if self.planned else []
-        session.inputs, session.tensors = [], []
-
-    def __call__(self, *args: Any) -> Any:
-        function = self._variant(args) if self.planned else self.function
-        outputs = function(*args)
-        if self.entry.report.kind == "train":
-            LEDGER.hold(self.entry, outputs, self._see_tangents)
-        return outputs
-
-    def _see_tangents(self, tangents: Sequence[torch.Tensor | None]) -> None:
-        """What the backward received: more than the gradient of a scalar means that such tensors are alive throughout."""
-        self.tangents_held = self.tangents_held or any(t is not None and t.dim() > 0 for t in tangents)
-
-    def _variant(self, args: Sequence[Any]) -> Callable[..., Any]:
-        """The plan for this step: with or without gradients alive at entry, and for what the backward receives."""
-        accumulates = any((p := ref()) is not None and p.grad is not None for ref in self.parameters)
-        key: tuple[object, ...] = (accumulates, self.tangents_held)
-        if key in self.variants:
-            return self.variants[key]
-        key = (*key, *(size for size in args if isinstance(size, int)))  # made for this call, with its sizes
-        if key not in self.variants:
-            log.info("graph %s: other gradients are alive than planned for, planned again", self.entry.report.graph_id)
-            before = self.session
-            again = Session(copy.deepcopy(self.original), args, before.options, before.device, tangents_held=self.tangents_held)
-            variant = again.compile()
-            self.variants[key] = variant.function
-            self.arenas += variant.arenas
-            self.moved += variant.moved
-        return self.variants[key]
+        return [t for t in self.tensors if isinstance(t, torch.nn.Parameter) or is_ticket(t)]

@@ -32,6 +32,7 @@ Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 Settled = Callable[[bool], None]
 Place = Callable[[Any, str], Callable[[Any, GraphTrace], None] | None]
 Rewrite = Callable[[fx.GraphModule], fx.GraphModule]
+Supply = Callable[[], Sequence[torch.Tensor]]
 
 InnerCompile = Callable[..., Any]
 
@@ -77,10 +78,12 @@ def real_code(
     on_code: Callable[[str, str], None],
     place: Place | None = None,
     scheduling: Scheduling | None = None,
+    supply: Supply | None = None,
 ) -> InnerCompile:
     """The inner compile of a real compilation.
 
-    ``rewrite_inference`` may replace an inference graph before it is lowered. ``plan()``: what lowering must keep of
+    ``rewrite_inference`` may replace an inference graph before it is lowered; inputs that it adds come from ``supply`` at each
+    call. ``plan()``: what lowering must keep of
     the plan. ``accept``, ``settled``, ``place``, ``scheduling``: see ``recording``; ``accept`` sees the final trace of
     each graph last.
     ``on_code(source, kind)`` sees the generated module of each graph.
@@ -91,14 +94,28 @@ def real_code(
         kind = "inference" if kwargs.get("is_inference") else "backward" if kwargs.get("is_backward") else "forward"
         if kind == "inference":
             graph = rewrite_inference(graph)
+        added = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")[len(inputs) :]]
         kept = plan()
         scheduled = (scheduling or Scheduling(enabled=False)).when(kept is UNPLANNED)
         with recording(accept, settled, place=place, scheduling=scheduled), planned(kept):
-            code = compile_fx_inner(graph, inputs, **kwargs)
+            code = compile_fx_inner(graph, [*inputs, *added], **kwargs)
         on_code(getattr(code, "source_code", ""), kind)
-        return code
+        return _Supplied(code, supply) if added and supply is not None else code
 
     return inner_compile
+
+
+class _Supplied:
+    """Compiled code with inputs that its caller does not know of."""
+
+    _boxed_call = True
+
+    def __init__(self, code: Callable[..., Any], supply: Supply) -> None:
+        self.code, self.supply = code, supply
+
+    def __call__(self, args: list[Any]) -> Any:
+        args.extend(self.supply())
+        return self.code(args)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,10 @@ from torch import fx
 
 from memcompile.runtime.swap_ops import MOVED
 
-SWAP_OPS = frozenset(f"memcompile::{name}" for name in ("swap_out", "swap_out_wait_", "swap_in_", "swap_in_wait_"))
-"""As lowered code calls them."""
+_TRANSFERS = ("swap_out", "swap_out_wait_", "swap_in_", "swap_in_wait_", "fetch_start_", "fetch_wait_")
+"""As lowered code calls them, those of weights (``fetched.py``) too."""
+_WAITS = ("swap_out_wait", "swap_in_wait", "fetch_wait")
+"""As graphs call those whose lowering returns an operand."""
 
 
 @functools.cache
@@ -54,12 +56,13 @@ def register_swap() -> None:
 def is_move(kernel: Any) -> bool:
     """Whether an IR node of Inductor only starts a transfer or waits for one."""
     called = getattr(kernel, "op_overload", None)
-    return called is not None and called.name().partition(".")[0] in SWAP_OPS
+    return called is not None and called._opname in _TRANSFERS and called.namespace == "memcompile"
 
 
 def returns_operand(node: fx.Node) -> bool:
     """Whether the lowering of a node returns one of its operands: for Inductor, the operand then comes from this node."""
-    return node.target in (torch.ops.memcompile.swap_out_wait.default, torch.ops.memcompile.swap_in_wait.default)
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target.namespace == "memcompile" and target._opname in _WAITS
 
 
 def _boxed(result: Any) -> Any:

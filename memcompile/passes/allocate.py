@@ -58,19 +58,20 @@ def plan_arena(
     device_type: str = "cpu",
     across: bool = True,
     held_limit_bytes: int | None = None,
+    slack_bytes: int = 0,
 ) -> ArenaPlan:
     """Place as much of a step as its limit allows; nothing where it allows nothing.
 
     ``slots``: (half, buffer) of what may be placed. What the step takes in all, entry included, stays within what it takes
     without an arena, each buffer aligned, and within ``limit_bytes``.
     ``across``: saved tensors may lie in the arena. ``held_limit_bytes``: what the step may hold between its halves, above its
-    entry, where other graphs run then.
+    entry, where other graphs run then. ``slack_bytes``: what the step may take above what it takes without an arena.
     """
     may = [_may_lie(life, slots, step.boundary, across) for life in step.lives]
     candidates = [life for life, yes in zip(step.lives, may, strict=True) if yes]
     alignment = ALIGNMENT[device_type]
     outside = _alive([life for life, yes in zip(step.lives, may, strict=True) if not yes], step.end)
-    most = int(_alive(step.lives, step.end, alignment).max(initial=0))
+    most = int(_alive(step.lives, step.end, alignment).max(initial=0)) + slack_bytes
     most = most if limit_bytes is None else min(most, limit_bytes)
     room = np.full(step.end, most, dtype=np.int64)
     if held_limit_bytes is not None:

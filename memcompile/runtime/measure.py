@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from memcompile.errors import UnsupportedDeviceError
+from memcompile.offload.modules import resident_tensors
 from memcompile.runtime.arena import BLOCKS
 
 Step = Callable[[], object]
@@ -146,9 +147,10 @@ def _measure_cuda(step: Step, device: torch.device) -> Measurement:
 
 
 def _entry_tensors(model: torch.nn.Module, inputs: object) -> Iterator[torch.Tensor]:
-    """Parameters, buffers and inputs, each followed by its gradient; wrapper subclasses as the tensors that they hold."""
+    """Parameters, buffers, offloaded weights that stay in memory, and inputs, each followed by its gradient; wrapper
+    subclasses as the tensors that they hold."""
     leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
-    for tensor in [*model.parameters(), *model.buffers(), *leaves]:
+    for tensor in [*model.parameters(), *model.buffers(), *resident_tensors(model), *leaves]:
         yield from _unwrapped(tensor)
         if tensor.is_leaf and tensor.grad is not None:
             yield from _unwrapped(tensor.grad)

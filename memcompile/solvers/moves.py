@@ -74,7 +74,7 @@ class Lives:
     """Instances of a schedule by their uses: by which kernel they are written, then by which they are read, in order.
 
     Executions ``first[k]`` up to ``last[k]`` are one kernel: nothing leaves in the middle of it. Behind the last kernel,
-    outputs are used once more. ``live``: bytes that a kernel holds when nothing moves; ``end_bytes``: what is there when the step ends.
+    outputs are used once more. ``live``: bytes that a kernel holds when nothing moves; ``end_bytes``: what the step leaves.
     ``fixed``: may not leave.
     """
 
