@@ -29,7 +29,7 @@ class Effort:
 
     states: int = 40_000
     peak_steps: int = 60_000
-    tries: int = 120_000
+    tries: int = 100_000
     steps: int = 50_000_000
 
 
