@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from benchmarks.scratchpad import ScratchpadRow
 
 START, END = "<!-- results: written by scratchpad.py -->", "<!-- end of scratchpad results -->"
-HEAD = ("network", "ops", "scratchpad", "ours", "certificate", "seconds", "default order", "small peak", "integer program")
+HEAD = ("network", "ops", "scratchpad", "ours", "certificate", "CPU s", "default order", "small peak", "integer program")
 BASELINES = ("default_belady", "default_greedy", "peak_belady", "peak_greedy")
 
 
@@ -43,7 +43,7 @@ def _cells(row: ScratchpadRow) -> list[str]:
         f"{row.size} {row.size_bytes / 2**10:.0f} KiB",
         _mib(row.moved_bytes),
         row.status if row.status == "optimal" else f"{row.status} (bound {_mib(row.bound_bytes)})",
-        f"{row.seconds:.2f}",
+        f"{row.cpu_seconds:.2f}",
         " / ".join(map(_mib, baselines[:2])),
         " / ".join(map(_mib, baselines[2:])),
         _ilp(row),

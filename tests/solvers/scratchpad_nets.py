@@ -12,14 +12,14 @@ from memcompile.solvers.scratchpad.problem import Op, Problem, Tensor
 
 @st.composite
 def problems(draw: st.DrawFn, ops: int = 6, size: int = 6) -> Problem:
-    """A network of up to ``ops`` operators: each reads one to three tensors that are there, and writes one or two."""
-    tensors = [Tensor("x", draw(st.integers(0, size)), is_input=True)]
+    """A network of up to ``ops`` operators: each reads one or two tensors that are there, and writes one or two."""
+    tensors = [Tensor("x", draw(st.integers(1, size)), is_input=True)]
     found: list[Op] = []
     for index in range(draw(st.integers(1, ops))):
-        reads = draw(st.lists(st.integers(max(0, len(tensors) - 4), len(tensors) - 1), min_size=1, max_size=3, unique=True))
+        reads = draw(st.lists(st.integers(0, len(tensors) - 1), min_size=1, max_size=2, unique=True))
         writes = range(len(tensors), len(tensors) + draw(st.sampled_from([1, 1, 1, 2])))
         for number in writes:
-            tensors.append(Tensor(f"t{number}", draw(st.integers(0, size)), is_output=draw(st.integers(0, 9)) == 0))
+            tensors.append(Tensor(f"t{number}", draw(st.integers(0, size)), is_output=draw(st.integers(0, 5)) == 0))
         found.append(Op(f"op{index}", tuple(reads), tuple(writes)))
     return Problem(tuple(found), tuple(tensors))
 

@@ -17,12 +17,12 @@ from memcompile.solvers.scratchpad.problem import Op, Problem, ScratchpadTooSmal
 from memcompile.solvers.scratchpad.replacement import replace
 from tests.solvers.scratchpad_nets import chain_with_skips, fewest_bytes, orders, problems
 
-TIGHT = st.integers(0, 2)
+TIGHT = st.sampled_from([0, 0, 1, 2])
 """Bytes above the smallest scratchpad in which every operator fits."""
 
 
-@settings(max_examples=150, deadline=None)
-@given(problems(ops=7), TIGHT)
+@settings(max_examples=200, deadline=None)
+@given(problems(ops=9), TIGHT)
 def test_the_replacement_of_an_order_is_the_best(problem: Problem, more: int) -> None:
     size, order = problem.needed_bytes + more, range(len(problem.ops))
     found = replace(problem, order, size)
@@ -41,8 +41,40 @@ def test_what_is_stored_once_is_cheaper_the_second_time() -> None:
     assert found.moved_bytes == found.bound_bytes == fewest_bytes(problem, range(len(ops)), 11) == 3 * 5
 
 
-@settings(max_examples=60, deadline=None)
-@given(problems(ops=5), TIGHT)
+def network(sizes: dict[str, int], ops: dict[str, tuple[str, str]], inputs: str = "") -> Problem:
+    """``ops``: name to the tensors read and written, one letter each."""
+    numbers = {name: index for index, name in enumerate(sizes)}
+    tensors = tuple(Tensor(name, size, is_input=name in inputs) for name, size in sizes.items())
+    made = (Op(n, tuple(numbers[t] for t in reads), tuple(numbers[t] for t in writes)) for n, (reads, writes) in ops.items())
+    return Problem(tuple(made), tensors)
+
+
+def test_a_step_with_less_room_counts_beside_one_with_more_to_keep() -> None:
+    """While k runs a or b has to go; while l runs one of a, b and c, of which c is the cheapest but does not help k."""
+    sizes = {"a": 3, "b": 3, "c": 3, "w": 2, "v": 2, "z": 1}
+    ops = {"a": ("", "a"), "b": ("", "b"), "k": ("c", "w"), "l": ("", "v"), "end": ("abc", "z")}
+    problem = network(sizes, ops, inputs="c")
+    assert replace(problem, range(5), 10).moved_bytes == fewest_bytes(problem, range(5), 10) == 6
+
+
+def test_the_cheaper_eviction_now_may_be_dearer_later() -> None:
+    """Both x and y make room for p, but only y makes room for q. s, t and u are tokens that keep the order."""
+    sizes = {"x": 2, "y": 3, "p": 7, "q": 7, "z": 1, "s": 0, "t": 0, "u": 0, "v": 1}
+    ops = {"x": ("", "xs"), "y": ("s", "yt"), "p": ("t", "pu"), "q": ("u", "qv"), "end": ("xyv", "z")}
+    problem = network(sizes, ops)
+    assert cheapest(problem, 10, 1000).bound_bytes == fewest_bytes(problem, range(5), 10) == 6
+
+
+def test_the_bound_counts_one_load_where_one_may_do() -> None:
+    """t has to be outside while v and while w run. They may run one after the other, between its two readers."""
+    sizes = {"t": 4, "s": 0, "a": 1, "b": 1, "c": 1, "l": 6, "m": 7, "z": 1}
+    ops = {"t": ("", "ts"), "one": ("t", "a"), "v": ("s", "cm"), "w": ("a", "bl"), "two": ("tbc", "z")}
+    problem = network(sizes, ops)
+    assert lower_bound(problem, 10) == min(fewest_bytes(problem, order, 10) for order in orders(problem)) == 8
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems(ops=6), TIGHT)
 def test_a_complete_search_finds_the_best_order(problem: Problem, more: int) -> None:
     size = problem.needed_bytes + more
     best = min(fewest_bytes(problem, order, size) for order in orders(problem))
@@ -62,8 +94,8 @@ def test_no_order_is_below_the_bound(problem: Problem, more: int) -> None:
     assert all(bound <= replace(problem, order, size).moved_bytes for order in orders(problem))
 
 
-@settings(max_examples=100, deadline=None)
-@given(problems(ops=8), TIGHT)
+@settings(max_examples=150, deadline=None)
+@given(problems(ops=10), TIGHT)
 def test_where_one_order_is_allowed_the_bound_is_its_cost(problem: Problem, more: int) -> None:
     tokens = tuple(Tensor(f"done{i}", 0) for i in range(len(problem.ops)))
     first = len(problem.tensors)
@@ -124,6 +156,11 @@ def test_an_order_that_makes_room(effort: Effort) -> None:
     assert peak_bytes(problem, smallest_peak(problem, 10_000)) <= size < peak_bytes(problem, given_order)
 
 
+def test_without_a_search_the_bound_is_no_more_than_is_known() -> None:
+    found = order_of(branches(), 14, Effort(states=0, peak_steps=0, tries=0, steps=0))
+    assert found.moved_bytes > 0 == found.bound_bytes
+
+
 def test_a_large_part_is_annealed_in_windows() -> None:
     """Many branching blocks behind each other, too many for the whole: windows must find what is left."""
     problem, size = branches(40), 2 + 8 + 40
@@ -150,8 +187,8 @@ def test_parts_add_up(problem: Problem, more: int) -> None:
     assert sum(cheapest(part.problem, size, 100_000).bound_bytes for part in sections(problem)) == whole
 
 
-@settings(max_examples=100, deadline=None)
-@given(problems(ops=8), TIGHT, st.data())
+@settings(max_examples=200, deadline=None)
+@given(problems(ops=9), TIGHT, st.data())
 def test_a_window_counts_what_its_plan_moves_inside(problem: Problem, more: int, data: st.DataObject) -> None:
     size, order = problem.needed_bytes + more, tuple(range(len(problem.ops)))
     whole = replace(problem, order, size)

@@ -17,9 +17,11 @@ from memcompile.solvers.scratchpad.problem import (
     ProblemError,
     ScratchpadTooSmallError,
     Solution,
+    Stay,
     Tensor,
     check,
 )
+from memcompile.solvers.scratchpad.replacement import replace as replacement_of
 from memcompile.solvers.scratchpad.search import plan
 from memcompile.solvers.scratchpad.validate import InvalidPlanError, validate
 from tests.solvers.scratchpad_nets import chain_with_skips, fewest_bytes, orders, problems
@@ -40,34 +42,58 @@ def test_plans_are_valid_and_what_is_called_optimal_is(problem: Problem, more: i
     assert plan(problem, size).order == solution.order
 
 
-@pytest.mark.parametrize("jointly", [True, False])
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("way", ["repaired", "as they come", "jointly"])
+@settings(max_examples=60, deadline=None)
 @given(problem=problems(ops=7), more=st.integers(0, 2))
-def test_places_are_found_where_packing_finds_none(problem: Problem, more: int, jointly: bool) -> None:
+def test_places_are_found_where_packing_finds_none(problem: Problem, more: int, way: str) -> None:
     size = problem.needed_bytes + more
     if not size:
         return
+    packed, tried = offsets.place, list[None]()
+
+    def place(problem: Problem, stays: list[Stay], size_bytes: int, turns: int = 1) -> list[Stay] | None:
+        tried.append(None)
+        return packed(problem, stays, size_bytes) if way == "repaired" and len(tried) > 1 else None
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(offsets, "place", lambda *_: None)
-        if not jointly:
+        patch.setattr(offsets, "place", place)
+        if way != "jointly":
             patch.setattr(offsets, "_joint", lambda *arguments: arguments[-1])
+        if way != "repaired":
+            patch.setattr(offsets, "_repaired", lambda *_: None)
         solution = plan(problem, size)
     moved = validate(problem, solution)
-    if jointly:
+    if way == "jointly":
         assert moved == plan(problem, size).moved_bytes
 
 
-def test_a_place_that_cannot_be_had_costs_and_the_bound_says_so() -> None:
-    """Ten bytes suffice for what lives at any time, but not in this order for places: a moves once, and that is proven."""
+def test_what_sticks_out_makes_the_cheapest_neighbour_go() -> None:
+    problem = crowded()
+    order = range(len(problem.ops))
+    best = replacement_of(problem, order, 10)
+    assert best.moved_bytes == 0
+    found = offsets._repaired(problem, order, 10, best)
+    assert found is not None
+    repaired, stays = found
+    assert repaired.moved_bytes == 3
+    assert max(stay.offset + problem.tensors[stay.tensor].size_bytes for stay in stays) <= 10
+
+
+def crowded() -> Problem:
+    """Ten bytes suffice for what lives at any time, but in this order there are no places for all of it: x has to move."""
     sizes = {"x": 3, "a": 2, "b": 6, "c": 3, "d": 5, "e": 4, "f": 6}
     tensors = tuple(Tensor(name, size, is_input=name == "x") for name, size in sizes.items())
-    reads = {"a": "x", "b": "x", "c": "x", "d": "c", "e": "c", "f": "a"}
+    reads = {"b": "x", "c": "x", "e": "c", "a": "x", "d": "c", "f": "a"}
     numbers = {name: index for index, name in enumerate(sizes)}
     ops = tuple(Op(name, (numbers[read],), (numbers[name],)) for name, read in reads.items())
-    problem = Problem(ops, tensors)
+    return Problem(ops, tensors)
+
+
+def test_a_place_that_cannot_be_had_costs_and_the_bound_says_so() -> None:
+    problem = crowded()
     solution = plan(problem, 10, reorder=False)
-    assert validate(problem, solution) == 4
-    assert (solution.bound_bytes, solution.order_bound_bytes, solution.status) == (0, 4, "optimal for the order")
+    assert validate(problem, solution) == 3
+    assert (solution.bound_bytes, solution.order_bound_bytes, solution.status) == (0, 3, "optimal for the order")
 
 
 def test_bytes_that_have_to_move_are_told_apart() -> None:

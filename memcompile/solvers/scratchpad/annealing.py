@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from memcompile.solvers.scratchpad.evicting import Tables, annealed, moved_by, tables_of
+from memcompile.solvers.scratchpad.offsets import place, stays_of
 from memcompile.solvers.scratchpad.parts import Section, window
 from memcompile.solvers.scratchpad.problem import Problem
 from memcompile.solvers.scratchpad.replacement import replace
@@ -21,15 +22,21 @@ WHOLE = 0.8
 
 
 def improved(problem: Problem, size_bytes: int, starts: Sequence[Sequence[int]], tries: int) -> tuple[tuple[int, ...], str]:
-    """The best order found from ``starts``, each annealed once, and how. ``tries``: orders that are run."""
+    """The best order found from ``starts``, each annealed once, and how; of which there are places, if of any. ``tries``:
+    orders that are run."""
     tables, steps = tables_of(problem), tries * len(problem.ops)
-    found = []
+    found = list[tuple[int, int, list[int]]]()
     for seed, start in enumerate(starts):
         order, cost = annealed(tables, start, size_bytes, int(WHOLE * steps / len(starts)), seed)
         found.append((cost, seed, order))
     cost, _, best = min(found)
     windowed = _by_windows(problem, tables, size_bytes, best, cost, int((1 - WHOLE) * steps))
-    return tuple(windowed), "annealing" if windowed == best else "annealing, windows"
+    found.append((moved_by(tables, windowed, size_bytes), -1, windowed))
+    for _, seed, order in sorted(found):
+        dropped = replace(problem, order, size_bytes).dropped
+        if place(problem, stays_of(problem, order, dropped), size_bytes) is not None:
+            return tuple(order), "annealing, windows" if seed < 0 and order != best else "annealing"
+    return tuple(windowed), "annealing"
 
 
 def _by_windows(problem: Problem, tables: Tables, size_bytes: int, order: list[int], cost: int, steps: int) -> list[int]:

@@ -8,16 +8,21 @@ from dataclasses import replace as replace_
 
 from ortools.sat.python import cp_model
 
-from memcompile.solvers.packing import Buffer, CapacityError, pack
+from memcompile.solvers.packing import Buffer, split
+from memcompile.solvers.placement import placements
+from memcompile.solvers.placement_exact import Verdict, search_height
 from memcompile.solvers.scratchpad.arrivals import Arrivals
 from memcompile.solvers.scratchpad.gaps import Gap, gaps_of, store_bytes, uses_of
 from memcompile.solvers.scratchpad.problem import Problem, Stay
 from memcompile.solvers.scratchpad.replacement import Replacement, moved_bytes, replace
 
-PACK_S = 3.0
-"""Seconds for one packing: mostly it takes hundredths."""
+TURNS = 4
+"""Of the two searches for places, where no greedy placement fits: a second or two."""
+FOREVER_S = 1e6
 JOINT_WORK = 1.0
 """Of the solver for places and replacement together, in its deterministic time."""
+REPAIRS = 24
+"""Tensors that give way one after the other."""
 ATTEMPTS = 4
 """Replacements with more and more of the scratchpad left empty."""
 
@@ -43,21 +48,26 @@ def stays_of(problem: Problem, order: Sequence[int], dropped: frozenset[Gap]) ->
     return stays
 
 
-def place(problem: Problem, stays: Sequence[Stay], size_bytes: int) -> list[Stay] | None:
+def place(problem: Problem, stays: Sequence[Stay], size_bytes: int, turns: int = TURNS) -> list[Stay] | None:
     """``stays`` with offsets within ``size_bytes``; None where none are found."""
     buffers = [Buffer(str(i), s.begin, s.end, problem.tensors[s.tensor].size_bytes) for i, s in enumerate(stays)]
-    try:
-        offsets = pack(buffers, capacity=size_bytes, time_limit_s=PACK_S).offsets
-    except CapacityError:
-        return None
+    offsets = [0] * len(buffers)
+    for part in split(buffers):
+        fitting = next((found for _, found in placements(part) if part.height(found) <= size_bytes), None)
+        if fitting is None:
+            verdict, fitting = search_height(part, size_bytes // part.unit * part.unit, FOREVER_S, most_turns=turns)
+            if verdict is not Verdict.FOUND:
+                return None
+        for index, offset in zip(part.indices.tolist(), fitting.tolist(), strict=True):
+            offsets[index] = offset
     return [replace_(stay, offset=offset) for stay, offset in zip(stays, offsets, strict=True)]
 
 
 def placed(problem: Problem, order: Sequence[int], size_bytes: int, best: Replacement) -> Placed:
     """A replacement with places, ``best`` where it has some; always finds one.
 
-    Else a replacement for a somewhat smaller scratchpad, or places as they come; and then one that a solver chooses together
-    with its places, where it finds something cheaper.
+    Else the cheapest of: a replacement for a somewhat smaller scratchpad, one that gives up a little more, and places as they
+    come. Then a solver chooses replacement and places together, where it finds something cheaper.
     """
     found = place(problem, stays_of(problem, order, best.dropped), size_bytes)
     if found is not None:
@@ -68,13 +78,52 @@ def placed(problem: Problem, order: Sequence[int], size_bytes: int, best: Replac
         if smaller < problem.needed_bytes:
             break
         other = replace(problem, order, smaller)
-        found = place(problem, stays_of(problem, order, other.dropped), size_bytes)
+        found = place(problem, stays_of(problem, order, other.dropped), size_bytes, turns=0)
         if found is not None:
             options.append((Replacement(other.dropped, other.moved_bytes, best.bound_bytes), found))
             break
-    if not options:
-        options.append(_as_they_come(problem, order, size_bytes, best))
-    return _joint(problem, order, size_bytes, best, options[0])
+    repaired = _repaired(problem, order, size_bytes, best)
+    options += [] if repaired is None else [repaired]
+    options.append(_as_they_come(problem, order, size_bytes, best))
+    return _joint(problem, order, size_bytes, best, min(options, key=lambda option: option[0].moved_bytes))
+
+
+def _repaired(problem: Problem, order: Sequence[int], size_bytes: int, best: Replacement) -> Placed | None:
+    """One tensor after the other gives way, the cheapest of those that lie there while another sticks out; None where that does
+    not end soon."""
+    dropped = set(best.dropped)
+    gaps = [gap for gap in gaps_of(problem, order) if problem.tensors[gap.tensor].size_bytes]
+    for _ in range(REPAIRS):
+        stays = stays_of(problem, order, frozenset(dropped))
+        out = _sticking_out(problem, stays, size_bytes)
+        if out is None:
+            found = place(problem, stays, size_bytes, turns=0)
+            assert found is not None
+            moves = moved_bytes(problem, frozenset(dropped))
+            return Replacement(frozenset(dropped), moves, best.bound_bytes), found
+        stored = {gap.tensor for gap in dropped}
+        beside = [gap for gap in gaps if gap not in dropped and gap.first < out.end and gap.last >= out.begin]
+        if not beside:
+            return None
+
+        def price(gap: Gap, stored: set[int] = stored) -> int:
+            return problem.tensors[gap.tensor].size_bytes + (0 if gap.tensor in stored else store_bytes(problem, gap.tensor))
+
+        dropped.add(min(beside, key=lambda gap: (price(gap), gap.first - gap.last, gap.tensor)))
+    return None
+
+
+def _sticking_out(problem: Problem, stays: Sequence[Stay], size_bytes: int) -> Stay | None:
+    """The first stay that ends above the scratchpad in the lowest of the greedy placements; None where one fits."""
+    buffers = [Buffer(str(i), s.begin, s.end, problem.tensors[s.tensor].size_bytes) for i, s in enumerate(stays)]
+    first: Stay | None = None
+    for part in split(buffers):
+        lowest = min((found for _, found in placements(part)), key=part.height)
+        above = [int(part.indices[at]) for at in range(len(lowest)) if lowest[at] + part.sizes[at] > size_bytes]
+        for index in above:
+            if first is None or stays[index].begin < first.begin:
+                first = stays[index]
+    return first
 
 
 def _as_they_come(problem: Problem, order: Sequence[int], size_bytes: int, best: Replacement) -> Placed:

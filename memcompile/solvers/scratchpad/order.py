@@ -1,8 +1,7 @@
 """An order that moves few bytes, part by part, with a bound for each: what can be proven is, what cannot is searched.
 
 A part of which the order given moves nothing, or is the only one, is done. Small ones are solved by ``exact.py``. The others
-start from the order given and from one with a small peak, and are annealed (``annealing.py``); windows of the result, between
-narrow places, are then solved on their own, which is how networks of a thousand operators get their share of the search.
+start from the order given and from one with a small peak, and are annealed, as a whole and in windows (``annealing.py``).
 """
 
 from __future__ import annotations
@@ -24,13 +23,14 @@ from memcompile.solvers.scratchpad.replacement import replace
 class Effort:
     """How much work a plan may take; the same work gives the same plan on any machine.
 
-    ``states``: of a complete search of one part. ``peak_steps``: of the search for a small peak. ``tries``: orders
-    that annealing runs, of one part.
+    ``states``: of a complete search of one part. ``peak_steps``: of the search for a small peak. ``tries``: orders that
+    annealing runs, of one part, and more of a small one: as many as take ``steps`` operators.
     """
 
-    states: int = 12_000
+    states: int = 40_000
     peak_steps: int = 60_000
-    tries: int = 150_000
+    tries: int = 100_000
+    steps: int = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def _order_of_part(problem: Problem, size_bytes: int, effort: Effort) -> Ordered
     bound = max(found.bound_bytes, lower_bound(problem, size_bytes))
     from memcompile.solvers.scratchpad.annealing import improved  # numba loads slowly
 
-    order, method = improved(problem, size_bytes, [given, small], effort.tries)
+    order, method = improved(problem, size_bytes, [given, small], max(effort.tries, effort.steps // len(problem.ops)))
     moved = replace(problem, order, size_bytes).moved_bytes
     if moved < best.moved_bytes:
         best = Ordered(order, moved, bound, method)

@@ -27,8 +27,8 @@ def plan(problem: Problem, levels: Sequence[Level] | int, *, reorder: bool = Tru
     all.
 
     A number is the size of a scratchpad in front of one large memory. ``reorder``: False keeps the order of ``problem``. Raises
-    ``ProblemError``, and ``ScratchpadTooSmallError`` where an operator alone does not fit. Deterministic, but that a search for
-    places that takes longer than half a second is given up.
+    ``ProblemError``, and ``ScratchpadTooSmallError`` where an operator alone does not fit. Deterministic: work is counted, not
+    timed.
     """
     began = time.perf_counter()
     memories = (Level("scratchpad", levels), HOME) if isinstance(levels, int) else tuple(levels)
