@@ -202,8 +202,8 @@ class Session:
         plan = None
         with self._named("weights"):
             room = None if self.options.memory_budget.to_option() is None else self._room
-            costs = functools.partial(CostModel, device_model(self.device))
-            self.weights = plan = plan_weights(gm, WeightTools(self.lowering, room, costs, self.device, self.dry))
+            tools = WeightTools(self.lowering, room, lambda: CostModel(device_model(self.device)), self.device, self.dry)
+            self.weights = plan = plan_weights(gm, tools)
             if plan is None:
                 return None
             if plan.base is not None and plan.lowered is not None and plan.room_bytes is not None:
