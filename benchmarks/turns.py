@@ -72,7 +72,8 @@ class Turns(Generic[R]):
     def _drop(self, name: str, row: R, error: WayFailedError) -> None:
         self.alive.pop(name).close()
         status = "failed" if error.floor_bytes is None else "infeasible"
-        self.put(_replaced(row, status=status, note=error.message))
+        floor = {"floor_bytes": error.floor_bytes} if hasattr(row, "floor_bytes") else {}
+        self.put(_replaced(row, status=status, note=error.message, **floor))
 
 
 def _replaced(row: Any, **fields: object) -> Any:

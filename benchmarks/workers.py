@@ -7,8 +7,9 @@ the step frees or asks the kernel for it again. Here only the turns are shared: 
 from __future__ import annotations
 
 import functools
+import gc
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,6 +22,7 @@ from memcompile import report as report_of
 from memcompile.errors import BudgetInfeasibleError, MemcompileError
 from memcompile.report.data import ArenaReport
 from memcompile.runtime.measure import Measurement
+from memcompile.swapping import LazyEngine
 
 ERRORS = (MemcompileError, TorchDynamoException, RuntimeError, ValueError, TypeError, LookupError, AssertionError, ImportError)
 """What a failing way may raise: it becomes a row, and the other ways go on."""
@@ -28,7 +30,10 @@ ERRORS = (MemcompileError, TorchDynamoException, RuntimeError, ValueError, TypeE
 
 @dataclass(frozen=True)
 class Planned:
-    """What memcompile's report says about its plan: bytes, seconds of planning, shares of the step without a plan."""
+    """What memcompile's report says about its plan: bytes, seconds of planning, shares of the step without a plan.
+
+    ``swap``: of the first graph that moves storages, what its plan says of that, in seconds and bytes.
+    """
 
     peak_bytes: int
     lower_bound_bytes: int
@@ -37,6 +42,7 @@ class Planned:
     bound_overhead: float | None
     how: str
     arenas: tuple[ArenaReport, ...]
+    swap: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,10 @@ class _Served(Running):
         planned = _planned(self) if self.way.kind == "memcompile" else None
         return Prepared(peak, self.first_call_seconds, self.joint_nodes, self.loss, planned)
 
+    def waited_s(self) -> float:
+        """Seconds that the steps so far have waited for transfers."""
+        return sum(mover.waited_s for mover in gc.get_objects() if isinstance(mover, LazyEngine))
+
 
 def _planned(running: Running) -> Planned:
     report = report_of(running.model)
@@ -170,7 +180,13 @@ def _planned(running: Running) -> Planned:
         bound_overhead=report.lower_bound_seconds / base - 1 if base else None,
         how="; ".join(dict.fromkeys(f"{graph.solver} {graph.status}".strip() for graph in report.graphs)),
         arenas=tuple(graph.arena for graph in report.graphs if graph.arena is not None),
+        swap=next((_numbers(graph.plan) for graph in report.graphs if "moves" in graph.plan), {}),
     )
+
+
+def _numbers(plan: Mapping[str, Any]) -> dict[str, float]:
+    names = ("moved_bytes", "away_bytes", "hidden_share", "link_seconds", "waited_seconds", "busy_seconds")
+    return {name: plan[name] for name in names}
 
 
 def _failure(error: BaseException) -> WayFailedError:

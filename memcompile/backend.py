@@ -25,7 +25,7 @@ def memcompile(
     compile time is spent, and ``BudgetInfeasibleError`` before anything runs.
     """
     from memcompile.codegen.surface import surface
-    from memcompile.errors import InvalidOptionError, MemcompileError
+    from memcompile.errors import InvalidOptionError, MemcompileError, ScratchpadError
 
     try:
         check_torch()
@@ -33,6 +33,10 @@ def memcompile(
         if mode not in (None, "default"):
             raise InvalidOptionError("mode", mode, "None; Inductor's settings go to options={'inductor': {...}}")
         parsed = Options.from_mapping(options)
+        if parsed.scratchpad is not None:
+            raise ScratchpadError(
+                "nothing that is compiled runs in a scratchpad", "Plan it: memcompile.plan(model, *args, options=...)"
+            )
         device = check_devices(t.device for t in example_inputs if isinstance(t, torch.Tensor))
         return Session(gm, example_inputs, parsed, device).compile()
     except MemcompileError as error:

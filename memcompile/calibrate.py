@@ -83,14 +83,24 @@ def crowded(facts: Facts, schedule: Schedule, budget_bytes: int) -> frozenset[in
 
 def _held(facts: Facts, schedule: Schedule, kernels: Sequence[tuple[str, object]]) -> Iterator[tuple[int, int, int]]:
     """First and last position of the executions in a row that belong to one kernel, and the bytes that it holds at once."""
+    runs = _runs(schedule, kernels)
+    firsts, lasts = np.array(runs, dtype=np.int64).reshape(-1, 2).T
+    held = Replay(facts.problem).held(schedule, firsts, lasts)
+    return zip(firsts.tolist(), lasts.tolist(), held.tolist(), strict=True)
+
+
+def fused_runs(facts: Facts, schedule: Schedule) -> list[tuple[int, int]]:
+    """First and last position of the executions in a row that run in one loop."""
+    return _runs(schedule, [(op.half, op.loops) for op in facts.ops])
+
+
+def _runs(schedule: Schedule, kernels: Sequence[tuple[str, object]]) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     for kernel, group in itertools.groupby(range(len(schedule.sequence)), key=lambda i: kernels[schedule.sequence[i]]):
         positions = list(group)
         if kernel[1] is not None and len(positions) > 1:
             runs.append((positions[0], positions[-1]))
-    firsts, lasts = np.array(runs, dtype=np.int64).reshape(-1, 2).T
-    held = Replay(facts.problem).held(schedule, firsts, lasts)
-    return zip(firsts.tolist(), lasts.tolist(), held.tolist(), strict=True)
+    return runs
 
 
 def _with_workspaces(facts: Facts, extra: Mapping[int, int]) -> Facts:

@@ -1,4 +1,5 @@
-"""The command line: ``memcompile plan | run | show | diff | allocate | compress | kernels | doctor``, each with ``--json``.
+"""The command line: ``memcompile plan | run | show | diff | allocate | scratchpad | compress | kernels |
+doctor``, each with ``--json``.
 
 Exit status: 0 done; 1 refused or unhealthy (a budget that cannot be met, a failed check); 2 wrong usage.
 """
@@ -20,6 +21,7 @@ from memcompile.low_rank import command as compress
 from memcompile.options import OPTION_NAMES, Options
 from memcompile.report.data import Report
 from memcompile.report.terminal import TEXT_WIDTH
+from memcompile.scratchpad import command as scratchpad
 
 Command = Callable[[argparse.Namespace, Console], int]
 
@@ -89,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     allocate.add_argument("--time-limit", type=_positive_int, default=60, metavar="SECONDS", help="(default 60)")
     allocate.add_argument("--svg", type=Path, metavar="FILE", help="draw the arrangement")
     allocate.add_argument("--save", type=Path, metavar="FILE", help="write the CSV with the offsets")
+    small = add("scratchpad", scratchpad.run, "Order, replacement and offsets for a small fast memory in front of a large one.")
+    scratchpad.add_arguments(small, TARGET_HELP)
     low_rank = add("compress", compress.run, "What memcompile.compress would do: low-rank layers, energy kept, errors.")
     low_rank.add_argument("target", help=TARGET_HELP)
     compress.add_arguments(low_rank)

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,19 +31,22 @@ from memcompile.codegen.inductor import compile_graph
 from memcompile.codegen.partition import default_partition
 from memcompile.codegen.seams import require_seams
 from memcompile.codegen.surface import surface
-from memcompile.errors import DryRunError, MemcompileError
+from memcompile.errors import DryRunError, MemcompileError, ScratchpadError
 from memcompile.facts import StepGraphs
 from memcompile.fusion_model import predict
 from memcompile.fxutil import outputs_of
 from memcompile.options import Options
 from memcompile.pipeline import KeepsBudget, Lowered, lower_graphs
 from memcompile.report.data import GraphReport, Report
+from memcompile.report.scratchpad_data import ScratchpadReport
 from memcompile.runtime.ledger import Group, Ledger, report_of
+from memcompile.scratchpad.memories import Memories
 from memcompile.session import Session
 from memcompile.support import check_devices, check_torch
 
 LOWERED_NODES = 4000
 """Nodes of a joint graph up to which a dry run lowers it unless told otherwise: about a minute."""
+NO_GRAD = "Plan it under torch.no_grad(), or with parameters that require no gradient: model.requires_grad_(False)."
 PREDICTED = "planned from a model of Inductor's fusion, without lowering: real peaks may differ by a few percent"
 
 
@@ -58,7 +61,8 @@ def plan(
 
     Training graphs are planned where gradients are on and something requires them; the loss is what the model returns. Models
     and inputs on the meta device count as on the device of the others, or on the CPU. Raises what compiling would raise, and
-    ``DryRunError`` when the step cannot go on without the values of its tensors.
+    ``DryRunError`` when the step cannot go on without the values of its tensors, and ``ScratchpadError`` for a scratchpad in
+    front of a training graph, or one that an operator does not fit into.
     """
     check_torch()
     require_seams()
@@ -72,7 +76,7 @@ def plan(
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         try:
             with unset_fake_temporarily():
-                return DrySession(gm, example_inputs, parsed, device, ledger).plan()
+                return DrySession(gm, example_inputs, parsed, device, ledger, _weights(model)).plan()
         except MemcompileError as error:
             raise surface(error) from None
 
@@ -110,12 +114,19 @@ def captured(
 
 
 class DrySession(Session):
-    """Plans one graph; nothing is compiled."""
+    """Plans one graph; nothing is compiled. ``weights``: of the model's parameters and buffers among the inputs, the ``id``."""
 
     def __init__(
-        self, gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, device: torch.device, ledger: Ledger
+        self,
+        gm: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        options: Options,
+        device: torch.device,
+        ledger: Ledger,
+        weights: Collection[int] = (),
     ) -> None:
         super().__init__(gm, example_inputs, options, device, ledger, self._lower, trust=False)
+        self.weight_ids = weights
         self.joint_nodes = 0
         self.predicted = False
         self.final: Lowered | None = None
@@ -140,14 +151,38 @@ class DrySession(Session):
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         self.joint_nodes = len(gm.graph.nodes)
+        if self.options.scratchpad is not None:
+            raise surface(ScratchpadError("a training graph was captured, and it is for inference", NO_GRAD))
         return super()._partition(gm, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
 
     def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
         self.joint_nodes = len(gm.graph.nodes)
+        if self.options.scratchpad is not None:
+            with self._named("scratchpad"):
+                self.scratchpad = self._in_scratchpad(gm, self.options.scratchpad)
         return super()._rewrite_inference(gm)
 
+    def _in_scratchpad(self, gm: fx.GraphModule, memories: Memories) -> ScratchpadReport:
+        """Order, replacement and offsets of the graph as it was captured."""
+        from memcompile.scratchpad.choose import planned_graph  # OR-tools loads slowly
+
+        given = gm.graph.find_nodes(op="placeholder")
+        weights = {node for node, value in zip(given, self.inputs, strict=True) if self._is_weight(value)}
+        try:
+            return planned_graph(gm.graph, weights, memories, self.options.bytes_per_element)
+        except ScratchpadError as error:
+            raise surface(error) from None
+
+    def _is_weight(self, value: object) -> bool:
+        return id(value) in self.weight_ids or isinstance(value, torch.nn.Parameter)
+
+    def _shrink(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """Elements of a scratchpad's size are no wish for tiles."""
+        wished = self.options.max_overhead is not None or self.options.memory_budget.to_option() is not None
+        return super()._shrink(gm) if wished or self.options.scratchpad is None else gm
+
     def _fit(self, graphs: StepGraphs) -> StepGraphs:
-        lower = self.options.lower
+        lower = self.options.lower if self.options.scratchpad is None or self.options.lower != "auto" else False
         self.predicted = not (self.joint_nodes <= LOWERED_NODES if lower == "auto" else lower)
         fitted = super()._fit(graphs)
         self.final = self.outcome.final if self.outcome is not None else self.lowering(fitted, None)
@@ -233,6 +268,12 @@ def _replaced(tensors: dict[str, Any], stand_in: Callable[[torch.Tensor], torch.
     finally:
         tensors.clear()
         tensors.update(before)
+
+
+def _weights(model: Callable[..., Any]) -> frozenset[int]:
+    """The ``id`` of parameters and buffers; of their stand-ins while those are in their place."""
+    own = itertools.chain(model.parameters(), model.buffers()) if isinstance(model, torch.nn.Module) else ()
+    return frozenset(map(id, own))
 
 
 def _device(model: Callable[..., Any], inputs: object) -> torch.device:

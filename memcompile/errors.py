@@ -182,6 +182,14 @@ class DryRunError(MemcompileError):
         )
 
 
+class ScratchpadError(MemcompileError):
+    """A scratchpad cannot be planned for what was captured. ``fix``: what to change."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        self.reason, self.fix = reason, fix
+        super().__init__(f"option 'scratchpad': {reason}. {fix}")
+
+
 class RankChoiceError(MemcompileError):
     """`memcompile.compress` without a rank and a ratio, or with both."""
 

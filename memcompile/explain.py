@@ -10,7 +10,7 @@ from torch import fx
 from memcompile.codegen.dump import kernels_of
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.errors import Contributor
-from memcompile.explain_swap import swap_report
+from memcompile.explain_swap import refused_moves, swap_report
 from memcompile.explain_weights import weights_decisions, weights_notes, weights_pass, weights_plan, weights_times
 from memcompile.passes.inverted import WHY
 from memcompile.passes.rematerialize import Recomputation, recomputations
@@ -51,6 +51,7 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "repro": session.repro,
         "arena": session.arena_report,
         "patch": None if tiled is None else tiled.report,
+        "scratchpad": session.scratchpad,
         "notes": _notes(session, outcome),
         "orders": _orders(session),
         "forward_timeline": _timeline(peak, "forward", outside),
@@ -111,9 +112,8 @@ def _planned(outcome: Outcome, outside: int) -> dict[str, Any]:
     solution, problem = outcome.chosen.solution, outcome.facts.problem
     rows = recomputations(outcome.facts, solution.schedule)
     base_seconds = problem.total_seconds
-    summary = (
-        f"{len(rows)} storages recomputed ({solution.status}, bound {_percent(solution.lower_bound_seconds, base_seconds)})"
-    )
+    bound = f", bound {_percent(solution.lower_bound_seconds, base_seconds)}" if solution.status != "heuristic" else ""
+    summary = f"{len(rows)} storages recomputed ({solution.status}{bound})"
     swap = swap_report(outcome, outside)
     done = PassReport(
         name="rematerialize",
@@ -131,7 +131,12 @@ def _planned(outcome: Outcome, outside: int) -> dict[str, Any]:
         "status": solution.status,
         "solver": solution.method,
         "passes": (done,) if swap is None else (done, swap.done),
-        "decisions": (*_decisions(rows), *(() if swap is None else swap.decisions), *_refusals(outcome)),
+        "decisions": (
+            *_decisions(rows),
+            *(() if swap is None else swap.decisions),
+            *_refusals(outcome),
+            *refused_moves(outcome),
+        ),
         "plan": {
             "schedule": [problem.ops[op].name for op in solution.schedule.sequence],
             "backward_starts_at": solution.schedule.split,

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memcompile.passes.swap import moved_storages, traffic_of
+from memcompile.fxutil import source_of
+from memcompile.passes.swap import is_static, moved_storages, traffic_of
 from memcompile.pipeline import Outcome
 from memcompile.report.data import DecisionRow, PassReport
 from memcompile.solvers.simulate import absent, simulate
@@ -37,7 +38,7 @@ def swap_report(outcome: Outcome, outside: int) -> SwapReport | None:
     away = int(max(absent(schedule.moves, len(schedule.sequence))))
     done = PassReport(
         name="swap",
-        peak_before_bytes=after + max(0, stays - chosen.solution.peak_bytes),
+        peak_before_bytes=min(after + max(0, stays - chosen.solution.peak_bytes), outcome.base.peak.peak_bytes + outside),
         peak_after_bytes=after,
         seconds_before=seconds - cost.extra_s,
         seconds_after=seconds,
@@ -63,6 +64,19 @@ def swap_report(outcome: Outcome, outside: int) -> SwapReport | None:
         "links": [dataclasses.asdict(link) for link in links],
     }
     return SwapReport(done, decisions, plan)
+
+
+def refused_moves(outcome: Outcome) -> tuple[DecisionRow, ...]:
+    """Storages that may not leave although there is a tier: those whose size differs from call to call."""
+    facts = outcome.facts
+    if facts is None or not outcome.tiers.links:
+        return ()
+    nodes = zip(facts.problem.storages, facts.storage_nodes, strict=True)
+    return tuple(
+        DecisionRow("refused", storage.name, source_of(node), None, None, "dynamic shapes: it does not move")
+        for storage, node in nodes
+        if node.op == "call_function" and not is_static(node)
+    )
 
 
 def _why(tier: str, times: int) -> str:

@@ -15,6 +15,8 @@ from typing import Literal, cast
 
 from memcompile.codegen.dynamo import inductor_settings
 from memcompile.errors import InvalidOptionError, UnknownOptionError
+from memcompile.runtime.swap.tiers import Tier, parse_tiers
+from memcompile.scratchpad.memories import Memories
 from memcompile.units import BYTES_FORMS, format_bytes, parse_bytes
 
 OnInfeasible = Literal["raise", "best_effort"]
@@ -107,7 +109,9 @@ class Options:
     for the smallest peak; None: patches are for keeping a budget alone. ``patch_kernel``: of ``patch``, one Triton kernel for
     each inverted residual ("triton"), for none ("off"), or where patches are asked for and the kernel is expected to be the
     faster way on a GPU ("auto"). ``bytes_per_element``: a dry run counts images in elements of that size, as on a
-    microcontroller. ``inductor``: Inductor config patches.
+    microcontroller. ``scratchpad``: a dry run plans order, replacement and offsets for these memories. ``swap``: tiers that
+    storages may move to while nothing reads them, {"host": "16GiB", "disk": "/scratch:64GiB"}; without one, nothing moves.
+    ``inductor``: Inductor config patches.
     """
 
     memory_budget: Budget = field(default_factory=Budget)
@@ -122,6 +126,8 @@ class Options:
     max_overhead: float | None = None
     patch_kernel: PatchKernel = "auto"
     bytes_per_element: int | None = None
+    swap: tuple[Tier, ...] = ()
+    scratchpad: Memories | None = None
     inductor: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
@@ -154,6 +160,8 @@ class Options:
             "low_rank_kernel": self.low_rank_kernel,
             "patch_kernel": self.patch_kernel,
             "bytes_per_element": self.bytes_per_element,
+            "swap": {tier.name: tier.to_option() for tier in self.swap} or None,
+            "scratchpad": None if self.scratchpad is None else self.scratchpad.to_option(),
             "inductor": dict(self.inductor),
             **self.passes,
             **({} if self.max_overhead is None else {"patch": {"max_overhead": self.max_overhead}}),
@@ -276,6 +284,8 @@ _PARSERS: Mapping[str, Callable[[object], object]] = {
     "low_rank_kernel": _choice("low_rank_kernel", ("auto", "rows", "triton")),
     "patch_kernel": _choice("patch_kernel", ("auto", "triton", "off")),
     "bytes_per_element": _parse_element,
+    "swap": parse_tiers,
+    "scratchpad": Memories.parse,
     "inductor": _parse_inductor,
 }
 OPTION_NAMES: tuple[str, ...] = (*_PARSERS, *PASS_NAMES)

@@ -199,6 +199,7 @@ def fit(
     a plan that fits by the model without lowering it; the caller compares what it then takes (``Outcome.settle``). ``tiers``:
     where storages may move.
     """
+    trust = trust and not tiers.links  # what a fused kernel holds beside a storage that leaves is only known once it is lowered
     outcome = Outcome(base, budget_bytes, tiers=tiers)
     if budget_bytes is None or base.peak.peak_bytes <= budget_bytes:
         return outcome
@@ -255,7 +256,7 @@ def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, l
         facts, left_s = known, time_limit_s - (time.perf_counter() - start)
         solution, at_floor = _planned(outcome, facts, target, max(LEAST_S, left_s))
     apart = crowded(facts, solution.schedule, max(target, solution.peak_bytes))
-    joint = rematerialize.apply(facts, solution.schedule, apart, outcome.tiers.mover)
+    joint = rematerialize.apply(facts, solution.schedule, apart, outcome.tiers.names, outcome.tiers.mover)
     planned = time.perf_counter()
     graphs = extract(joint, facts.graphs)
     verify(facts, solution, joint, graphs)

@@ -25,6 +25,7 @@ from memcompile.codegen.scheduled import Scheduling
 from memcompile.codegen.streamed import compile_block, streaming_refusal
 from memcompile.codegen.surface import surface
 from memcompile.codegen.trace import GraphTrace, StepPeak
+from memcompile.compiled_graph import CompiledGraph
 from memcompile.cost import CostModel
 from memcompile.device import device_model, free_bytes
 from memcompile.errors import BudgetInfeasibleError, MemcompileError, PassError
@@ -40,15 +41,16 @@ from memcompile.passes.allocate import ArenaPlan
 from memcompile.passes.inverted import Inverted
 from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
 from memcompile.passes.patch import Compile
-from memcompile.passes.swap import Tiers
 from memcompile.passes.weights import read_again, supply
 from memcompile.patching.choose import Tiled, Wish, tile
 from memcompile.patching.choose import Tools as TileTools
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
 from memcompile.placing import Placing
 from memcompile.report.data import ArenaReport, GraphReport
-from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, gradient_bytes, storages
+from memcompile.report.scratchpad_data import ScratchpadReport
+from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, storages
 from memcompile.runtime.workspace import measuring
+from memcompile.swapping import tiers_of
 from memcompile.verify import VerificationError
 from memcompile.verify_arena import check_places
 
@@ -97,8 +99,9 @@ class Session:
         other = "it runs between the forward and the backward of another graph" if ledger.chain() else ""
         self.placing = Placing(device, options.arena, other)
         self.low_rank, self.dry = LowRank(), lowering is not None
-        self.tiers = self._tiers()
+        self.tiers = tiers_of(options.swap, device, dry=self.dry)
         self.tiled: Tiled | None = None
+        self.scratchpad: ScratchpadReport | None = None
         self.inverted = Inverted()
         self.weights: WeightPlan | None = None
         self.unplanned_bytes: int | None = None  # peak of a network of images before it was rewritten
@@ -174,9 +177,6 @@ class Session:
         self.ledger.add(entry)
         return entry
 
-    def _tiers(self) -> Tiers:
-        return Tiers()
-
     def _partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -202,8 +202,8 @@ class Session:
         plan = None
         with self._named("weights"):
             room = None if self.options.memory_budget.to_option() is None else self._room
-            costs = functools.partial(CostModel, device_model(self.device))
-            self.weights = plan = plan_weights(gm, WeightTools(self.lowering, room, costs, self.device, self.dry))
+            tools = WeightTools(self.lowering, room, lambda: CostModel(device_model(self.device)), self.device, self.dry)
+            self.weights = plan = plan_weights(gm, tools)
             if plan is None:
                 return None
             if plan.base is not None and plan.lowered is not None and plan.room_bytes is not None:
@@ -353,17 +353,13 @@ class Session:
 
     def _fit_within(self, base: Lowered, room_bytes: int) -> Outcome:
         """Plan within ``room_bytes``, less what graphs after a graph break may need, where that can be spared."""
-        reserve = self._reserve_bytes(base.peak)
+        reserve = LOSS_RESERVE * (base.peak.held_bytes - base.peak.saved_bytes) if self.capture.graph_break else 0
         costs, limit_s = (lambda: CostModel(device_model(self.device))), self.options.solver_time_limit_s
         plan = functools.partial(
             fit, base, costs=costs, time_limit_s=limit_s, lowering=self.lowering, trust=self.trust, tiers=self.tiers
         )
         outcome = plan(max(1, room_bytes - reserve))
         return outcome if outcome.fits or not reserve else plan(room_bytes)
-
-    def _reserve_bytes(self, peak: StepPeak) -> int:
-        """Room for the graphs that follow a graph break."""
-        return LOSS_RESERVE * (peak.held_bytes - peak.saved_bytes) if self.capture.graph_break else 0
 
     def _infeasible(self, outcome: Outcome, total: int) -> BudgetInfeasibleError:
         beside = total - (outcome.budget_bytes or 0)
@@ -401,52 +397,3 @@ class Session:
     def _owned(self) -> list[torch.Tensor]:
         """Parameters among the inputs: they outlive the step."""
         return [t for t in self.tensors if isinstance(t, torch.nn.Parameter) or is_ticket(t)]
-
-
-class CompiledGraph:
-    """The compiled graph as Dynamo calls it.
-
-    Before each call the gradients that the parameters already have are counted: a plan made for an empty ``.grad`` is made
-    again, once, for a step that accumulates. So is a plan that took the loss for the only output that gets a gradient, once
-    another one got its own.
-    """
-
-    def __init__(self, function: Callable[..., Any], entry: GraphEntry, session: Session, original: fx.GraphModule) -> None:
-        self.function, self.entry, self.session, self.original = function, entry, session, original
-        self.tangents_held = session.graphs is None or session.graphs.tangents_held
-        accumulates = gradient_bytes(session.tensors) > 0
-        self.arenas = [session.placing.arena]  # lowered code finds them by name
-        tiled = () if session.tiled is None else session.tiled.patched
-        streamed = (*session.low_rank.streamed, *session.inverted.blocks)
-        self.programs = [*(s.program for s in streamed), *(p.program for p in tiled)]  # and these by key
-        chosen = None if session.outcome is None else session.outcome.chosen
-        self.moved = () if chosen is None else chosen.joint.moved  # and these too
-        self.variants: dict[tuple[bool, bool], Callable[..., Any]] = {(accumulates, self.tangents_held): function}
-        self.planned = session.outcome is not None and session.outcome.budget_bytes is not None
-        self.parameters = [weakref.ref(t) for t in session.tensors if t.is_leaf and t.requires_grad] if self.planned else []
-        session.inputs, session.tensors = [], []
-
-    def __call__(self, *args: Any) -> Any:
-        function = self._variant(args) if self.planned else self.function
-        outputs = function(*args)
-        if self.entry.report.kind == "train":
-            LEDGER.hold(self.entry, outputs, self._see_tangents)
-        return outputs
-
-    def _see_tangents(self, tangents: Sequence[torch.Tensor | None]) -> None:
-        """What the backward received: more than the gradient of a scalar means that such tensors are alive throughout."""
-        self.tangents_held = self.tangents_held or any(t is not None and t.dim() > 0 for t in tangents)
-
-    def _variant(self, args: Sequence[Any]) -> Callable[..., Any]:
-        """The plan for this step: with or without gradients alive at entry, and for what the backward receives."""
-        accumulates = any((p := ref()) is not None and p.grad is not None for ref in self.parameters)
-        key = (accumulates, self.tangents_held)
-        if key not in self.variants:
-            log.info("graph %s: other gradients are alive than planned for, planned again", self.entry.report.graph_id)
-            before = self.session
-            again = Session(copy.deepcopy(self.original), args, before.options, before.device, tangents_held=self.tangents_held)
-            variant = again.compile()
-            self.variants[key] = variant.function
-            self.arenas += variant.arenas
-            self.moved += variant.moved
-        return self.variants[key]

@@ -22,7 +22,7 @@ class LazyMover:
     held: dict[int, Tensor | None] = field(default_factory=dict)
     leaving: dict[int, Tensor] = field(default_factory=dict)
 
-    def out(self, tensor: Tensor) -> Tensor:
+    def out(self, tensor: Tensor, tier: str) -> Tensor:
         number = len(self.log)
         self.log.append(("out", number))
         array = np.array([number])

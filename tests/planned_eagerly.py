@@ -20,6 +20,7 @@ from memcompile.dryrun import predict_graphs
 from memcompile.facts import Facts, StepGraphs, gather_facts
 from memcompile.passes.rematerialize import JointGraph, apply
 from memcompile.pipeline import Lowered, lower_graphs
+from memcompile.runtime.swap_ops import MOVED, Mover
 from memcompile.solvers.problem import Schedule, Solution
 from memcompile.verify import verify
 
@@ -42,12 +43,13 @@ class Planned:
 class Planner:
     """A Dynamo backend that plans every training graph by ``choose`` and interprets the result.
 
-    ``lowering``: how it is known what is materialised: the trial lowering, or its (much faster) model.
+    ``lowering``: how it is known what is materialised: the trial lowering, or its (much faster) model. ``mover``: runs moves.
     """
 
     choose: Choose
     lowering: Callable[[StepGraphs], Lowered] = predict_graphs
     planned: list[Planned] = field(default_factory=list)
+    mover: Mover | None = None
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         import torch._functorch.config as functorch_config
@@ -72,7 +74,7 @@ class Planner:
         lowered = self.lowering(graphs)
         facts = gather_facts(graphs, lowered.traces, COSTS, lowered.peak.entry_bytes)
         schedule = self.choose(facts)
-        joint = apply(facts, schedule)
+        joint = apply(facts, schedule, tiers=("disk",), mover=self.mover)
         new = extract(joint, graphs)
         verify(facts, Solution(schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0), joint, new)
         self.planned.append(Planned(facts, schedule, joint, new))
@@ -102,11 +104,24 @@ def interpreted(graph: fx.GraphModule, _inputs: Sequence[Any], **_kwargs: Any) -
 
 
 class _Interpreter(fx.Interpreter):
-    """Eager execution, and Inductor's random numbers as what they are: a function of a seed that was drawn once."""
+    """Eager execution; Inductor's random numbers as what they are, a function of a seed that was drawn once; and moves."""
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if str(target) == "prims.inductor_random.default":
             size, seed, mode = args
             generator = torch.Generator().manual_seed(int(seed))
             return getattr(torch, mode)(size, generator=generator)
+        if str(target).startswith("memcompile.swap_") and target is not torch.ops.memcompile.swap_out.default:
+            return _moved(target, *args)
         return super().call_function(target, args, kwargs)
+
+
+def _moved(target: Any, *args: Any) -> torch.Tensor:
+    """The steps of a move after the first as lowered code runs them: they write memory, and return it."""
+    if target is torch.ops.memcompile.swap_in.default:
+        ticket, key = args
+        y = MOVED[key].empty()
+        torch.ops.memcompile.swap_in_(ticket, y, key)
+        return y
+    getattr(torch.ops.memcompile, f"{target._schema.name.split('::')[1]}_")(*args)
+    return args[1] if target is torch.ops.memcompile.swap_out_wait.default else args[0]

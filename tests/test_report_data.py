@@ -29,7 +29,7 @@ def test_the_keys_of_the_json_are_stable() -> None:
         "graph_id", "kind", "device", "planned_peak_bytes", "unplanned_peak_bytes", "budget_bytes", "lower_bound_bytes",
         "entry_bytes", "saved_bytes", "planned_seconds", "lower_bound_seconds", "base_seconds", "status", "solver", "peak_at",
         "passes", "decisions", "kernels", "graphs", "plan", "forward_timeline", "backward_timeline", "base_timeline", "orders",
-        "arena", "patch", "notes", "repro",
+        "arena", "patch", "scratchpad", "notes", "repro",
     ]  # fmt: skip
 
 

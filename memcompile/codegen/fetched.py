@@ -13,9 +13,6 @@ import torch
 
 from memcompile.offload.weight import weight_of
 
-FETCH_OPS = frozenset({"memcompile::fetch_start_", "memcompile::fetch_wait_"})
-"""As lowered code calls them."""
-
 
 @functools.cache
 def register_fetch() -> None:

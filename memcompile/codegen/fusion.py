@@ -3,8 +3,8 @@
 Inductor fuses kernels that read the same data, wherever they stand. A recomputed operation reads what the backward nearby reads
 too, so it would be fused with it and run at another time than planned: all their results would be alive together. A part of a
 concatenation would be written as soon as it is known, and the whole buffer is alive from its first part on. The sums of many
-gradients would wait for the last one. Fusion across a library kernel is refused (a transfer is none);
-everything else stays as Inductor decides.
+gradients would wait for the last one. Fusion across a library kernel is refused (transfers of moves are none); everything else
+stays as Inductor decides.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any
 from torch import fx
 from torch._inductor.choices import InductorChoices
 
-from memcompile.codegen.fetched import FETCH_OPS
-from memcompile.codegen.swapped import SWAP_OPS
+from memcompile.codegen.swapped import is_move
 from memcompile.fxutil import none_between
 
 
@@ -44,18 +43,12 @@ class PlannedFusion(InductorChoices):
         """Whether no library kernel stands between the two."""
         if self.scheduler is not scheduler:
             self.scheduler = scheduler
-            self.barriers = sorted(node.min_order for node in scheduler.nodes if node.is_extern() and not _is_move(node))
+            self.barriers = sorted(node.min_order for node in scheduler.nodes if node.is_extern() and not is_move(node.node))
         first, second = sorted((node1, node2), key=lambda node: node.min_order)
         return none_between(self.barriers, first.max_order, second.min_order)
 
     def _is_recomputed(self, node: Any) -> bool:
         return any(origin.name in self.recomputed for origin in origins_of(node))
-
-
-def _is_move(node: Any) -> bool:
-    """Whether the node only starts a transfer or waits for one."""
-    called = getattr(node.node, "op_overload", None)
-    return called is not None and called.name().partition(".")[0] in SWAP_OPS | FETCH_OPS
 
 
 def origins_of(node: Any) -> Iterator[fx.Node]:

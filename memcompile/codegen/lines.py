@@ -15,6 +15,7 @@ import torch
 
 from memcompile.codegen.accumulate import MM_ADD
 from memcompile.codegen.scratch import scratch_bytes
+from memcompile.codegen.swapped import is_move
 from memcompile.codegen.trace import Buffer, Event, GraphTrace
 from memcompile.cost import is_library_call
 from memcompile.fxutil import hint, source_of
@@ -154,6 +155,8 @@ def kernel_scratch_bytes(node: Any, graph: Any) -> int:
     strides = [
         tuple(size_hint(graph, step) for step in source.get_stride()) for source in node.inputs if hasattr(source, "get_stride")
     ]
+    if is_move(node):
+        return 0
     if getattr(node, "op_overload", None) is torch.ops.memcompile.stream_rows_.default:
         return PROGRAMS[node.constant_args[0]].scratch_bytes
     called = getattr(getattr(node, "op_overload", None), "overloadpacket", None)

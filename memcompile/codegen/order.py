@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from memcompile.codegen.swapped import returns_operand
 from memcompile.cost import is_extern
 from memcompile.fxutil import topological
 
@@ -28,15 +29,9 @@ def planned_order(nodes: list[Any]) -> list[Any]:
 
 def _last_origin(node: Any, place: dict[Any, int]) -> int:
     buffers = [part.node for part in node.get_nodes() if part.node is not None]
-    found = [root for buffer in buffers if (root := _origin_node(buffer)) in place]
+    roots = [buffer.get_origin_node() for buffer in buffers]
+    found = [root for root in roots if root in place and not returns_operand(root)]  # such a node takes its operand's name over
     if not found:  # what a library kernel reads may be computed for it: that kernel is named too
         found = [origin for buffer in buffers for origin in buffer.get_origins() if origin in place]
         found = [origin for origin in found if not is_extern(origin)] or found
     return max(map(place.__getitem__, found), default=-1)
-
-
-def _origin_node(buffer: Any) -> Any:
-    """The FX node that made a buffer; None where Inductor only knows the last one that returned it: memory that is taken where
-    a transfer starts is returned again where it is waited for."""
-    root = buffer.get_origin_node()
-    return root if root in buffer.get_origins() else None

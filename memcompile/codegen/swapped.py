@@ -10,11 +10,14 @@ import functools
 from typing import Any
 
 import torch
+from torch import fx
 
 from memcompile.runtime.swap_ops import MOVED
 
-SWAP_OPS = frozenset(f"memcompile::{name}" for name in ("swap_out", "swap_out_wait_", "swap_in_", "swap_in_wait_"))
-"""As lowered code calls them."""
+_TRANSFERS = ("swap_out", "swap_out_wait_", "swap_in_", "swap_in_wait_", "fetch_start_", "fetch_wait_")
+"""As lowered code calls them, those of weights (``fetched.py``) too."""
+_WAITS = ("swap_out_wait", "swap_in_wait", "fetch_wait")
+"""As graphs call those whose lowering returns an operand."""
 
 
 @functools.cache
@@ -48,6 +51,18 @@ def register_swap() -> None:
     def swap_in_wait(y: Any, ticket: Any, key: str) -> Any:
         FallbackKernel.create(ops.swap_in_wait_.default, y, ticket, key)
         return y
+
+
+def is_move(kernel: Any) -> bool:
+    """Whether an IR node of Inductor only starts a transfer or waits for one."""
+    called = getattr(kernel, "op_overload", None)
+    return called is not None and called._opname in _TRANSFERS and called.namespace == "memcompile"
+
+
+def returns_operand(node: fx.Node) -> bool:
+    """Whether the lowering of a node returns one of its operands: for Inductor, the operand then comes from this node."""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target.namespace == "memcompile" and target._opname in _WAITS
 
 
 def _boxed(result: Any) -> Any:

@@ -18,11 +18,14 @@ one does."""
 
 
 class Moving:
-    """The steps of ``moves`` in the order of the executions around them. ``all_moved``: what has left so far; ``moved`` and
-    ``tickets``: the last instance of each storage that left, and the node that stands for its copy."""
+    """The steps of ``moves`` in the order of the executions around them. ``tiers``: names by link.
 
-    def __init__(self, moves: Sequence[Move], nodes: Sequence[fx.Node], mover: Mover | None) -> None:
-        self.nodes, self.mover = nodes, mover
+    ``all_moved``: what has left so far; ``moved`` and ``tickets``: the last instance of each storage that left, and the node
+    that stands for its copy.
+    """
+
+    def __init__(self, moves: Sequence[Move], nodes: Sequence[fx.Node], tiers: Sequence[str], mover: Mover | None) -> None:
+        self.nodes, self.tiers, self.mover = nodes, tiers, mover
         self.moved: dict[int, Moved] = {}
         self.all_moved: list[Moved] = []
         self.tickets: dict[int, fx.Node] = {}
@@ -46,7 +49,7 @@ class Moving:
         return ((self.nodes[storage], step) for storage, step in self._after.get(position, ()))
 
     def _out(self, move: Move, graph: fx.Graph, held: fx.Node) -> None:
-        self.moved[move.storage] = moved(held.name, held.meta["val"], self.mover)
+        self.moved[move.storage] = moved(held.name, self.tiers[move.link], held.meta["val"], self.mover)
         self.all_moved.append(self.moved[move.storage])
         self._call(graph, move, "swap_out", held)
 

@@ -7,7 +7,7 @@ is an ordinary FX graph: readable, and runnable in eager mode.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,10 +84,17 @@ class JointGraph:
         return Planned(self.recomputed, frozenset(name for _, name in self.positions), frozenset(apart))
 
 
-def apply(facts: Facts, schedule: Schedule, apart: Collection[int] = (), mover: Mover | None = None) -> JointGraph:
+def apply(
+    facts: Facts,
+    schedule: Schedule,
+    apart: Collection[int] = (),
+    tiers: Sequence[str] = (),
+    mover: Mover | None = None,
+) -> JointGraph:
     """Write a schedule down as a joint graph with the same inputs and outputs. ``apart``: positions in the schedule.
-    ``mover``: what runs its moves; None where nothing runs."""
-    return replace(_Writer(facts, Moving(schedule.moves, facts.storage_nodes, mover)).write(schedule), apart=frozenset(apart))
+    ``tiers``: what the links of its moves are called; ``mover``: what runs them, None where nothing runs."""
+    moving = Moving(schedule.moves, facts.storage_nodes, tiers, mover)
+    return replace(_Writer(facts, moving).write(schedule), apart=frozenset(apart))
 
 
 @dataclass(slots=True)
@@ -127,6 +134,7 @@ class _Writer:
             self._move(self.moving.before(position))
             self._run(self.facts.ops[op], position)
             self._move(self.moving.after(position))
+        self._move(self.moving.before(len(schedule.sequence)))
         if schedule.split >= len(schedule.sequence):
             self._enter_backward(graphs.forward.graph)
         self._close()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from memcompile.calibrate import fused_runs
 from memcompile.facts import Facts
 from memcompile.fxutil import mutated_inputs
 from memcompile.passes import rematerialize
@@ -33,6 +34,11 @@ class Tiers:
 
     links: tuple[Link, ...] = ()
     mover: Mover | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What they are called."""
+        return tuple(link.name for link in self.links)
 
 
 def plan(facts: Facts, budget_bytes: int, time_limit_s: float, links: tuple[Link, ...]) -> Solution:
@@ -81,9 +87,7 @@ def moved_storages(facts: Facts, schedule: Schedule, links: tuple[Link, ...]) ->
         size = group[0].size_bytes
         writes = sum(not move.copied for move in group)
         seconds = writes * link.write_s(size) + len(group) * link.read_s(size)
-        rows.append(
-            MovedStorage(facts.problem.storages[storage].name, source[storage], size, len(group), link.name, seconds)
-        )
+        rows.append(MovedStorage(facts.problem.storages[storage].name, source[storage], size, len(group), link.name, seconds))
     return tuple(sorted(rows, key=lambda row: -row.size_bytes))
 
 
@@ -136,7 +140,8 @@ class _Search:
     def _moved(self, replay: Replay, solution: Solution, movable: list[bool], budget: int) -> list[Solution]:
         """The same schedule with moves that bring it down to ``budget``, where there are any."""
         durations = durations_of(self.facts, solution.schedule)
-        moves = plan_moves(Lives.of(replay, solution.schedule, movable), durations, budget, self.links)
+        lives = Lives.of(replay, solution.schedule, movable, fused_runs(self.facts, solution.schedule))
+        moves = plan_moves(lives, durations, budget, self.links)
         if moves is None:
             return []
         schedule = replace(solution.schedule, moves=moves)
@@ -175,15 +180,21 @@ class _Search:
 
 
 def movable_storages(facts: Facts) -> list[bool]:
-    """Which storages may leave: those that an op of the step makes, of known size, that nobody writes again."""
+    """Which storages may leave: those that an op of the step makes, of known size, that nobody writes again.
+
+    Gradients too, as long as they are there when the step ends; what the forward returns is the user's at once.
+    """
     graphs = (facts.graphs.forward, facts.graphs.backward)
     mutated = set().union(*(mutated_inputs(module.graph) for module in graphs if module is not None))
+    backward = {storage for op in facts.problem.ops[facts.problem.boundary :] for storage in op.writes}
+    stays = [storage.is_output and index not in backward for index, storage in enumerate(facts.problem.storages)]
     return [
-        storage.can_save and not storage.is_output and node.op == "call_function" and node not in mutated and _is_static(node)
-        for storage, node in zip(facts.problem.storages, facts.storage_nodes, strict=True)
+        storage.can_save and not kept and node.op == "call_function" and node not in mutated and is_static(node)
+        for storage, kept, node in zip(facts.problem.storages, stays, facts.storage_nodes, strict=True)
     ]
 
 
-def _is_static(node: torch.fx.Node) -> bool:
+def is_static(node: torch.fx.Node) -> bool:
+    """Whether the node yields one tensor whose sizes are numbers."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and all(type(length) is int for length in (*value.shape, *value.stride()))

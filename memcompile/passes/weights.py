@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointPolicy
 
+import memcompile.runtime.fetch_ops  # noqa: F401  (defines the operators)
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.cost import CostModel, is_extern
 from memcompile.facts import Planned

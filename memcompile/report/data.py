@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from memcompile.codec import decode, encode
 from memcompile.report.patch_data import PatchReport
+from memcompile.report.scratchpad_data import ScratchpadReport
 
 GraphKind = Literal["train", "inference"]
 Status = Literal["optimal", "bounded", "heuristic", "none"]
@@ -171,6 +172,7 @@ class GraphReport:
     orders: tuple[OrderReport, ...] = ()
     arena: ArenaReport | None = None
     patch: PatchReport | None = None
+    scratchpad: ScratchpadReport | None = None
     notes: tuple[str, ...] = ()
     repro: str | None = None
 
@@ -261,7 +263,8 @@ class Report:
     def save(self, folder: str | Path) -> Path:
         """Write report.json, report.html, plan.json, graphs/, kernels/ and repro.py into ``folder``, made when missing.
 
-        Of networks of images that run in stages also patch.json and a picture, patch.svg.
+        Of networks of images that run in stages also patch.json and a picture, patch.svg; of scratchpads scratchpad.json and
+        .svg.
         """
         from memcompile.report.folder import save_report
 

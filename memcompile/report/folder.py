@@ -1,6 +1,7 @@
 """The report as a folder: report.json, report.html, plan.json, graphs/ (each stage), kernels/ (each kernel), repro.py.
 
-Networks of images that run in stages add patch.json (graph id -> stages) and a picture each, patch.svg.
+Networks of images that run in stages add patch.json (graph id -> stages) and a picture each, patch.svg. Plans for a scratchpad
+add scratchpad.json (graph id -> order, offsets over time, transfers) and scratchpad.svg.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from memcompile.report.data import GraphReport, KernelInfo, Report
 from memcompile.report.html import render_html
 from memcompile.report.patch_chart import patch_chart
 from memcompile.report.patch_data import PatchReport
+from memcompile.report.scratchpad_chart import scratchpad_chart
+from memcompile.report.scratchpad_data import ScratchpadReport
 
 _SUFFIX = {"cpp": ".cpp", "python": ".py"}
 _COMMENT = {"cpp": "//", "python": "#"}
@@ -32,6 +35,7 @@ def save_report(report: Report, folder: Path) -> Path:
     for graph in report.graphs:
         _save_graph(graph, folder)
     _save_patches({graph.graph_id: graph.patch for graph in report.graphs if graph.patch and not graph.patch.refused}, folder)
+    _save_scratchpads({graph.graph_id: graph.scratchpad for graph in report.graphs if graph.scratchpad}, folder)
     _save_repros(report, folder)
     return folder
 
@@ -40,7 +44,7 @@ def _remove_earlier(folder: Path) -> None:
     """Remove what an earlier report left that this one may not write again; files that are not a report's stay."""
     for old in (folder / "graphs", folder / "kernels"):
         shutil.rmtree(old, ignore_errors=True)
-    for pattern in ("repro*.py", "patch*.svg", "patch.json"):
+    for pattern in ("repro*.py", "patch*.svg", "patch.json", "scratchpad*.svg", "scratchpad.json"):
         for file in folder.glob(pattern):
             file.unlink()
 
@@ -75,9 +79,22 @@ def _save_patches(plans: Mapping[str, PatchReport], folder: Path) -> None:
         return
     data = {graph_id: {**encode(patch), "overhead": patch.overhead} for graph_id, patch in plans.items()}
     _write(folder / "patch.json", json.dumps(data, indent=1, ensure_ascii=False))
-    drawn = {graph_id: svg for graph_id, patch in plans.items() if (svg := patch_chart(patch, file=True))}
-    for index, (graph_id, svg) in enumerate(drawn.items()):
-        _write(folder / ("patch.svg" if index == 0 else f"patch_{safe_name(graph_id)}.svg"), svg)
+    _save_pictures("patch", {graph_id: patch_chart(patch, file=True) for graph_id, patch in plans.items()}, folder)
+
+
+def _save_scratchpads(plans: Mapping[str, ScratchpadReport], folder: Path) -> None:
+    """Likewise."""
+    if not plans:
+        return
+    data = {graph_id: {**encode(plan), "gap": plan.gap} for graph_id, plan in plans.items()}
+    _write(folder / "scratchpad.json", json.dumps(data, indent=1, ensure_ascii=False))
+    _save_pictures("scratchpad", {graph_id: scratchpad_chart(plan, file=True) for graph_id, plan in plans.items()}, folder)
+
+
+def _save_pictures(name: str, pictures: Mapping[str, str], folder: Path) -> None:
+    drawn = [(graph_id, svg) for graph_id, svg in pictures.items() if svg]
+    for index, (graph_id, svg) in enumerate(drawn):
+        _write(folder / (f"{name}.svg" if index == 0 else f"{name}_{safe_name(graph_id)}.svg"), svg)
 
 
 def safe_name(text: str) -> str:

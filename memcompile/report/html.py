@@ -13,6 +13,8 @@ from memcompile.report.data import DecisionRow, GraphReport, Report
 from memcompile.report.patch_chart import patch_chart
 from memcompile.report.patched import images_text
 from memcompile.report.placed import arena_chart, arena_text
+from memcompile.report.scratchpad_chart import scratchpad_chart
+from memcompile.report.scratchpad_text import scratchpad_text
 from memcompile.units import format_bytes, format_change, format_pair, format_seconds
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -25,7 +27,10 @@ def render_html(report: Report) -> str:
     )
     environment.filters.update(bytes=format_bytes, seconds=format_seconds, arena_text=arena_text, images_text=images_text)
     environment.filters.update(
-        arena_chart=lambda arena: Markup(arena_chart(arena)), patch_chart=lambda patch: Markup(patch_chart(patch))
+        arena_chart=lambda arena: Markup(arena_chart(arena)),
+        patch_chart=lambda patch: Markup(patch_chart(patch)),
+        scratchpad_chart=lambda plan: Markup(scratchpad_chart(plan)),
+        scratchpad_text=scratchpad_text,
     )
     environment.globals.update(change=format_change, pair=format_pair)
     single = len(report.graphs) == 1

@@ -13,6 +13,7 @@ from rich.text import Text
 from memcompile.report.data import DecisionRow, GraphReport, OrderReport, PeakPoint, Report, TimelinePoint
 from memcompile.report.patched import images_text
 from memcompile.report.placed import arena_text
+from memcompile.report.scratchpad_text import scratchpad_text
 from memcompile.report.stage_table import stage_table
 from memcompile.units import format_bytes, format_change, format_pair, format_seconds
 
@@ -131,6 +132,8 @@ def _facts(graph: GraphReport) -> Table:
         table.add_row("arena", arena_text(graph.arena))
     if graph.patch is not None and not graph.patch.refused:
         table.add_row("images", images_text(graph.patch))
+    if graph.scratchpad is not None:
+        table.add_row("scratchpad", scratchpad_text(graph.scratchpad))
     if points := (*graph.forward_timeline, *graph.backward_timeline):
         table.add_row("memory", _sparkline(points))
     return table

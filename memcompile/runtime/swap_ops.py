@@ -22,9 +22,9 @@ from torch import Tensor
 
 
 class Mover(Protocol):
-    """What copies: `memcompile.runtime.swap.Engine`."""
+    """What copies: `memcompile.runtime.swap.engine.Engine`."""
 
-    def out(self, tensor: Tensor) -> Tensor: ...
+    def out(self, tensor: Tensor, tier: str) -> Tensor: ...
     def out_wait(self, ticket: Tensor) -> None: ...
     def into(self, ticket: Tensor, dest: Tensor) -> None: ...
     def into_wait(self, ticket: Tensor, dest: Tensor) -> None: ...
@@ -32,9 +32,13 @@ class Mover(Protocol):
 
 @dataclass(eq=False)
 class Moved:
-    """One storage that is moved: its tensor (``stride`` as lowered, once it was), and who moves it (None in a dry run)."""
+    """One storage that is moved: to which tier, its tensor (``stride`` as lowered, once it was), and who moves it.
+
+    ``mover``: None in a dry run.
+    """
 
     key: str
+    tier: str
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
@@ -56,10 +60,10 @@ MOVED: weakref.WeakValueDictionary[str, Moved] = weakref.WeakValueDictionary()
 _COUNT = itertools.count()
 
 
-def moved(name: str, value: Tensor, mover: Mover | None) -> Moved:
+def moved(name: str, tier: str, value: Tensor, mover: Mover | None) -> Moved:
     """Register a storage that is moved, under a key of its own. ``value``: its (fake) tensor."""
     key = f"{name}#{next(_COUNT)}"
-    MOVED[key] = result = Moved(key, tuple(value.shape), tuple(value.stride()), value.dtype, value.device, mover)
+    MOVED[key] = result = Moved(key, tier, tuple(value.shape), tuple(value.stride()), value.dtype, value.device, mover)
     return result
 
 
@@ -70,7 +74,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _swap_out(x: Tensor, key: str) -> Tensor:
-    return MOVED[key].run().out(_flat(x))
+    return MOVED[key].run().out(_flat(x), MOVED[key].tier)
 
 
 def _swap_out_wait_(_x: Tensor, ticket: Tensor, key: str) -> None:
@@ -83,22 +87,6 @@ def _swap_in_(ticket: Tensor, y: Tensor, key: str) -> None:
 
 def _swap_in_wait_(y: Tensor, ticket: Tensor, key: str) -> None:
     MOVED[key].run().into_wait(ticket, _flat(y))
-
-
-def _swap_out_wait(x: Tensor, ticket: Tensor, key: str) -> Tensor:
-    _swap_out_wait_(x, ticket, key)
-    return ticket
-
-
-def _swap_in(ticket: Tensor, key: str) -> Tensor:
-    y = MOVED[key].empty()
-    _swap_in_(ticket, y, key)
-    return y
-
-
-def _swap_in_wait(y: Tensor, ticket: Tensor, key: str) -> Tensor:
-    _swap_in_wait_(y, ticket, key)
-    return y
 
 
 def _nothing(*_args: object) -> None:
@@ -115,9 +103,6 @@ _LIBRARY.define("swap_in_(Tensor ticket, Tensor(a!) y, str key) -> ()")
 _LIBRARY.define("swap_in_wait_(Tensor(a!) y, Tensor ticket, str key) -> ()")
 for _name, _run in (
     ("swap_out", _swap_out),
-    ("swap_out_wait", _swap_out_wait),
-    ("swap_in", _swap_in),
-    ("swap_in_wait", _swap_in_wait),
     ("swap_out_wait_", _swap_out_wait_),
     ("swap_in_", _swap_in_),
     ("swap_in_wait_", _swap_in_wait_),
@@ -125,7 +110,7 @@ for _name, _run in (
     _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
 
 
-def _fake_ticket(_x: Tensor, *_args: object) -> Tensor:
+def _fake_ticket(*_args: object) -> Tensor:
     return torch.empty(1, dtype=torch.int64, device="cpu")
 
 

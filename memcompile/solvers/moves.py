@@ -2,7 +2,7 @@
 
 Given is a schedule (with its recomputations) and a budget below its peak. Three steps:
 
-1. *What* leaves: a walk over the executions; where memory is short, the instance whose next read is furthest away leaves
+1. *What* leaves: a walk over the kernels; where memory is short, the instance whose next read is furthest away leaves
    (Belady, 1966). What needs not have left after all stays.
 2. *When* it comes back: as late as the link allows when it reads one instance after the other, ahead of time by ``LEAD``, and
    as early as memory allows.
@@ -71,32 +71,48 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Lives:
-    """Instances of a schedule by their uses: position of the write, then of each read, in order. ``fixed``: may not leave."""
+    """Instances of a schedule by their uses: by which kernel they are written, then by which they are read, in order.
+
+    Executions ``first[k]`` up to ``last[k]`` are one kernel: nothing leaves in the middle of it. Behind the last kernel,
+    outputs are used once more. ``live``: bytes that a kernel holds when nothing moves; ``end_bytes``: what the step leaves.
+    ``fixed``: may not leave.
+    """
 
     storage: list[int]
     size: list[int]
     uses: list[list[int]]
     fixed: list[bool]
     live: Ints
+    end_bytes: int
+    first: Ints
+    last: Ints
 
     @classmethod
-    def of(cls, replay: Replay, schedule: Schedule, movable: Sequence[bool]) -> Lives:
+    def of(cls, replay: Replay, schedule: Schedule, movable: Sequence[bool], runs: Sequence[tuple[int, int]] = ()) -> Lives:
+        """``runs``: first and last execution of those in a row that are one kernel."""
+        schedule = replace(schedule, moves=())
         found = replay.instances(np.array(schedule.sequence, dtype=np.int64))
-        storage, start = found.storage.tolist(), found.start.tolist()
-        uses = [[position] for position in start]
-        for instance, position in zip(found.read_instance.tolist(), found.read_position.tolist(), strict=True):
+        alone = np.ones(len(schedule.sequence), dtype=bool)
+        for begin, end in runs:
+            alone[begin + 1 : end + 1] = False
+        kernel = np.cumsum(alone) - 1
+        first = np.flatnonzero(alone)
+        last = np.append(first[1:], len(alone)) - 1
+        live = np.maximum(np.maximum.reduceat(replay.run(schedule).live_bytes, first), replay.held(schedule, first, last))
+        storage = found.storage.tolist()
+        uses = [[position] for position in kernel[found.start].tolist()]
+        for instance, position in zip(found.read_instance.tolist(), kernel[found.read_position].tolist(), strict=True):
             uses[instance].append(position)
+        for instance in np.flatnonzero(replay.output[found.storage]).tolist():
+            uses[instance].append(len(first))
         sizes = replay.size[found.storage].tolist()
-        fixed = [
-            not movable[s] or size < SMALLEST_BYTES or bool(replay.output[s]) for s, size in zip(storage, sizes, strict=True)
-        ]
-        live = replay.run(replace(schedule, moves=())).live_bytes
-        return cls(storage, sizes, uses, fixed, live)
+        fixed = [not movable[s] or size < SMALLEST_BYTES for s, size in zip(storage, sizes, strict=True)]
+        return cls(storage, sizes, uses, fixed, live, replay.end_bytes, np.append(first, len(alone)), last)
 
 
 @dataclass(slots=True)
 class _Gap:
-    """Instance ``i`` is away: from execution ``gone`` on, until execution ``need`` reads it."""
+    """Instance ``i`` is away: from kernel ``gone`` on, until kernel ``need`` reads it."""
 
     i: int
     out: int
@@ -106,7 +122,7 @@ class _Gap:
 
 def plan_moves(lives: Lives, durations: Sequence[float], budget_bytes: int, links: Sequence[Link]) -> tuple[Move, ...] | None:
     """Moves that keep ``budget_bytes``; None where there are none. ``links``: the fastest first."""
-    gaps = _leave(lives, budget_bytes)
+    gaps = _leave(lives, budget_bytes) if lives.end_bytes <= budget_bytes else None
     if gaps is None:
         return None
     gaps = _stay(lives, gaps, budget_bytes)
@@ -115,7 +131,7 @@ def plan_moves(lives: Lives, durations: Sequence[float], budget_bytes: int, link
 
 def _leave(lives: Lives, budget: int) -> list[_Gap] | None:
     """Step 1: who is away, when, if each comes back only as it is read."""
-    at: list[list[int]] = [[] for _ in lives.live]
+    at: list[list[int]] = [[] for _ in lives.first]
     for i, uses in enumerate(lives.uses):
         for position in dict.fromkeys(uses):
             at[position].append(i)
@@ -144,6 +160,8 @@ def _leave(lives: Lives, budget: int) -> list[_Gap] | None:
                 place[i] += 1
             if not lives.fixed[i] and place[i] + 1 < len(uses):
                 heapq.heappush(idle, (-uses[place[i] + 1], -lives.size[i], i))
+    for gap in away.values():
+        gap.need = len(lives.live)
     return gaps
 
 
@@ -165,8 +183,8 @@ def _stay(lives: Lives, gaps: list[_Gap], budget: int) -> list[_Gap]:
 def _return(
     lives: Lives, gaps: list[_Gap], durations: Sequence[float], budget: int, links: Sequence[Link]
 ) -> tuple[Move, ...] | None:
-    """Step 2: when each read starts, and over which link it goes."""
-    clock = np.concatenate([[0.0], np.cumsum(np.asarray(durations, dtype=np.float64))])
+    """Step 2: when each read starts, and over which link it goes; kernels become executions."""
+    clock = np.concatenate([[0.0], np.cumsum(np.add.reduceat(np.asarray(durations, dtype=np.float64), lives.first[:-1]))])
     chosen = _choose_links(lives, gaps, links)
     if chosen is None:
         return None
@@ -190,7 +208,8 @@ def _return(
         back = min(gap.need, max(gap.gone, free, wanted))
         live[back : gap.need] += size
         storage = lives.storage[gap.i]
-        moves.append(Move(storage, size, gap.out, gap.gone, back, gap.need, chosen[gap.i], gap.i in copied))
+        gone, back, need = (int(lives.first[kernel]) for kernel in (gap.gone, back, gap.need))
+        moves.append(Move(storage, size, int(lives.last[gap.out]), gone, back, need, chosen[gap.i], gap.i in copied))
         copied.add(gap.i)
     return tuple(moves)
 
@@ -230,7 +249,7 @@ def traffic(moves: Sequence[Move], durations: Sequence[float], links: Sequence[L
         waited += max(0.0, until - clock)
         clock = max(clock, until)
 
-    for p, seconds in enumerate(durations):
+    for p, seconds in enumerate((*durations, 0.0)):
         for move in gone.get(p, ()):
             wait(written[move.storage, move.out] if not move.copied else 0.0)
         for move in back.get(p, ()):

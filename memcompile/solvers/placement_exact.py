@@ -50,14 +50,21 @@ class Verdict(enum.Enum):
 _Answers = Iterator[tuple[Verdict, Ints]]
 
 
-def search_height(part: Part, height: int, time_limit_s: float, seed: int = 0) -> tuple[Verdict, Ints]:
-    """An arrangement of at most ``height`` bytes, the proof that there is none, or neither within the time limit."""
+def search_height(
+    part: Part, height: int, time_limit_s: float, seed: int = 0, most_turns: int | None = None
+) -> tuple[Verdict, Ints]:
+    """An arrangement of at most ``height`` bytes, the proof that there is none, or neither within the time limit.
+
+    ``most_turns``: of the searches, for an answer that does not depend on the machine's speed: the first two take a second.
+    """
     deadline = time.monotonic() + time_limit_s
     rng = np.random.default_rng(seed)
     failures = np.ones(int(part.ends.max()))
     constrained = _constrained(part, height, deadline, failures, rng)
     turns = [constrained] if (part.fixed >= 0).any() else [constrained, _deepened(part, height, failures, rng)]
-    for answers, count in itertools.cycle(zip(turns, TURNS, strict=False)):
+    for turn, (answers, count) in enumerate(itertools.cycle(zip(turns, TURNS, strict=False))):
+        if turn == most_turns:
+            return Verdict.UNKNOWN, np.zeros(0, dtype=np.int64)
         for verdict, offsets in itertools.islice(answers, count):
             if verdict is not Verdict.UNKNOWN:
                 return verdict, offsets

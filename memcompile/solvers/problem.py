@@ -72,9 +72,10 @@ class Problem:
 class Move:
     """An instance of ``storage`` leaves fast memory for a while. Positions are those of a schedule's executions.
 
-    It is copied to the tier after execution ``out``, its last reader so far (or its writer); its memory is free from execution
-    ``gone`` on, taken again from execution ``back`` on, and holds it again before execution ``need`` reads it. ``link``: which
-    of the tiers. ``copied``: an earlier move of the same instance left a copy there, nothing is written.
+    It is copied to the tier after execution ``out``, by when all its readers so far are through; its memory is free from
+    execution ``gone`` on, taken again from execution ``back`` on, and holds it again before execution ``need``, which for an
+    output may be one behind the last: it is there as the step ends. ``link``: which of the tiers. ``copied``: an earlier move
+    of the same instance left a copy there, nothing is written.
     """
 
     storage: int

@@ -89,6 +89,7 @@ class Replay:
         self.output = np.array([s.is_output for s in problem.storages], dtype=bool)
         self.workspace = np.array([op.workspace_bytes for op in problem.ops], dtype=np.int64)
         self.seconds = np.array([op.seconds for op in problem.ops], dtype=np.float64)
+        self.end_bytes = problem.base_bytes + int(self.size[self.output].sum())
         self.base_seconds = float(self.seconds.sum())
         reads = [list(dict.fromkeys(op.reads)) for op in problem.ops]
         writes = [list(dict.fromkeys(op.writes)) for op in problem.ops]
@@ -153,7 +154,7 @@ class Replay:
         live -= absent(schedule.moves, n)
         saved = np.unique(alive.storage[alive.read_instance[self._crossing(alive, schedule.split)]])
         return Timeline(
-            peak_bytes=int(live.max()) if n else self.problem.base_bytes,
+            peak_bytes=max(int(live.max()) if n else self.problem.base_bytes, self.end_bytes if schedule.moves else 0),
             live_bytes=live,
             extra_seconds=self.extra_seconds(schedule),
             saved=tuple(int(s) for s in saved),

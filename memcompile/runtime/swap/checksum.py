@@ -35,4 +35,4 @@ def block_sum(data: Bytes) -> int:
     """The sum of ``data``: contiguous bytes at an address divisible by 8, whole pages, at most `MOST_BYTES`."""
     words: Any = data.view(np.uint64).reshape(-1, _WORDS)
     pages: NDArray[np.uint64] = words @ _OF_WORD
-    return int((pages * _OF_PAGE[: len(pages)]).sum(dtype=np.uint64))
+    return int(pages @ _OF_PAGE[: len(pages)])

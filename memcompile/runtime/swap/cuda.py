@@ -15,12 +15,12 @@ from memcompile.runtime.swap.checksum import PAGE_BYTES, Bytes
 def side_stream(device: torch.device, direction: str) -> torch.cuda.Stream:
     """The one stream of a device for copies "out" or "in"."""
     del direction  # part of the key alone
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def current_event(device: torch.device) -> torch.cuda.Event:
     """Passed when all that was launched on the current stream so far is done."""
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event
 

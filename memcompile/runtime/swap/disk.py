@@ -232,8 +232,7 @@ class _Write:
         data = self.memory.view(block.start, block.length, self.file.alignment_bytes)
         if data is None:
             data = scratch.get(type(self.memory).staging, block.padded)
-            self.memory.load(block.start, data[: block.length])
-            data[block.length :] = 0
+            self.memory.load(block.start, data[: block.length])  # what follows is written, summed and read as it is
         self.sums[index] = block_sum(data)
         self.file.write(data, block.offset)
 

@@ -71,7 +71,7 @@ class Engine:
             return _ticket(self._store(tier), tensor)
         full: TierFullError | None = None
         for store in self.stores.values():
-            if store.name == "host" and tensor.device.type == "cpu":
+            if not self._serves(store, tensor):
                 continue
             try:
                 return _ticket(store, tensor)
@@ -108,6 +108,10 @@ class Engine:
         """End threads, give files and memory back. Living tickets are worth nothing then. May be called again."""
         for store in self.stores.values():
             store.close()
+
+    @staticmethod
+    def _serves(store: Store, tensor: Tensor) -> bool:
+        return store.name != "host" or tensor.device.type == "cuda"
 
     def _store(self, tier: str) -> Store:
         if tier not in self.stores:

@@ -58,7 +58,7 @@ class SwapFile:
         done = 0
         while done < len(data):
             try:
-                moved = os.pwrite(self.fd, data[done:], offset + done)
+                moved = os.pwrite(self.fd, data.data[done:], offset + done)
             except OSError as error:
                 raise self._translated(error, len(data) - done) from error
             if done + moved < len(data):
@@ -72,7 +72,7 @@ class SwapFile:
         done = 0
         while done < len(data):
             try:
-                moved = os.preadv(self.fd, [data[done:]], offset + done)
+                moved = os.preadv(self.fd, [data.data[done:]], offset + done)
             except OSError as error:
                 raise self._translated(error, len(data) - done) from error
             if done + moved < len(data):
@@ -98,7 +98,7 @@ class SwapFile:
         self.grow(0, PAGE_BYTES)
         for alignment_bytes in (64, 512, PAGE_BYTES):
             with contextlib.suppress(OSError):
-                page = memory[alignment_bytes : alignment_bytes + PAGE_BYTES]
+                page = memory.data[alignment_bytes : alignment_bytes + PAGE_BYTES]
                 if os.pwrite(self.fd, page, 0) == PAGE_BYTES and os.preadv(self.fd, [page], 0) == PAGE_BYTES:
                     return alignment_bytes
         self._set_direct(False)

@@ -43,11 +43,11 @@ class HostStore:
         self._garbage: SimpleQueue[HostRecord] = SimpleQueue()
         self._copies: list[tuple[Any, Tensor]] = []  # of dropped records: what has to outlive a copy
         self._closed = False
-        weakref.finalize(self, self._pool.release).atexit = False
+        weakref.finalize(self, _end, self._pool, self._garbage).atexit = False
 
     def write(self, tensor: Tensor) -> HostRecord:
         """Start the copy to the host after what the current stream has been given."""
-        if tensor.device.type != "cuda":
+        if not _on_gpu(tensor):
             fix = "Swap tensors of the CPU to disk: swap={'disk': '/scratch:64GiB'}."
             raise TierUnavailableError("swap to the host", f"the tensor is on {tensor.device}, which is host memory", fix)
         layout = layout_of(tensor)
@@ -55,11 +55,16 @@ class HostStore:
             self._check_open()
             self._reclaim()
             buffer = self._pool.take(layout.size_bytes)
-        stream = side_stream(tensor.device, "out")
-        stream.wait_event(current_event(tensor.device))
-        if buffer.last is not None:
-            stream.wait_event(buffer.last)
-        written = _copy(buffer.bytes[: layout.size_bytes], flat_bytes(tensor, layout.size_bytes), stream)
+        try:
+            stream = side_stream(tensor.device, "out")
+            stream.wait_event(current_event(tensor.device))
+            if buffer.last is not None:
+                stream.wait_event(buffer.last)
+            written = _copy(buffer.bytes[: layout.size_bytes], flat_bytes(tensor, layout.size_bytes), stream)
+        except BaseException:
+            with self._lock:
+                self._pool.give(buffer)
+            raise
         buffer.last = written
         return HostRecord(layout, buffer, tensor.device, written, tensor)
 
@@ -72,7 +77,7 @@ class HostStore:
         """Start the copy to ``dest`` after what the current stream has been given, and after the copy out."""
         self._check_open()
         check_destination(record.layout, dest)
-        if dest.device.type != "cuda":
+        if not _on_gpu(dest):
             fix = "Read it back into a tensor of the GPU."
             raise TierUnavailableError("swap to the host", f"the destination is on {dest.device}", fix)
         stream = side_stream(dest.device, "in")
@@ -131,6 +136,17 @@ class HostStore:
             self._copies += record.reads.values()
             self._pool.give(record.buffer)
         self._copies = [copy for copy in self._copies if not copy[0].query()]
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda"
+
+
+def _end(pool: PinnedPool, garbage: SimpleQueue[HostRecord]) -> None:
+    """The store is gone, and so are all tickets: what they had is freed with the rest."""
+    while not garbage.empty():
+        pool.give(garbage.get_nowait().buffer)
+    pool.release()
 
 
 def _copy(dest: Tensor, source: Tensor, stream: torch.cuda.Stream) -> Any:

@@ -86,7 +86,7 @@ class PinnedPool:
 def registered(size_bytes: int) -> tuple[Tensor, Callable[[], None]]:
     """Pinned memory of exactly that size: torch's own pool would round it up to a power of two."""
     memory = torch.from_numpy(aligned_memory(size_bytes))
-    runtime: Any = torch.cuda.cudart()
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     status = runtime.cudaHostRegister(memory.data_ptr(), size_bytes, 0)
     if int(status) != 0:
         fix = "Raise the limit of locked memory (ulimit -l), or make swap={'host': ...} smaller."
@@ -95,5 +95,5 @@ def registered(size_bytes: int) -> tuple[Tensor, Callable[[], None]]:
 
 
 def _unregister(memory: Tensor) -> None:
-    runtime: Any = torch.cuda.cudart()
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     runtime.cudaHostUnregister(memory.data_ptr())

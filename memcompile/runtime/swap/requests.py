@@ -201,5 +201,6 @@ def fresh(error: BaseException) -> BaseException:
     """The same error without its traceback, whose frames hold tensors: raising one object again and again would keep them."""
     kind = type(error)
     copy = kind.__new__(kind, *error.args)
+    copy.args = error.args  # (MemoryError's constructor leaves them out)
     copy.__dict__.update(error.__dict__)
     return copy

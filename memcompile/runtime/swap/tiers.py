@@ -45,7 +45,7 @@ class DiskTier:
 Tier = HostTier | DiskTier
 
 
-def parse_tiers(mapping: Mapping[str, object] | None) -> tuple[Tier, ...]:
+def parse_tiers(mapping: object) -> tuple[Tier, ...]:
     """The tiers that ``mapping`` names, fastest first; none for None.
 
     A directory without a size may take what is free on its disk now. Raises `UnknownOptionError`, `InvalidOptionError`, and

@@ -1,0 +1,471 @@
+"""The swap engine on a disk: what is read back is what was written, in any order, and nothing is left behind."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from memcompile.errors import SwapError, SwapLayoutError, SwapTicketError, TierUnavailableError
+from memcompile.runtime.swap.checksum import PAGE_BYTES, block_sum
+from memcompile.runtime.swap.engine import Engine, swap_in, swap_in_wait, swap_out, swap_out_wait
+from memcompile.runtime.swap.extents import Extents
+from memcompile.runtime.swap.memory import aligned_memory
+from tests.swapping import MIB, Gate, disk_engine, open_files, random_bytes, read_back, round_trip, same_bytes, settle, store_of
+
+DTYPES = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32,
+    torch.float64, torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2,
+)  # fmt: skip
+SIZES = (0, 1, 7, 8, 4095, 4096, 4097, 70_001, 256 * 1024, 300_001, 4 * MIB, 9 * MIB + 5)
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_every_type_comes_back_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    engine = disk_engine(tmp_path)
+    raw = random_bytes(3 * 1001 * 16)
+    tensor = (raw % 2).view(dtype) if dtype is torch.bool else raw.view(dtype)  # NaNs of all kinds among them
+    tensor = tensor.view(3, -1)
+    assert same_bytes(round_trip(engine, tensor), tensor)
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "buffered"])
+@pytest.mark.parametrize("size_bytes", SIZES)
+def test_every_size_comes_back_at_every_address(tmp_path: Path, size_bytes: int, direct: bool) -> None:
+    engine = disk_engine(tmp_path, direct=direct)
+    assert direct or not store_of(engine).file.direct
+    for shift in (0, 3):  # unaligned memory on either side
+        tensor = random_bytes(size_bytes + shift)[shift:]
+        ticket = engine.out(tensor)
+        for other in (0, 1, 64):
+            around = torch.full((size_bytes + other + 64,), 7, dtype=torch.uint8)
+            dest = around[other : other + size_bytes]
+            assert read_back(engine, ticket, dest).equal(tensor)
+            assert around[:other].eq(7).all()
+            assert around[other + size_bytes :].eq(7).all()
+
+
+def test_aligned_memory_is_moved_without_a_copy(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    if not store_of(engine).file.direct:
+        pytest.skip("no direct I/O here")
+    tensor, dest = torch.from_numpy(aligned_memory(2 * MIB)), torch.from_numpy(aligned_memory(2 * MIB))
+    tensor.copy_(random_bytes(2 * MIB))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("memcompile.runtime.swap.requests.Scratch.get", lambda *_: pytest.fail("staged"))
+        assert read_back(engine, engine.out(tensor), dest).equal(tensor)
+
+
+def test_permuted_strides_are_kept_or_refused(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    image = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    ticket = engine.out(image)
+    assert read_back(engine, ticket, torch.empty_like(image)).equal(image)
+    plain = torch.empty(image.numel() * 4, dtype=torch.uint8)
+    assert read_back(engine, ticket, plain).view(torch.float32).equal(image.permute(0, 2, 3, 1).flatten())
+    with pytest.raises(SwapLayoutError, match="strides"):
+        engine.into(ticket, torch.empty(2, 3, 8, 8))
+    with pytest.raises(SwapLayoutError, match="1536 bytes were swapped out, the destination has 1024"):
+        engine.into(ticket, torch.empty(256))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(4, 8)[:, ::2],
+        torch.zeros(4, 1).expand(4, 4),
+        torch.zeros(8, 8)[:, :4],
+        torch.zeros(3, dtype=torch.cfloat).conj(),
+    ],
+    ids=["stepped", "expanded", "cut", "conjugated"],
+)
+def test_what_is_not_plain_bytes_is_refused(tmp_path: Path, tensor: Tensor) -> None:
+    engine = disk_engine(tmp_path)
+    with pytest.raises(SwapLayoutError):
+        engine.out(tensor)
+    assert engine.live_bytes() == 0
+
+
+def test_dimensions_of_one_element_may_have_any_stride(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    tensor = torch.randn(4, 1, 8).as_strided((4, 1, 8), (8, 123, 1))
+    assert read_back(engine, engine.out(tensor), torch.empty(4, 1, 8)).equal(tensor)
+
+
+def test_part_of_a_storage_moves_alone(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    base = torch.arange(4096.0)
+    ticket = engine.out(base[1000:2000])
+    dest = torch.zeros(4096)
+    read_back(engine, ticket, dest[8:1008])
+    assert dest[8:1008].equal(base[1000:2000])
+    assert dest[:8].eq(0).all()
+    assert dest[1008:].eq(0).all()
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_read_may_be_asked_for_before_the_write_is_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, gate = disk_engine(tmp_path), Gate(os.pwrite)
+    monkeypatch.setattr(os, "pwrite", gate)
+    tensor, dest = random_bytes(6 * MIB), torch.zeros(6 * MIB, dtype=torch.uint8)
+    ticket = engine.out(tensor)
+    engine.into(ticket, dest)
+    assert gate.reached.wait(60)
+    assert dest[4096:-4096].eq(0).all()  # not yet (the unaligned ends never leave memory)
+    gate.open()
+    engine.into_wait(ticket, dest)
+    engine.out_wait(ticket)
+    assert dest.equal(tensor)
+
+
+def test_one_ticket_is_read_many_times_at_once(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    tensor = random_bytes(5 * MIB)
+    ticket = engine.out(tensor)
+    dests = [torch.zeros_like(tensor) for _ in range(3)]
+    for dest in [*dests, dests[0]]:  # one of them twice: whoever waits gets the last
+        engine.into(ticket, dest)
+    for dest in reversed(dests):
+        engine.into_wait(ticket, dest)
+        assert dest.equal(tensor)
+
+
+def test_memory_is_kept_until_it_is_written_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, gate = disk_engine(tmp_path), Gate(os.pwrite)
+    monkeypatch.setattr(os, "pwrite", gate)
+    tensor = random_bytes(5 * MIB)
+    expected = tensor.clone()
+    array = tensor.numpy()
+    kept = weakref.ref(array)
+    owned = torch.from_numpy(array)
+    del tensor, array
+    ticket = engine.out(owned)
+    del owned
+    gc.collect()
+    assert kept() is not None
+    gate.open()
+    engine.out_wait(ticket)
+    assert kept() is None
+    assert read_back(engine, ticket, torch.zeros_like(expected)).equal(expected)
+
+
+def test_destination_is_kept_until_it_is_filled_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, gate = disk_engine(tmp_path), Gate(os.preadv)
+    ticket = engine.out(random_bytes(5 * MIB))
+    array = np.zeros(5 * MIB, dtype=np.uint8)
+    kept = weakref.ref(array)
+    dest = torch.from_numpy(array)
+    del array
+    monkeypatch.setattr(os, "preadv", gate)
+    engine.into(ticket, dest)
+    del dest  # an exception passes by
+    assert kept() is not None
+    gate.open()
+    other = torch.zeros(5 * MIB, dtype=torch.uint8)
+    read_back(engine, ticket, other)
+    engine.close()
+    assert kept() is None
+
+
+def test_reads_come_before_writes_and_what_is_waited_for_before_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, journal = disk_engine(tmp_path, threads=1), []
+    first, other = engine.out(random_bytes(MIB)), engine.out(random_bytes(MIB))
+    engine.out_wait(first)
+    engine.out_wait(other)
+    write, read = Gate(os.pwrite, journal, "write"), Gate(os.preadv, journal, "read")
+    monkeypatch.setattr(os, "pwrite", write)
+    monkeypatch.setattr(os, "preadv", read)
+    late = [engine.out(random_bytes(MIB)) for _ in range(3)]
+    assert write.reached.wait(60)  # the thread is in the first of the three
+    dests = [torch.zeros(MIB, dtype=torch.uint8) for _ in range(2)]
+    for dest in dests:
+        engine.into(first, dest)
+    waiter = threading.Thread(target=engine.out_wait, args=(late[2],))
+    waiter.start()
+    while not store_of(engine).workers._urgent:
+        time.sleep(0.001)
+    write.open()
+    read.open()
+    waiter.join(60)
+    settle(engine)
+    assert journal == ["write", "write", "read", "read", "write"]
+
+
+# --- tickets ---------------------------------------------------------------------------------------------------------
+
+
+def test_functions_of_tensors_alone(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    tensor, dest = torch.randn(300, 300), torch.empty(300, 300)
+    ticket = swap_out(tensor, engine.tier_key("disk"))
+    assert (ticket.dtype, ticket.shape, ticket.device.type) == (torch.int64, (1,), "cpu")
+    swap_out_wait(ticket)
+    swap_in(ticket, dest)
+    swap_in_wait(ticket, dest)
+    assert dest.equal(tensor)
+
+
+def test_place_is_free_when_the_last_view_of_the_ticket_dies(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    ticket = engine.out(random_bytes(MIB))
+    view = ticket.detach()[:1]
+    engine.out_wait(ticket)
+    del ticket
+    assert engine.live_bytes() > 0
+    read_back(engine, view, torch.zeros(MIB, dtype=torch.uint8))
+    del view
+    assert engine.live_bytes() == 0
+
+
+def test_copy_of_a_dead_ticket_is_refused(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    copy = engine.out(random_bytes(100)).clone()
+    for call in (engine.out_wait, lambda ticket: engine.into(ticket, torch.zeros(100, dtype=torch.uint8))):
+        with pytest.raises(SwapTicketError, match="stands for nothing"):
+            call(copy)
+
+
+def test_waiting_for_what_was_not_asked_is_an_error(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    ticket, dest = engine.out(random_bytes(100)), torch.zeros(100, dtype=torch.uint8)
+    with pytest.raises(SwapTicketError, match="nothing is being read"):
+        engine.into_wait(ticket, dest)
+    read_back(engine, ticket, dest)
+    with pytest.raises(SwapTicketError, match="nothing is being read"):
+        engine.into_wait(ticket, dest)
+
+
+class Swapped(torch.autograd.Function):
+    """x -> x², whose backward reads x from disk."""
+
+    engine: Engine
+
+    @staticmethod
+    def forward(ctx, x):
+        ticket = Swapped.engine.out(x)
+        ctx.save_for_backward(ticket)
+        Swapped.engine.out_wait(ticket)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (ticket,) = ctx.saved_tensors
+        x = torch.empty_like(gradient)
+        read_back(Swapped.engine, ticket, x)
+        return 2 * x * gradient
+
+
+def test_backward_finds_its_tensor_twice_and_frees_it_when_it_never_comes(tmp_path: Path) -> None:
+    Swapped.engine = engine = disk_engine(tmp_path)
+    x = torch.randn(1000, requires_grad=True)
+    y = Swapped.apply(x).sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    assert x.grad.equal(4 * x.detach())
+    assert engine.live_bytes() == 0
+    z = Swapped.apply(x)
+    assert engine.live_bytes() > 0
+    del z  # the backward never comes
+    assert engine.live_bytes() == 0
+    del Swapped.engine
+
+
+def test_ticket_dies_while_the_store_is_locked_or_under_garbage_collection(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    store, tickets = store_of(engine), [engine.out(random_bytes(MIB)) for _ in range(2)]
+    for ticket in tickets:
+        engine.out_wait(ticket)
+    cycle = [tickets.pop()]
+    cycle.append(cycle)  # type: ignore[arg-type]
+    del cycle, ticket
+    with store._lock, store.workers._lock:
+        tickets.clear()
+        gc.collect()
+    assert engine.live_bytes() == 0
+
+
+def test_dropped_ticket_takes_its_waiting_write_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, gate = disk_engine(tmp_path, threads=1), Gate(os.pwrite)
+    monkeypatch.setattr(os, "pwrite", gate)
+    first, second = engine.out(random_bytes(MIB)), engine.out(random_bytes(MIB))
+    assert gate.reached.wait(60)
+    del second
+    gate.open()
+    third = engine.out(random_bytes(MIB))
+    engine.out_wait(first)
+    engine.out_wait(third)
+    assert len(gate.journal) == 2
+
+
+# --- engines ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_engines_share_nothing_but_the_directory(tmp_path: Path) -> None:
+    engines = [disk_engine(tmp_path), disk_engine(tmp_path)]
+    tensors = [random_bytes(3 * MIB, seed) for seed in range(8)]
+    tickets = [engines[i % 2].out(tensor) for i, tensor in enumerate(tensors)]
+    engines[0].out_wait(tickets[2])
+    for tensor, ticket in zip(tensors, tickets, strict=True):
+        assert read_back(engines[0], ticket, torch.zeros_like(tensor)).equal(tensor)  # the ticket knows its engine
+    engines[0].close()
+    assert read_back(engines[1], tickets[1], torch.zeros_like(tensors[1])).equal(tensors[1])
+    with pytest.raises(TierUnavailableError, match="closed"):
+        engines[0].into(tickets[0], torch.zeros_like(tensors[0]))
+
+
+def test_engine_leaves_no_file_no_thread_and_no_descriptor(tmp_path: Path) -> None:
+    gc.collect()
+    threads = set(threading.enumerate())
+    engine = disk_engine(tmp_path)
+    ticket = engine.out(random_bytes(5 * MIB))
+    assert list(tmp_path.iterdir()) == []
+    assert len(open_files(tmp_path)) == 1
+    del engine
+    started = set(threading.enumerate()) - threads
+    dest = torch.zeros(5 * MIB, dtype=torch.uint8)
+    swap_in(ticket, dest)  # a backward after the compiled graph is gone
+    swap_in_wait(ticket, dest)
+    assert dest.equal(random_bytes(5 * MIB))
+    del ticket
+    for thread in started:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert open_files(tmp_path) == []
+
+
+def test_code_of_a_dead_engine_says_so(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    key = engine.tier_key("disk")
+    with pytest.raises(SwapError, match="no tier 'host'"):
+        engine.tier_key("host")
+    del engine
+    with pytest.raises(TierUnavailableError, match="compiled graph is gone"):
+        swap_out(torch.zeros(3), key)
+
+
+def test_closing_ends_what_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, gate = disk_engine(tmp_path, threads=1), Gate(os.pwrite)
+    monkeypatch.setattr(os, "pwrite", gate)
+    tickets = [engine.out(random_bytes(MIB)) for _ in range(3)]
+    dest = torch.zeros(MIB, dtype=torch.uint8)
+    engine.into(tickets[1], dest)
+    assert gate.reached.wait(60)
+    threading.Timer(0.05, gate.open).start()
+    engine.close()
+    engine.close()
+    with pytest.raises(TierUnavailableError, match="closed"):
+        engine.into_wait(tickets[1], dest)
+    with pytest.raises(TierUnavailableError, match="closed"):
+        engine.out(random_bytes(10))
+    assert open_files(tmp_path) == []
+
+
+def test_forked_process_is_told_to_swap_elsewhere(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path)
+    ticket, dest = engine.out(random_bytes(5 * MIB)), torch.zeros(5 * MIB, dtype=torch.uint8)
+    engine.out_wait(ticket)
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.into(ticket, dest)
+        except TierUnavailableError as error:
+            os._exit(0 if "forked" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert read_back(engine, ticket, dest).equal(random_bytes(5 * MIB))
+
+
+def test_process_ends_quietly_with_writes_under_way(tmp_path: Path) -> None:
+    script = (
+        "import sys, torch; from pathlib import Path; from memcompile.runtime.swap.engine import Engine\n"
+        "from memcompile.runtime.swap.tiers import DiskTier\n"
+        "engine = Engine((DiskTier(Path(sys.argv[1]), 2**30),))\n"
+        "kept = [engine.out(torch.ones(2**24, dtype=torch.uint8)) for _ in range(8)]\n"
+        "engine.into(kept[-1], torch.ones(2**24, dtype=torch.uint8))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_threads_and_sizes(tmp_path: Path) -> None:
+    engine = disk_engine(tmp_path, 64 * MIB, block_bytes=64 * 1024)
+    wrong: list[str] = []
+
+    def work(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        held: list[tuple[Tensor, Tensor]] = []
+        for _ in range(40):
+            tensor = random_bytes(int(random.integers(0, 800_000)), seed)
+            held.append((engine.out(tensor), tensor))
+            index = int(random.integers(len(held)))
+            ticket, expected = held.pop(index) if len(held) > 3 else held[index]
+            dest = torch.zeros(len(expected) + 64, dtype=torch.uint8)[int(random.integers(64)) :][: len(expected)]
+            if not read_back(engine, ticket, dest).equal(expected):
+                wrong.append(f"{seed}: {len(expected)} bytes")
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert wrong == []
+    settle(engine)
+    assert engine.live_bytes() == 0
+    assert store_of(engine)._extents.free_bytes == store_of(engine)._extents.end_bytes
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(1, 9), max_size=4), st.integers(0, 99)), max_size=40))
+def test_places_never_overlap_and_all_come_back(steps: list[tuple[bool, list[int], int]]) -> None:
+    extents, held = Extents(), []
+    for take, lengths, which in steps:
+        if take:
+            free_bytes = extents.free_bytes
+            offsets, missing = extents.take(lengths)
+            if missing:
+                assert extents.free_bytes == free_bytes  # all or nothing
+                extents.grow(missing)
+                offsets, missing = extents.take(lengths)
+                assert not missing
+            held += zip(offsets, lengths, strict=True)
+        elif held:
+            extents.give(*held.pop(which % len(held)))
+        used = [byte for offset, length in held for byte in range(offset, offset + length)]
+        assert len(used) == len(set(used)) == extents.end_bytes - extents.free_bytes
+        assert all(byte < extents.end_bytes for byte in used)
+    for place in held:
+        extents.give(*place)
+    assert extents._free == ([(0, extents.end_bytes)] if extents.end_bytes else [])
+
+
+@pytest.mark.parametrize("unit", [8, 512, PAGE_BYTES])
+def test_checksum_sees_exchanged_and_changed_parts(unit: int) -> None:
+    data = random_bytes(8 * PAGE_BYTES).numpy()
+    expected = block_sum(data)
+    swapped = data.copy()
+    swapped[:unit], swapped[5 * unit : 6 * unit] = data[5 * unit : 6 * unit], data[:unit]
+    assert block_sum(swapped) != expected
+    changed = data.copy()
+    changed[-1] ^= 1
+    assert block_sum(changed) != expected
+    assert block_sum(data.copy()) == expected
