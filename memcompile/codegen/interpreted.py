@@ -15,6 +15,7 @@ from torch import fx
 
 from memcompile.codegen.scratch import scratch_bytes
 from memcompile.fxutil import base_of, is_view, tensors_of
+from memcompile.patching.packing import packed_scratch_bytes
 from memcompile.streaming.program import Block
 
 aten = torch.ops.aten
@@ -122,7 +123,8 @@ def _scratch(node: fx.Node) -> int:
     values = [source.meta["val"] for source in node.all_input_nodes]
     if node.op != "call_function" or not all(isinstance(value, torch.Tensor) for value in values):
         return 0
-    return scratch_bytes(node, [value.stride() for value in values])
+    of_packed = packed_scratch_bytes(node)
+    return scratch_bytes(node, [value.stride() for value in values]) if of_packed is None else of_packed
 
 
 def _written(node: fx.Node) -> fx.Node | None:
