@@ -255,6 +255,7 @@ class _Builder:
             macs // (height * width) if kind != "reduction" else 0,
             self._in_place(node, inner, reads, place),
             copies=self._copies(inner, reads),
+            start_bytes=0 if self.bytes_per_element else sum(map(_weight_bytes, inner)),
         )
 
     def _extents(self, node: fx.Node) -> tuple[int, int]:
@@ -323,6 +324,12 @@ def _is_identity(read: Read) -> bool:
         reach is not None and bool((reach[:, 1] - reach[:, 0] == 1).all() and (reach[:, 0] == range(len(reach))).all())
         for reach in (read.rows, read.columns)
     )
+
+
+def _weight_bytes(node: fx.Node) -> int:
+    """Of a convolution."""
+    weight = node.args[1] if op_name(node) == "convolution" else None
+    return weight.meta["val"].numel() * weight.meta["val"].itemsize if isinstance(weight, fx.Node) else 0
 
 
 def _is_depthwise(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from memcompile.solvers.tiling.grids import Periods
 from memcompile.solvers.tiling.layers import Patches, Rows
 from memcompile.solvers.tiling.lives import Lives
 from memcompile.solvers.tiling.memory import cost, costed
-from memcompile.solvers.tiling.problem import Problem, Solution, Stage, StageKind
+from memcompile.solvers.tiling.problem import Prices, Problem, Solution, Stage, StageKind
 from memcompile.solvers.tiling.search import LimitError, plan
 from memcompile.solvers.tiling.stages import StageError, members, results, sources
 from tests.solvers.tiling_nets import Net, copying, decoder, mobilenet_v2, random_problem, unet
@@ -122,7 +122,7 @@ def test_enough_memory_leaves_the_network_layerwise() -> None:
 def test_starts_that_cost_make_for_fewer_tiles() -> None:
     problem = mobilenet_v2(0.35, 96)
     limit = plan(problem, max_overhead=0.0).peak_bytes * 5 // 4
-    free, dear = (plan(problem, limit_bytes=limit, run_macs=macs) for macs in (0, 1_000_000))
+    free, dear = (plan(problem, limit_bytes=limit, prices=Prices(macs)) for macs in (0, 1_000_000))
     check(problem, dear)
     tiles = [sum(s.grid[0] * s.grid[1] * (s.last - s.first) for s in x.stages if s.kind != "layerwise") for x in (free, dear)]
     assert tiles[1] < tiles[0] and dear.macs >= free.macs
@@ -132,7 +132,7 @@ def test_starts_that_cost_make_for_fewer_tiles() -> None:
 def test_starts_choose_among_plans_of_equal_peak(overhead: float) -> None:
     saved, run_macs = 0, 10_000
     for problem in (mobilenet_v2(0.35, 96), unet(32, 4, 2), copying(mobilenet_v2(0.35, 96))):
-        free, dear = (plan(problem, max_overhead=overhead, run_macs=macs) for macs in (0, run_macs))
+        free, dear = (plan(problem, max_overhead=overhead, prices=Prices(macs)) for macs in (0, run_macs))
         check(problem, dear)
         assert dear.peak_bytes == free.peak_bytes < free.base_peak_bytes
         assert dear.overhead <= overhead
