@@ -65,7 +65,8 @@ class Hoisted:
         if node.op == "placeholder":
             return self.inputs[str(node.target)]
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._copied)
-        text = f"{node.target}{args}{kwargs}"
+        named = args[:-1] if node.target is packed else args  # one layout for tiles of all sizes
+        text = f"{node.target}{named}{kwargs}"
         if text not in self.texts:
             self.texts[text] = self.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
             self.texts[text].meta["val"] = node.meta["val"]

@@ -1,8 +1,8 @@
 """Convolutions on the CPU with weights in oneDNN's blocked layout, and what they take beside their result.
 
-oneDNN copies a plain weight into that layout at every call, by a slow path, into memory of up to twice its size. Small weights
-are packed once for all tiles; of large ones each tile packs some output channels at a time, which lie in the caches until the
-convolution of those channels has read them.
+oneDNN copies a plain weight into that layout at every call; large ones by a slow path, into memory of up to twice their size.
+Small weights are packed once for all tiles; of large ones each tile packs some output channels at a time, which lie in the
+caches until the convolution of those channels has read them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ FEWEST = 32
 """Output channels of one such part."""
 
 
-def packed(
-    weight: Tensor, padding: list[int], stride: list[int], dilation: list[int], groups: int, size: list[int] | None = None
-) -> Tensor:
-    """A weight in blocked layout, for all tiles. ``size``: of the image that it is for; other layouts suit other sizes."""
+def packed(weight: Tensor, padding: list[int], stride: list[int], dilation: list[int], groups: int, size: list[int]) -> Tensor:
+    """A weight in blocked layout, for all tiles. ``size``: of the image that it is for. Without it oneDNN may choose a layout
+    that it changes again at every call."""
     if isinstance(weight, FakeTensor):
         return torch.empty_like(weight)
     made: Tensor = mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, size)
@@ -56,21 +55,21 @@ def convolved(node: fx.Node, source: fx.Node, weight: fx.Node, bias: Any, kind: 
         arguments = (source, weight, bias, padding, stride, dilation, groups)
         return call(mkldnn._convolution_pointwise.default, (*arguments, *activation), {}, node)  # type: ignore[no-any-return]
 
-    def own(weight: fx.Node) -> fx.Node:
+    def pack(target: Any, weight: fx.Node) -> fx.Node:
         size = list(source.meta["val"].shape)
-        return call(repacked, (weight, padding, stride, dilation, groups, size), {}, node)  # type: ignore[no-any-return]
+        return call(target, (weight, padding, stride, dilation, groups, size), {}, node)  # type: ignore[no-any-return]
 
     if not is_large(node, weight):
-        return run(call(packed, (weight, padding, stride, dilation, groups), {}, node), bias)
+        return run(pack(packed, weight), bias)
     channels = weight.meta["val"].shape[0]
-    count = _chunk(weight.meta["val"]) if groups == 1 else channels
-    if count >= channels:
-        return run(own(weight), bias)
+    count = _chunk(weight.meta["val"])
+    if groups != 1 or count >= channels:
+        return run(weight, bias)
     parts = []
     for begin in range(0, channels, count):
         end = min(channels, begin + count)
         some = None if bias is None else call(aten.slice.Tensor, (bias, 0, begin, end), {}, node)
-        parts.append(run(own(call(aten.slice.Tensor, (weight, 0, begin, end), {}, node)), some))
+        parts.append(run(pack(repacked, call(aten.slice.Tensor, (weight, 0, begin, end), {}, node)), some))
     return call(aten.cat.default, (parts, 1), {}, node)  # type: ignore[no-any-return]
 
 
