@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from memcompile.fxutil import base_of
 from memcompile.patching.activations import restore
 from memcompile.patching.folding import fold, hoist
-from memcompile.patching.packing import packed
+from memcompile.patching.packing import packed, packed_bytes
 from memcompile.patching.planes import NotLocalError
 from memcompile.patching.reductions import parts_of
 from memcompile.patching.stage import Port
@@ -46,7 +46,7 @@ class Hoisted:
         for node in hoist(graph, parameters):
             with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
                 given = graph.placeholder(f"hoisted_{node.name}")
-            given.meta = {"val": node.meta["val"], "whole": True, "packed": node.target is packed}
+            given.meta = {"val": node.meta["val"], "whole": True, "packed": packed_bytes(node)}
             self.taken[body].append(self._value(node))
             node.replace_all_uses_with(given)
         graph.eliminate_dead_code()

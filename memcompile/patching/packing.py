@@ -79,26 +79,35 @@ def _chunk(weight: Tensor) -> int:
     return max(FEWEST, 1 << (CHUNK_BYTES // size).bit_length() - 1) if size <= CHUNK_BYTES else FEWEST
 
 
+def packed_bytes(node: fx.Node) -> int | None:
+    """Bytes of a packed weight, whose channels are filled up to whole blocks; None: the node is none."""
+    if node.target not in (packed, repacked):
+        return int(node.meta["packed"]) if node.meta.get("packed") else None
+    return _measured(torch.ops.memcompile.packing.default, node) or _plain_bytes(node)
+
+
 def packed_scratch_bytes(node: fx.Node) -> int | None:
     """Bytes that a convolution of a packed weight takes beside weight and result; None: the node is none."""
-    if node.target is not mkldnn._convolution_pointwise.default or not _is_packed(node.args[1]):
+    weight = node.args[1] if node.target is mkldnn._convolution_pointwise.default else None
+    size = packed_bytes(weight) if isinstance(weight, fx.Node) else None
+    if size is None:
         return None
-    weight = node.args[1]
-    assert isinstance(weight, fx.Node)
+    return max(0, _measured(torch.ops.memcompile.packing_convolution.default, node) - size)
+
+
+def _plain_bytes(node: fx.Node) -> int:
+    return int(node.meta["val"].numel() * node.meta["val"].itemsize)
+
+
+def _measured(target: Any, node: fx.Node) -> int:
+    """What a call takes beside its result, with the arguments of ``node``."""
     graph, given = fx.Graph(), {}
     for source in node.all_input_nodes:
         given[source] = graph.placeholder(source.name)
         given[source].meta = dict(source.meta)
-    args = fx.map_arg(node.args, lambda source: given[source])
-    stand_in = graph.call_function(torch.ops.memcompile.packing_convolution.default, args)
+    stand_in = graph.call_function(target, fx.map_arg(node.args, lambda source: given[source]))
     stand_in.meta = dict(node.meta)
-    both: int = scratch_bytes(stand_in, [source.meta["val"].stride() for source in node.all_input_nodes])
-    size: int = weight.meta["val"].numel() * weight.meta["val"].itemsize
-    return max(0, both - size)
-
-
-def _is_packed(weight: Any) -> bool:
-    return isinstance(weight, fx.Node) and (weight.target in (packed, repacked) or bool(weight.meta.get("packed")))
+    return scratch_bytes(stand_in, [source.meta["val"].stride() for source in node.all_input_nodes])
 
 
 def _packing_convolution(
@@ -121,9 +130,19 @@ def _packing_convolution(
     return made
 
 
+def _packing(
+    weight: Tensor, padding: list[int], stride: list[int], dilation: list[int], groups: int, size: list[int]
+) -> Tensor:
+    """Nothing but what it takes."""
+    packed(weight, padding, stride, dilation, groups, size)
+    return weight.new_empty(0)
+
+
 _LIBRARY: Any = torch.library.Library("memcompile", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     "packing_convolution(Tensor source, Tensor weight, Tensor? bias, int[] padding, int[] stride, int[] dilation, int groups, "
     "str attr, Scalar?[] scalars, str? algorithm) -> Tensor"
 )
+_LIBRARY.define("packing(Tensor weight, int[] padding, int[] stride, int[] dilation, int groups, int[] size) -> Tensor")
+_LIBRARY.impl("packing", _packing, "CPU")
 _LIBRARY.impl("packing_convolution", _packing_convolution, "CPU")

@@ -211,3 +211,26 @@ def test_mobilenet(
     check(problem, solution)
     assert solution.peak_bytes <= kib * KIB
     assert solution.overhead <= overhead
+
+
+def test_an_overhead_is_one_of_time() -> None:
+    """Tiles that take too long to start are no plan, however few multiply-adds they repeat."""
+    problem = mobilenet_v2(0.35, 96)
+    free = plan(problem, max_overhead=0.1)
+    peaks = [plan(problem, max_overhead=0.1, prices=Prices(20_000), max_delay=d).peak_bytes for d in (0.1, 1.0, 1e9)]
+    assert free.peak_bytes == peaks[-1] < peaks[0] <= free.base_peak_bytes
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_copies_and_fresh_memory_are_part_of_the_time() -> None:
+    problem = copying(unet(64, 8, 2))
+    limit = plan(problem, max_overhead=0.0).base_peak_bytes * 3 // 4
+    plain, copies, fresh = (
+        plan(problem, limit_bytes=limit, prices=prices)
+        for prices in (Prices(1), Prices(1, copied=100.0), Prices(1, fresh=1e4, fresh_from=problem.operators[0].size_bytes))
+    )
+    for solution in (plain, copies, fresh):
+        check(problem, solution)
+        assert solution.peak_bytes <= limit
+    assert len({solution.stages for solution in (plain, copies, fresh)}) == 3
+    assert fresh.peak_bytes < plain.peak_bytes
