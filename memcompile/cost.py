@@ -17,6 +17,7 @@ from torch.utils import flop_counter
 
 from memcompile.device import DeviceModel
 from memcompile.fxutil import hint, is_view, op_name, tensors_of
+from memcompile.solvers.tiling.problem import Prices
 
 # Relative price of one element, in plain multiply-adds. Measured on AVX2 and AVX-512 CPUs through generated C++ (a fused
 # kernel of the op alone against one of an add, both compute bound); random numbers are made by scalar Philox rounds there.
@@ -38,6 +39,8 @@ _EXPENSIVE = {
 
 STARTS = 4
 """Calls of the size of ``launch_overhead_s`` that it takes to run one operator of a tile: views, padding, the kernel."""
+FRESH_BYTES = 32 << 20
+"""Blocks of at least that size glibc asks the system for each time (``M_MMAP_THRESHOLD_MAX``): all pages are new."""
 SMALL_SHARE = 0.25
 """How fast convolutions of a tile are, as a share of the large one that was measured."""
 
@@ -75,10 +78,15 @@ class CostModel:
         return touched_bytes / self.device.bandwidth_bytes_per_s + self.device.launch_overhead_s
 
     @property
-    def run_macs(self) -> int:
-        """Multiply-adds of a small convolution in whose time one starts."""
+    def prices(self) -> Prices:
+        """What tiles take beside arithmetic, in multiply-adds of a convolution: of a small one for starts."""
         rate = self.device.flops(torch.float32) * self.device.convolution_speed / 2
-        return int(STARTS * self.device.launch_overhead_s * SMALL_SHARE * rate)
+        return Prices(
+            int(STARTS * self.device.launch_overhead_s * SMALL_SHARE * rate),
+            rate * 2 / self.device.bandwidth_bytes_per_s,
+            rate * self.device.fresh_memory_s_per_byte,
+            FRESH_BYTES,
+        )
 
     def workspace_bytes(self, node: fx.Node) -> int:
         """Known scratch memory of a library kernel while it runs."""

@@ -290,7 +290,7 @@ class Session:
         on_cpu = self.device.type == "cpu"
         trial: Compile = interpret if on_cpu else functools.partial(compile_block, run=False)
         compiler: Compile = trial if self.dry or on_cpu else compile_block
-        tools = TileTools(self._peak_of, trial, compiler, self.dry, CostModel(device_model(self.device)).run_macs)
+        tools = TileTools(self._peak_of, trial, compiler, self.dry, CostModel(device_model(self.device)).prices)
         self.tiled = tile(gm, wish, tools, self.options.bytes_per_element)
         if self.tiled is None:
             return gm

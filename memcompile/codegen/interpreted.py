@@ -15,6 +15,7 @@ from torch import fx
 
 from memcompile.codegen.scratch import scratch_bytes
 from memcompile.fxutil import base_of, is_view, tensors_of
+from memcompile.patching.packing import packed_bytes, packed_scratch_bytes
 from memcompile.streaming.program import Block
 
 aten = torch.ops.aten
@@ -100,7 +101,7 @@ def peak_bytes(graph: fx.Graph) -> int:
         written = _written(node)
         homes[node] = homes.get(written, written) if written is not None else node
         if written is None and not is_view(node):
-            sizes[node] = sum(_bytes(tensor) for tensor in tensors_of(node))
+            sizes[node] = packed_bytes(node) or sum(_bytes(tensor) for tensor in tensors_of(node))
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         for source in (node, *node.all_input_nodes):
@@ -122,7 +123,8 @@ def _scratch(node: fx.Node) -> int:
     values = [source.meta["val"] for source in node.all_input_nodes]
     if node.op != "call_function" or not all(isinstance(value, torch.Tensor) for value in values):
         return 0
-    return scratch_bytes(node, [value.stride() for value in values])
+    of_packed = packed_scratch_bytes(node)
+    return scratch_bytes(node, [value.stride() for value in values]) if of_packed is None else of_packed
 
 
 def _written(node: fx.Node) -> fx.Node | None:

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from memcompile.fxutil import base_of
 from memcompile.patching.activations import restore
 from memcompile.patching.folding import fold, hoist
+from memcompile.patching.packing import packed, packed_bytes
 from memcompile.patching.planes import NotLocalError
 from memcompile.patching.reductions import parts_of
 from memcompile.patching.stage import Port
@@ -45,7 +46,7 @@ class Hoisted:
         for node in hoist(graph, parameters):
             with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
                 given = graph.placeholder(f"hoisted_{node.name}")
-            given.meta = {"val": node.meta["val"], "whole": True}
+            given.meta = {"val": node.meta["val"], "whole": True, "packed": packed_bytes(node)}
             self.taken[body].append(self._value(node))
             node.replace_all_uses_with(given)
         graph.eliminate_dead_code()
@@ -64,7 +65,8 @@ class Hoisted:
         if node.op == "placeholder":
             return self.inputs[str(node.target)]
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._copied)
-        text = f"{node.target}{args}{kwargs}"
+        named = args[:-1] if node.target is packed else args  # one layout for tiles of all sizes
+        text = f"{node.target}{named}{kwargs}"
         if text not in self.texts:
             self.texts[text] = self.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
             self.texts[text].meta["val"] = node.meta["val"]

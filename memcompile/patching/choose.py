@@ -17,7 +17,7 @@ from memcompile.patching.describe import described, layerwise_bytes
 from memcompile.patching.network import Network, network_of
 from memcompile.patching.planes import NotLocalError
 from memcompile.report.patch_data import PatchReport, PatchStage
-from memcompile.solvers.tiling.problem import Solution
+from memcompile.solvers.tiling.problem import FREE, Prices, Solution
 from memcompile.solvers.tiling.search import LimitError, plan
 from memcompile.streaming.rules import NotRowLocalError
 
@@ -27,6 +27,8 @@ MAX_ATTEMPTS = 6
 """Plans that are lowered before the smallest of them is taken."""
 SLACK = 1.05
 """What a plan may take above the smallest peak when that saves tiles."""
+TIME_SLACK = 0.1
+"""What a plan may take, as a share of the time layer by layer, beside the overhead that is allowed: starts and copies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,13 @@ class Tiled:
 @dataclass(frozen=True, slots=True)
 class Tools:
     """``peak_of``: exact peak of a graph as Inductor lowers it. ``trial``: lowers a body without compiling it; ``compiler``:
-    for good (the same in a dry run, ``dry``). ``run_macs``: multiply-adds in whose time one operator starts in one tile."""
+    for good (the same in a dry run, ``dry``). ``prices``: of what takes time beside multiply-adds."""
 
     peak_of: Callable[[fx.GraphModule], tuple[int, int]]
     trial: Compile
     compiler: Compile
     dry: bool = False
-    run_macs: int = 0
+    prices: Prices = FREE
 
 
 def tile(gm: fx.GraphModule, wish: Wish, tools: Tools, bytes_per_element: int | None = None) -> Tiled | None:
@@ -75,7 +77,7 @@ def tile(gm: fx.GraphModule, wish: Wish, tools: Tools, bytes_per_element: int | 
     if network is None:
         return None
     if bytes_per_element is not None:
-        solution = _plan(network, wish.room_bytes, wish, 0)
+        solution = _plan(network, wish.room_bytes, wish, FREE)
         return Tiled(None, (), _report(network, solution, time.perf_counter() - started, bytes_per_element), 0, 0)
     base, entry = tools.peak_of(gm)
     if wish.room_bytes is not None and base <= wish.room_bytes:
@@ -98,7 +100,7 @@ def _attempts(
     tried: set[tuple[object, ...]] = set()
     target = None if wish.room_bytes is None else wish.room_bytes - entry
     for _ in range(MAX_ATTEMPTS):
-        solution = _plan(network, target, wish, tools.run_macs)
+        solution = _plan(network, target, wish, tools.prices)
         if solution.stages in tried:
             break
         tried.add(solution.stages)
@@ -117,16 +119,17 @@ def _attempts(
     return best
 
 
-def _plan(network: Network, target: int | None, wish: Wish, run_macs: int) -> Solution:
+def _plan(network: Network, target: int | None, wish: Wish, prices: Prices) -> Solution:
     """Within the target the fastest, or the smallest there is; without one the fastest near the smallest."""
     if target is None:
-        smallest = plan(network.problem, max_overhead=wish.max_overhead)
-        if not run_macs:
-            return smallest
-        faster = plan(network.problem, limit_bytes=int(SLACK * smallest.peak_bytes), run_macs=run_macs)
+        if prices == FREE:
+            return plan(network.problem, max_overhead=wish.max_overhead)
+        delay = (wish.max_overhead or 0.0) + TIME_SLACK
+        smallest = plan(network.problem, max_overhead=wish.max_overhead, prices=prices, max_delay=delay)
+        faster = plan(network.problem, limit_bytes=int(SLACK * smallest.peak_bytes), prices=prices)
         return faster if faster.overhead <= max(smallest.overhead, wish.max_overhead or 0.0) else smallest
     try:
-        return plan(network.problem, limit_bytes=max(1, target), run_macs=run_macs)
+        return plan(network.problem, limit_bytes=max(1, target), prices=prices)
     except LimitError as error:
         return error.floor
 

@@ -11,24 +11,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
 
 from memcompile.patching.activations import Fused, fused
+from memcompile.patching.packing import convolved, is_large, repacked
 from memcompile.patching.products import is_heavy, product
 
 aten = torch.ops.aten
-FOLDED_SHARE = 0.25
-"""A weight is multiplied with the scale when it has at most that share of the elements of the image that it makes."""
+_POINTWISE = torch.ops.mkldnn._convolution_pointwise.default
 
 Call = Callable[..., fx.Node]
 Steps = list[tuple[Any, fx.Node]]
 
 
 def constants_of(graph: fx.Graph, parameters: Iterable[fx.Node]) -> set[fx.Node]:
-    """``parameters`` and all that is computed from them alone."""
+    """``parameters`` and all that is computed from them alone, but for what every tile makes itself."""
     found = set(parameters)
     for node in graph.nodes:
-        if node.op == "call_function" and node.all_input_nodes and set(node.all_input_nodes) <= found:
+        if node.op != "call_function" or node.target is repacked or not node.all_input_nodes:
+            continue
+        if set(node.all_input_nodes) <= found:
             found.add(node)
     return found
 
@@ -78,26 +79,17 @@ def assembled(parts: list[Tensor], pads: list[int], fill: float) -> Tensor:
     return whole
 
 
-def packed(weight: Tensor, padding: list[int], stride: list[int], dilation: list[int], groups: int) -> Tensor:
-    """A weight in the blocked layout that oneDNN would copy it to before every call."""
-    if isinstance(weight, FakeTensor):
-        return torch.empty_like(weight)
-    made: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups)
-    return made
-
-
 def _is_plain(node: fx.Node) -> bool:
     value = node.meta["val"]
     return bool(value.device.type == "cpu" and value.dtype is torch.float32 and value.dim() == 4)
 
 
 def _fold(graph: fx.Graph, node: fx.Node, constants: set[fx.Node], call: Call) -> None:
-    source, weight, bias, stride, padding, dilation, _, _, groups = node.args
+    source, weight, bias = node.args[:3]
     assert isinstance(weight, fx.Node) and isinstance(source, fx.Node)
     steps, last = _affine(node, constants)
     scaled = [operand for target, operand in steps if target is aten.mul.Tensor]
-    large = weight.meta["val"].numel() > FOLDED_SHARE * node.meta["val"].numel()
-    heavy = bool(scaled) and large
+    heavy = bool(scaled) and is_large(node, weight)
     with graph.inserting_before(node):
         if not heavy:
             shift = _shift(bias, steps, call, node)
@@ -109,16 +101,21 @@ def _fold(graph: fx.Graph, node: fx.Node, constants: set[fx.Node], call: Call) -
         if heavy and is_heavy(node):
             value, activation, end = product(node, call), Fused("none"), node
         else:
-            if not large and weight in constants:
-                weight = call(packed, (weight, padding, stride, dilation, groups), {}, node)
-            arguments = (_dense(source, call), weight, bias, padding, stride, dilation, groups)
-            kind = (activation.name, list(activation.scalars), activation.algorithm)
-            value = call(torch.ops.mkldnn._convolution_pointwise.default, (*arguments, *kind), {}, node)
+            value = _convolved(node, _dense(source, call), weight, bias, activation, constants, call)
         if heavy:
             factor = _column(_product(scaled, call), 3, call)
             value = call(aten.addcmul.default, (_column(_shift(None, steps, call, node), 3, call), value, factor), {}, last)
             end = last
     end.replace_all_uses_with(value)
+
+
+def _convolved(
+    node: fx.Node, source: fx.Node, weight: fx.Node, bias: Any, kind: Fused, constants: set[fx.Node], call: Call
+) -> fx.Node:
+    if weight in constants:
+        return convolved(node, source, weight, bias, kind, call)
+    arguments = (source, weight, bias, *(node.args[position] for position in (4, 3, 5, 8)))
+    return call(_POINTWISE, (*arguments, kind.name, list(kind.scalars), kind.algorithm), {}, node)
 
 
 def _affine(node: fx.Node, constants: set[fx.Node]) -> tuple[Steps, fx.Node]:

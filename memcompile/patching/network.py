@@ -124,10 +124,13 @@ class _Analysis:
         return "local"
 
 
+def _is_pointwise(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+
+
 def _is_small(node: fx.Node) -> bool:
     """Whether a value without pixels, such as the scale of a normalisation, costs next to nothing to make again."""
-    pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
-    return (pointwise or is_view(node) or node.target is getitem) and sum(map(numel, tensors_of(node))) <= SMALL
+    return (_is_pointwise(node) or is_view(node) or node.target is getitem) and sum(map(numel, tensors_of(node))) <= SMALL
 
 
 class _Builder:
@@ -185,7 +188,7 @@ class _Builder:
                 continue
             if not own and op_name(node) in _LIBRARY and kinds[node] == "local":
                 own = len(homes) != 1 or not self._takes_over(node, homes, library)
-            if own or len(homes) != 1:
+            if own or len(homes) != 1 or self._closes_call(node, homes):
                 self._store(node)
             else:
                 self.homes[node] = homes
@@ -204,6 +207,27 @@ class _Builder:
         (home,) = homes
         fits = shape_of(home) == shape_of(node) and self.found.kinds[home] == "local"
         return fits and library.setdefault(home, node) is node
+
+    def _closes_call(self, node: fx.Node, homes: Collection[fx.Node]) -> bool:
+        """Whether a value takes the place of a library call's result that it alone is computed from, and that would be stored
+        otherwise: an activation runs inside the call, once."""
+        (home,) = homes
+        if shape_of(home) == shape_of(node) or not _is_pointwise(node):
+            return False
+        chain, calls, waiting = set[fx.Node](), set[fx.Node](), [node]
+        while waiting:
+            part = waiting.pop()
+            if part in chain or part not in self.found.planes:
+                continue
+            chain.add(part)
+            if op_name(part) in _LIBRARY:
+                calls.add(part)
+            elif self.found.kinds.get(part) == "local" and _is_pointwise(part):
+                waiting += part.all_input_nodes
+            else:
+                return False
+        alike = all(shape_of(part) == shape_of(node) and self.found.kinds[part] == "local" for part in chain)
+        return alike and len(calls) == 1 and all(set(part.users) <= chain for part in chain - {node})
 
     def _store(self, node: fx.Node) -> None:
         self.stored.add(node)
@@ -231,6 +255,7 @@ class _Builder:
             macs // (height * width) if kind != "reduction" else 0,
             self._in_place(node, inner, reads, place),
             copies=self._copies(inner, reads),
+            start_bytes=0 if self.bytes_per_element else sum(map(_weight_bytes, inner)),
         )
 
     def _extents(self, node: fx.Node) -> tuple[int, int]:
@@ -299,6 +324,12 @@ def _is_identity(read: Read) -> bool:
         reach is not None and bool((reach[:, 1] - reach[:, 0] == 1).all() and (reach[:, 0] == range(len(reach))).all())
         for reach in (read.rows, read.columns)
     )
+
+
+def _weight_bytes(node: fx.Node) -> int:
+    """Of a convolution."""
+    weight = node.args[1] if op_name(node) == "convolution" else None
+    return weight.meta["val"].numel() * weight.meta["val"].itemsize if isinstance(weight, fx.Node) else 0
 
 
 def _is_depthwise(node: fx.Node) -> bool:

@@ -22,6 +22,7 @@ from memcompile.cost import flops_of
 from memcompile.fxutil import is_view
 from memcompile.patching.bodies import Body, Hoisted
 from memcompile.patching.network import Network
+from memcompile.patching.packing import packed_bytes
 from memcompile.patching.planes import Plane, shape_of
 from memcompile.patching.reductions import parts_of
 from memcompile.patching.stage import Layout, Port, Rectangle
@@ -105,7 +106,7 @@ class TileProgram:
     def scratch_bytes(self) -> int:
         """Bytes that the library calls inside allocate."""
         kept = [node for node in self.prologue.graph.output_node().all_input_nodes if not is_view(node)]
-        hoisted: int = sum(node.meta["val"].numel() * node.meta["val"].itemsize for node in kept)
+        hoisted: int = sum(packed_bytes(node) or node.meta["val"].numel() * node.meta["val"].itemsize for node in kept)
         inside = max((block.scratch_bytes for block in self.blocks.values()), default=0)
         return max(peak_bytes(self.prologue.graph), hoisted + inside)
 

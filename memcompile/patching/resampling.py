@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,9 @@ def _gather_emit(node: fx.Node, tile: Tile) -> Any:
     reads = [identity(shape_of(node)[2 + i]) if table is None else indexed(table) for i, table in enumerate(tables)]
     read = [hull(reads[axis], spans[axis], shape_of(source)[2 + axis]) for axis in (0, 1)]
     value = tile.read(source, read[0], read[1])
+    repeats = [None if table is None else _repeat(table[slice(*spans[i])]) for i, table in enumerate(tables)]
+    if all(repeats) and _is_enlarged_by_library(node):
+        return _enlarged(tile, value, spans, repeats, read)  # type: ignore[arg-type]
     given: list[Any] = [None, None]
     for axis, table in enumerate(tables):
         if table is None:
@@ -68,6 +72,31 @@ def _gather_emit(node: fx.Node, tile: Tile) -> Any:
         own = table[spans[axis][0] : spans[axis][1]] - read[axis][0]
         given.append(tile.constant(own[:, None] if axis == 0 and tables[1] is not None else own, node))
     return tile.call(aten._unsafe_index.Tensor, value, given if given[-1] is not None else given[:-1])
+
+
+def _repeat(table: NDArray[np.int64]) -> tuple[int, int] | None:
+    """(r, b): index i of a table in order is (i + b) // r past its first one, r a power of two; None: it is no such table."""
+    runs = np.diff([0, *(np.flatnonzero(np.diff(table)) + 1), len(table)])
+    repeat = 1 << int(runs.max() - 1).bit_length()
+    begin = repeat - int(runs[0]) if len(runs) > 1 else 0
+    same = bool(((np.arange(len(table)) + begin) // repeat == table - table[0]).all())
+    return (repeat, begin) if same else None
+
+
+def _is_enlarged_by_library(node: fx.Node) -> bool:
+    """On the CPU a gather takes its pixels one number at a time; the library's enlargement copies all channels at once."""
+    value: torch.Tensor = node.meta["val"]
+    return value.device.type == "cpu" and value.is_floating_point()
+
+
+def _enlarged(tile: Tile, value: Any, spans: Sequence[Span], repeats: Sequence[tuple[int, int]], read: Sequence[Span]) -> Any:
+    """Each pixel as often as the tables say. Powers of two alone: the library divides by them exactly."""
+    sizes = [(end - begin) * repeat for (begin, end), (repeat, _) in zip(read, repeats, strict=True)]
+    value = tile.call(aten.upsample_nearest2d.default, value, sizes)
+    for axis, (span, size, (_, begin)) in enumerate(zip(spans, sizes, repeats, strict=True)):
+        if span[1] - span[0] != size:
+            value = tile.call(aten.slice.Tensor, value, 2 + axis, begin, begin + span[1] - span[0])
+    return value
 
 
 def _pads(node: fx.Node) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from memcompile.solvers.tiling.grids import Periods
 from memcompile.solvers.tiling.layers import Patches, Rows
 from memcompile.solvers.tiling.lives import Lives
 from memcompile.solvers.tiling.memory import cost, costed
-from memcompile.solvers.tiling.problem import Problem, Solution, Stage, StageKind
+from memcompile.solvers.tiling.problem import Prices, Problem, Solution, Stage, StageKind
 from memcompile.solvers.tiling.search import LimitError, plan
 from memcompile.solvers.tiling.stages import StageError, members, results, sources
 from tests.solvers.tiling_nets import Net, copying, decoder, mobilenet_v2, random_problem, unet
@@ -122,7 +122,7 @@ def test_enough_memory_leaves_the_network_layerwise() -> None:
 def test_starts_that_cost_make_for_fewer_tiles() -> None:
     problem = mobilenet_v2(0.35, 96)
     limit = plan(problem, max_overhead=0.0).peak_bytes * 5 // 4
-    free, dear = (plan(problem, limit_bytes=limit, run_macs=macs) for macs in (0, 1_000_000))
+    free, dear = (plan(problem, limit_bytes=limit, prices=Prices(macs)) for macs in (0, 1_000_000))
     check(problem, dear)
     tiles = [sum(s.grid[0] * s.grid[1] * (s.last - s.first) for s in x.stages if s.kind != "layerwise") for x in (free, dear)]
     assert tiles[1] < tiles[0] and dear.macs >= free.macs
@@ -132,7 +132,7 @@ def test_starts_that_cost_make_for_fewer_tiles() -> None:
 def test_starts_choose_among_plans_of_equal_peak(overhead: float) -> None:
     saved, run_macs = 0, 10_000
     for problem in (mobilenet_v2(0.35, 96), unet(32, 4, 2), copying(mobilenet_v2(0.35, 96))):
-        free, dear = (plan(problem, max_overhead=overhead, run_macs=macs) for macs in (0, run_macs))
+        free, dear = (plan(problem, max_overhead=overhead, prices=Prices(macs)) for macs in (0, run_macs))
         check(problem, dear)
         assert dear.peak_bytes == free.peak_bytes < free.base_peak_bytes
         assert dear.overhead <= overhead
@@ -211,3 +211,26 @@ def test_mobilenet(
     check(problem, solution)
     assert solution.peak_bytes <= kib * KIB
     assert solution.overhead <= overhead
+
+
+def test_an_overhead_is_one_of_time() -> None:
+    """Tiles that take too long to start are no plan, however few multiply-adds they repeat."""
+    problem = mobilenet_v2(0.35, 96)
+    free = plan(problem, max_overhead=0.1)
+    peaks = [plan(problem, max_overhead=0.1, prices=Prices(20_000), max_delay=d).peak_bytes for d in (0.1, 1.0, 1e9)]
+    assert free.peak_bytes == peaks[-1] < peaks[0] <= free.base_peak_bytes
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_copies_and_fresh_memory_are_part_of_the_time() -> None:
+    problem = copying(unet(64, 8, 2))
+    limit = plan(problem, max_overhead=0.0).base_peak_bytes * 3 // 4
+    plain, copies, fresh = (
+        plan(problem, limit_bytes=limit, prices=prices)
+        for prices in (Prices(1), Prices(1, copied=100.0), Prices(1, fresh=1e4, fresh_from=problem.operators[0].size_bytes))
+    )
+    for solution in (plain, copies, fresh):
+        check(problem, solution)
+        assert solution.peak_bytes <= limit
+    assert len({solution.stages for solution in (plain, copies, fresh)}) == 3
+    assert fresh.peak_bytes < plain.peak_bytes

@@ -35,7 +35,8 @@ class Copied:
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One operator: bytes made in each tile outside of whole results, kept lines before and after it, bytes of inputs read
-    that are not held; multiply-adds in each grid; operands that tiles copy. ``joined``: earlier rows of it are there too."""
+    that are not held; multiply-adds in each grid; operands that tiles copy. ``joined``: earlier rows of it are there too.
+    ``in_order``: of strips of rows."""
 
     made: Ints
     before: Ints
@@ -44,13 +45,22 @@ class Layer:
     macs: Ints
     copies: tuple[Copied, ...] = ()
     joined: bool = False
+    in_order: bool = False
+
+    def moved(self, *, is_result: bool) -> Ints:
+        """Bytes that each tile copies: results into their places, lines, operands, but for what patches read as it is."""
+        copied = (x.size * (x.padded | self.in_order) for x in self.copies)
+        return sum(copied, self.after + (self.made if is_result else 0))
+
+    def fresh(self, least: int) -> Ints:
+        """Bytes of tensors of at least that many."""
+        return sum((np.where(size >= least, size, 0) for size in (self.made, *(x.size for x in self.copies))), 0 * self.made)
 
     def of(self, tiles: Ints) -> Layer:
         """Of some tiles alone."""
         copies = tuple(Copied(copied.source, copied.size[tiles], copied.padded[tiles]) for copied in self.copies)
-        return Layer(
-            self.made[tiles], self.before[tiles], self.after[tiles], self.inputs[tiles], self.macs, copies, self.joined
-        )
+        sizes = (self.made[tiles], self.before[tiles], self.after[tiles], self.inputs[tiles])
+        return Layer(*sizes, self.macs, copies, self.joined, self.in_order)
 
     def parts(self) -> Iterator[Ints]:
         """All that it says of tiles."""
@@ -164,11 +174,11 @@ class Rows:
         copies = tuple(self._copied(read, spans.made) for read in copied_reads(self._operators, operator))
         if is_result or spans.kept is None:
             made = self._at(rows) * row if self._apart else self._zero
-            return Layer(made, self._zero, self._zero, inputs, macs, copies, joined=is_result)
+            return Layer(made, self._zero, self._zero, inputs, macs, copies, is_result, in_order=True)
         kept = spans.kept.length
         place = np.minimum(self._place + 1, kept.shape[1] - 1)
         after = kept[self.tile_grid, place] * self._after
-        return Layer(self._at(rows) * row, self._at(kept) * row, after * row, inputs, macs, copies)
+        return Layer(self._at(rows) * row, self._at(kept) * row, after * row, inputs, macs, copies, in_order=True)
 
     def _copied(self, read: Read, made: Interval) -> Copied:
         source = self._operators[read.source]

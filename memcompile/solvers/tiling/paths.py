@@ -13,7 +13,7 @@ from memcompile.solvers.tiling.again import Variant
 from memcompile.solvers.tiling.grids import Periods
 from memcompile.solvers.tiling.layers import Grid
 from memcompile.solvers.tiling.lives import Lives
-from memcompile.solvers.tiling.problem import StageKind
+from memcompile.solvers.tiling.problem import FREE, Prices, StageKind
 from memcompile.solvers.tiling.ranges import Limits, reachable, tiled_ranges
 from memcompile.solvers.tiling.sweep import Ints
 
@@ -23,6 +23,8 @@ LONGEST = 128
 """Operators in a tiled stage."""
 WALKS = 8
 """Steps for each cut that looking for plans takes."""
+DISCOUNTS = (1, 4, 16, 64, 0)
+"""What prices are divided by, in turn, where full prices would make a plan of too many multiply-adds."""
 NEVER = np.iinfo(np.int64).max // 4
 LAYERWISE: Grid = ("layerwise", 1, 1)
 
@@ -38,7 +40,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Stages from the first to the last cut. ``cost``: multiply-adds, and what starting operators comes to in them.
+    """Stages from the first to the last cut. ``cost``: multiply-adds, and what else takes time, in them.
 
     ``tiles``: of all tiled stages together.
     """
@@ -61,20 +63,17 @@ class _Into:
     peak_bytes: Ints
     macs: Ints
     tiles: Ints
-    runs: Ints
+    extra: Ints
 
 
 class Paths:
-    """All stages of a variant that are considered, and the cheapest plans of them.
+    """All stages of a variant that are considered, and the cheapest plans of them. ``prices``: of all but arithmetic."""
 
-    ``run_macs``: the multiply-adds in whose time one operator starts in one tile.
-    """
-
-    def __init__(self, variant: Variant, kinds: Collection[StageKind], run_macs: int) -> None:
-        self._lives, self._run_macs = Lives(variant.problem), run_macs
+    def __init__(self, variant: Variant, kinds: Collection[StageKind], prices: Prices) -> None:
+        self._lives, self._prices = Lives(variant.problem), prices
         self._open = [cut for cut in range(len(variant.problem.operators) + 1) if cut not in variant.closed]
         cuts = frozenset(promising_cuts(self._lives, self._open))
-        self._limits = Limits(cuts, LONGEST, variant.barriers, frozenset(kinds))
+        self._limits = Limits(cuts, LONGEST, variant.barriers, frozenset(kinds), prices)
         periods = Periods(variant.problem)
         self._into = [self._edges(before, cut, periods) for before, cut in pairwise(self._open)]
         self.thresholds: Ints = np.unique(np.concatenate([into.peak_bytes for into in self._into]))
@@ -88,23 +87,24 @@ class Paths:
     def _edges(self, before: int, cut: int, periods: Periods) -> _Into:
         peak = max(self._lives.layerwise_bytes[before:cut])
         macs = sum(self._lives.macs[before:cut])
-        runs = sum(operator.kind != "input" for operator in self._lives.problem.operators[before:cut])
-        single = [np.array([x], dtype=np.int64) for x in (before, 0, peak, macs, 0, runs)]
+        extra = sum(map(self._prices.of_layer, self._lives.problem.operators[before:cut]))
+        single = [np.array([x], dtype=np.int64) for x in (before, 0, peak, macs, 0, extra)]
         ranges = tiled_ranges(self._lives, cut, self._limits, periods) if cut in self._limits.starts else None
         if ranges is None:
             return _Into(cut, (LAYERWISE,), *single)
-        tiled = (ranges.first, ranges.grid + 1, ranges.peak_bytes, ranges.macs, ranges.tiles, ranges.runs)
+        tiled = (ranges.first, ranges.grid + 1, ranges.peak_bytes, ranges.macs, ranges.tiles, ranges.extra)
         return _Into(cut, (LAYERWISE, *ranges.grids), *(np.concatenate(pair) for pair in zip(single, tiled, strict=True)))
 
-    def cheapest(self, threshold: int, run_macs: int | None = None) -> Path | None:
-        """The smallest cost, then the fewest tiles, with all peaks up to a threshold. ``run_macs``: another price of starts."""
-        price = self._run_macs if run_macs is None else run_macs
+    def cheapest(self, threshold: int, discount: int = 1) -> Path | None:
+        """The smallest cost, then the fewest tiles, with all peaks up to a threshold. ``discount``: what prices are divided by;
+        0: multiply-adds alone."""
         count = self._open[-1] + 1
         cost, tiles = np.full(count, NEVER, dtype=np.int64), np.full(count, NEVER, dtype=np.int64)
         taken = dict[int, tuple[_Into, int]]()
         cost[0] = tiles[0] = 0
         for into in self._into:
-            total = np.where(into.peak_bytes <= threshold, cost[into.first] + into.macs + price * into.runs, NEVER)
+            work = into.macs + into.extra // discount if discount else into.macs
+            total = np.where(into.peak_bytes <= threshold, cost[into.first] + work, NEVER)
             least = total.min()
             if least >= NEVER:
                 continue
@@ -114,35 +114,39 @@ class Paths:
         return self._trace(taken, int(tiles[-1])) if self._open[-1] in taken or count == 1 else None
 
     def _trace(self, taken: dict[int, tuple[_Into, int]], tiles: int) -> Path:
-        edges, peak, macs, runs, cut = list[Edge](), 0, 0, 0, self._open[-1]
+        edges, peak, macs, extra, cut = list[Edge](), 0, 0, 0, self._open[-1]
         while cut:
             into, best = taken[cut]
             first = int(into.first[best])
             edges.append(Edge(first, cut, into.grids[int(into.grid[best])]))
             peak = max(peak, int(into.peak_bytes[best]))
             macs += int(into.macs[best])
-            runs += int(into.runs[best])
+            extra += int(into.extra[best])
             cut = first
-        return Path(tuple(reversed(edges)), peak, macs, macs + self._run_macs * runs, tiles)
+        return Path(tuple(reversed(edges)), peak, macs, macs + extra, tiles)
 
-    def smallest(self, most_macs: float) -> Path | None:
-        """The smallest peak with so many multiply-adds. Of plans with that peak the cheapest that is found: by lower and lower
-        prices of starts, down to the one with the fewest multiply-adds."""
+    def smallest(self, most_macs: float, most_cost: float = math.inf) -> Path | None:
+        """The smallest peak with so many multiply-adds and at that cost. Of plans with that peak the cheapest that is found."""
         low, high, found = 0, len(self.thresholds), None
         while low < high:
             middle = (low + high) // 2
-            path = self.cheapest(int(self.thresholds[middle]), 0)
-            if path is not None and path.macs <= most_macs:
-                high, found = middle, path
-            else:
-                low = middle + 1
-        price = self._run_macs
-        while found is not None and price:
-            path = self.cheapest(int(self.thresholds[high]), price)
-            if path is not None and path.macs <= most_macs:
-                return min(path, found, key=lambda x: (x.cost, x.tiles))
-            price //= 4
+            path = self._within(int(self.thresholds[middle]), most_macs, most_cost)
+            low, high, found = (middle + 1, high, found) if path is None else (low, middle, path)
         return found
+
+    def _within(self, threshold: int, most_macs: float, most_cost: float) -> Path | None:
+        """A cheap plan: by lower and lower prices, down to the one with the fewest multiply-adds."""
+        for discount in DISCOUNTS if self._prices != FREE else (0,):
+            path = self.cheapest(threshold, discount)
+            if path is None or (discount == 1 and path.cost > most_cost):
+                return None
+            if path.macs <= most_macs and path.cost <= most_cost:
+                return path
+        return None
+
+    def layerwise_cost(self) -> int:
+        """Of the network run layer by layer."""
+        return sum(int(into.macs[0] + into.extra[0]) for into in self._into)
 
     def frontier(self, step: float) -> list[Path]:
         """Cheapest plans from the largest peak down, each at least a share ``step`` below the one before; then the smallest."""

@@ -36,6 +36,7 @@ class Operator:
     ``in_place``: positions in ``reads`` of operands that the result may be written over when they die. ``held``: the bytes of
     an input count as long as it is read. ``copies``: positions in ``reads`` of operands that a tile of a "local" operator
     copies, with all that it reads around them, into a buffer of its own, which takes the place of ``in_place``.
+    ``start_bytes``: what every tile copies before it starts the operator, however small it is: weights.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Operator:
     in_place: tuple[int, ...] = ()
     held: bool = False
     copies: tuple[int, ...] = ()
+    start_bytes: int = 0
 
     @property
     def size_bytes(self) -> int:
@@ -72,6 +74,25 @@ class Problem:
     results_apart: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What takes time beside arithmetic, in multiply-adds: ``start`` of an operator in a tile; ``copied``: a byte that is
+    copied; ``fresh``: a byte of a tensor of at least ``fresh_from`` bytes, whose memory is new each time it is made."""
+
+    start: int = 0
+    copied: float = 0.0
+    fresh: float = 0.0
+    fresh_from: int = 1 << 62
+
+    def of_layer(self, operator: Operator) -> int:
+        """Of an operator that runs whole."""
+        if operator.kind == "input":
+            return 0
+        fresh = operator.size_bytes if operator.size_bytes >= self.fresh_from else 0
+        return self.start + int(self.copied * operator.start_bytes + self.fresh * fresh)
+
+
+FREE = Prices()
 StageKind = Literal["layerwise", "patches", "rows"]
 
 

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from memcompile.solvers.tiling.grids import Periods
 from memcompile.solvers.tiling.layers import Grid, Layer, Patches, Rows, distinct
 from memcompile.solvers.tiling.lives import Lives
-from memcompile.solvers.tiling.problem import StageKind
+from memcompile.solvers.tiling.problem import FREE, Operator, Prices, StageKind
 from memcompile.solvers.tiling.sweep import Ints
 
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """Tiled stages that end at one cut: parallel arrays. ``grid``: positions in ``grids``. ``runs``: of operators in tiles."""
+    """Tiled stages that end at one cut: parallel arrays. ``grid``: positions in ``grids``. ``extra``: what takes time beside
+    arithmetic."""
 
     grids: tuple[Grid, ...]
     first: Ints
@@ -30,18 +31,19 @@ class Ranges:
     peak_bytes: Ints
     macs: Ints
     tiles: Ints
-    runs: Ints
+    extra: Ints
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """``starts``: cuts at which a stage may begin. ``longest``: operators in one. ``barriers``: of some operators, the earlier
-    one that a stage with them must not reach back to. ``kinds``: of stages."""
+    one that a stage with them must not reach back to. ``kinds``: of stages. ``prices``: of all but arithmetic."""
 
     starts: frozenset[int]
     longest: int
     barriers: Mapping[int, int]
     kinds: frozenset[StageKind]
+    prices: Prices = FREE
 
 
 def tiled_ranges(lives: Lives, cut: int, limits: Limits, periods: Periods) -> Ranges | None:
@@ -55,19 +57,16 @@ def tiled_ranges(lives: Lives, cut: int, limits: Limits, periods: Periods) -> Ra
     tallest = max(lives.problem.operators[index].height for index in order)
     for tiling in (Patches(lives.problem, root, periods), Rows(lives.problem, root, tallest, periods)):
         if tiling.grids and tiling.grids[0][0] in limits.kinds:
-            grown.append((tiling, _grow(lives, cut, order, limits.starts, tiling)))
+            grown.append((tiling, _grow(lives, cut, order, limits, tiling)))
     if not grown:
         return None
     grids = tuple(grid for tiling, _ in grown for grid in tiling.grids)
-    peaks = np.hstack([peaks for _, (peaks, _) in grown])
-    macs = np.hstack([macs for _, (_, macs) in grown])
+    peaks, macs, extra = (np.hstack([found[kind] for _, found in grown]) for kind in range(3))
     tiles = np.broadcast_to(np.concatenate([tiling.counts for tiling, _ in grown]), peaks.shape)
     first = np.array([index for index in order if index in limits.starts], dtype=np.int64)
     layerwise = _running_peak(lives, order, limits.starts)
-    row, grid = np.nonzero(_unbeaten(peaks, macs, tiles) & (peaks < layerwise[:, None]))
-    operators = np.cumsum([lives.problem.operators[index].kind != "input" for index in order])
-    runs = tiles[row, grid] * operators[[index in limits.starts for index in order]][row]
-    return Ranges(grids, first[row], grid, peaks[row, grid], macs[row, grid], tiles[row, grid], runs)
+    row, grid = np.nonzero(_unbeaten(peaks, macs, tiles if limits.prices == FREE else extra) & (peaks < layerwise[:, None]))
+    return Ranges(grids, first[row], grid, peaks[row, grid], macs[row, grid], tiles[row, grid], extra[row, grid])
 
 
 def reachable(lives: Lives, cut: int, limits: Limits) -> list[int]:
@@ -89,8 +88,9 @@ def _tileable(lives: Lives, index: int, cut: int) -> bool:
     return operator.kind != "whole"
 
 
-def _grow(lives: Lives, cut: int, order: Sequence[int], starts: Collection[int], tiling: Patches | Rows) -> tuple[Ints, Ints]:
-    """Peaks and multiply-adds ``[starts, grids]`` as operators are taken into the stage one by one from its end."""
+def _grow(lives: Lives, cut: int, order: Sequence[int], limits: Limits, tiling: Patches | Rows) -> tuple[Ints, Ints, Ints]:
+    """Peaks, multiply-adds and what takes time beside them ``[starts, grids]`` as operators are taken into the stage one by one
+    from its end."""
     operators = lives.problem.operators
     layers = dict[int, Layer]()
     for index in order:
@@ -101,21 +101,35 @@ def _grow(lives: Lives, cut: int, order: Sequence[int], starts: Collection[int],
     profile = _Profile(lives, cut, order[-1], len(tiles))
     segments = np.searchsorted(tiling.tile_grid[tiles], np.arange(len(tiling.grids)))
     macs = np.zeros(len(tiling.grids), dtype=np.int64)
-    peaks_at, macs_at, whole, lines = list[Ints](), list[Ints](), 0, np.zeros_like(macs)
+    extra = np.zeros_like(macs)
+    peaks_at, macs_at, extra_at, whole, lines = list[Ints](), list[Ints](), list[Ints](), 0, np.zeros_like(macs)
     for index in order:
         if index in layers:
             layer = layers[index].of(tiles)
             profile.add(index, layer)
             macs = macs + layer.macs
+            extra = extra + _extra(limits.prices, operators[index], layers[index], tiling, is_result=lives.last[index] >= cut)
             if lives.problem.fixed_lines:
                 lines = lines + np.maximum.reduceat(layer.before, segments)
             whole += operators[index].size_bytes if lives.last[index] >= cut else 0
-        if index in starts:
+        if index in limits.starts:
             outside = lives.alive_bytes[index] + whole
             peaks_at.append(np.maximum.reduceat(profile.peaks(index), segments) + outside + lines)
             macs_at.append(macs)
+            extra_at.append(extra)
     shape = (len(peaks_at), len(tiling.grids))
-    return np.array(peaks_at, dtype=np.int64).reshape(shape), np.array(macs_at, dtype=np.int64).reshape(shape)
+    made: list[Ints] = [np.array(at, dtype=np.int64).reshape(shape) for at in (peaks_at, macs_at, extra_at)]
+    return made[0], made[1], made[2]
+
+
+def _extra(prices: Prices, operator: Operator, layer: Layer, tiling: Patches | Rows, *, is_result: bool) -> Ints:
+    """What takes time beside arithmetic, in each grid."""
+    extra = tiling.counts * int(prices.start + prices.copied * operator.start_bytes)
+    if not prices.copied and not prices.fresh:
+        return extra
+    bytes_priced = prices.copied * layer.moved(is_result=is_result) + prices.fresh * layer.fresh(prices.fresh_from)
+    priced = np.bincount(tiling.tile_grid, weights=bytes_priced, minlength=len(tiling.grids))
+    return extra + priced.astype(np.int64)
 
 
 class _Profile:
@@ -189,9 +203,9 @@ def _running_peak(lives: Lives, order: Sequence[int], starts: Collection[int]) -
     return running[[index in starts for index in order]].astype(np.int64)
 
 
-def _unbeaten(peaks: Ints, macs: Ints, tiles: Ints) -> NDArray[np.bool_]:
+def _unbeaten(peaks: Ints, macs: Ints, work: Ints) -> NDArray[np.bool_]:
     """Of each start the grids that no other one equals or beats in everything."""
-    keys = np.stack([peaks, macs, tiles])
+    keys = np.stack([peaks, macs, work])
     ours, theirs = keys[:, :, :, None], keys[:, :, None, :]
     no_worse, better = (theirs <= ours).all(axis=0), (theirs < ours).any(axis=0)
     count = peaks.shape[1]

@@ -16,7 +16,7 @@ from dataclasses import replace
 from memcompile.solvers.tiling.again import Variant, variants
 from memcompile.solvers.tiling.memory import Cost, cost, costed
 from memcompile.solvers.tiling.paths import Path, Paths
-from memcompile.solvers.tiling.problem import Problem, Solution, Stage, StageKind
+from memcompile.solvers.tiling.problem import FREE, Prices, Problem, Solution, Stage, StageKind
 from memcompile.solvers.tiling.stages import members, results, sources
 
 MOST_WORK = 14_000
@@ -39,27 +39,29 @@ def plan(
     limit_bytes: int | None = None,
     max_overhead: float | None = None,
     kinds: Collection[StageKind] = ("patches", "rows"),
-    run_macs: int = 0,
+    prices: Prices = FREE,
+    max_delay: float = math.inf,
 ) -> Solution:
-    """With ``limit_bytes``: the fewest multiply-adds with a peak within it; LimitError if nothing fits.
+    """With ``limit_bytes``: the least time with a peak within it; LimitError if nothing fits.
 
-    With ``max_overhead``: the smallest peak with at most that share of multiply-adds more than layerwise. Give one of them.
-    ``kinds``: of tiled stages that may be used. ``run_macs``: multiply-adds in whose time one operator starts in one tile; they
-    are part of what is made few, but not of what may be more: there they only choose among plans of equal peak. Of equals the
-    plan with fewer tiles and less made again is taken, so that a network that cannot gain stays layerwise.
+    With ``max_overhead``: the smallest peak with at most that share of multiply-adds more than layerwise, and at most a share
+    ``max_delay`` more time. Give one of them. ``kinds``: of tiled stages that may be used. ``prices``: of what takes time
+    beside multiply-adds. Of equals the plan with fewer tiles and less made again is taken, so that a network that cannot gain
+    stays layerwise.
     """
     if (limit_bytes is None) == (max_overhead is None):
         raise ValueError("give one of limit_bytes and max_overhead")
     base = cost(problem, Stage(0, len(problem.operators), "layerwise"))
-    built = _built(problem, kinds, run_macs)
+    built = _built(problem, kinds, prices)
     solution = _Solutions(problem, base, built)
+    longest = math.inf if math.isinf(max_delay) else built[0][1].layerwise_cost() * (1 + max_delay)
     found = list[Candidate]()
     for order, (variant, paths) in enumerate(built):
         if limit_bytes is not None:
             path = paths.cheapest(limit_bytes)
             found += [] if path is None else [((path.cost, path.tiles, order), path, variant)]
         elif max_overhead is not None:
-            path = paths.smallest(base.macs * (1 + max_overhead))
+            path = paths.smallest(base.macs * (1 + max_overhead), longest)
             found += [] if path is None else [((path.peak_bytes, path.cost, path.tiles, order), path, variant)]
     if not found:
         raise LimitError(limit_bytes or 0, solution.floor())
@@ -70,11 +72,11 @@ Candidate = tuple[tuple[int, ...], Path, Variant]
 """A key, smaller for better plans, and a plan of a variant."""
 
 
-def _built(problem: Problem, kinds: Collection[StageKind], run_macs: int) -> list[tuple[Variant, Paths]]:
+def _built(problem: Problem, kinds: Collection[StageKind], prices: Prices) -> list[tuple[Variant, Paths]]:
     """Variants of the problem with their stages, as far as the work allows."""
     built, work = list[tuple[Variant, Paths]](), 0
     for variant in variants(problem):
-        paths = Paths(variant, kinds, run_macs)
+        paths = Paths(variant, kinds, prices)
         built.append((variant, paths))
         work += paths.work
         if work + paths.work > MOST_WORK:
