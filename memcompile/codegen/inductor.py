@@ -23,6 +23,7 @@ from memcompile.codegen.fusion import PlannedFusion, origins_of
 from memcompile.codegen.lines import kind_of, trace_of
 from memcompile.codegen.order import planned_order
 from memcompile.codegen.scheduled import Scheduling
+from memcompile.codegen.supplied import Supplied, Supply
 from memcompile.codegen.trace import GraphTrace
 from memcompile.facts import UNPLANNED, Planned
 from memcompile.fxutil import outputs_of
@@ -32,7 +33,6 @@ Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 Settled = Callable[[bool], None]
 Place = Callable[[Any, str], Callable[[Any, GraphTrace], None] | None]
 Rewrite = Callable[[fx.GraphModule], fx.GraphModule]
-Supply = Callable[[], Sequence[torch.Tensor]]
 
 InnerCompile = Callable[..., Any]
 
@@ -83,9 +83,8 @@ def real_code(
     """The inner compile of a real compilation.
 
     ``rewrite_inference`` may replace an inference graph before it is lowered; inputs that it adds come from ``supply`` at each
-    call. ``plan()``: what lowering must keep of
-    the plan. ``accept``, ``settled``, ``place``, ``scheduling``: see ``recording``; ``accept`` sees the final trace of
-    each graph last.
+    call. ``plan()``: what lowering must keep of the plan. ``accept``, ``settled``, ``place``, ``scheduling``: see
+    ``recording``; ``accept`` sees the final trace of each graph last.
     ``on_code(source, kind)`` sees the generated module of each graph.
     """
     from torch._inductor.compile_fx import compile_fx_inner
@@ -100,22 +99,9 @@ def real_code(
         with recording(accept, settled, place=place, scheduling=scheduled), planned(kept):
             code = compile_fx_inner(graph, [*inputs, *added], **kwargs)
         on_code(getattr(code, "source_code", ""), kind)
-        return _Supplied(code, supply) if added and supply is not None else code
+        return Supplied(code, supply) if added and supply is not None else code
 
     return inner_compile
-
-
-class _Supplied:
-    """Compiled code with inputs that its caller does not know of."""
-
-    _boxed_call = True
-
-    def __init__(self, code: Callable[..., Any], supply: Supply) -> None:
-        self.code, self.supply = code, supply
-
-    def __call__(self, args: list[Any]) -> Any:
-        args.extend(self.supply())
-        return self.code(args)
 
 
 @contextlib.contextmanager
