@@ -109,9 +109,9 @@ class Options:
     for the smallest peak; None: patches are for keeping a budget alone. ``patch_kernel``: of ``patch``, one Triton kernel for
     each inverted residual ("triton"), for none ("off"), or where patches are asked for and the kernel is expected to be the
     faster way on a GPU ("auto"). ``bytes_per_element``: a dry run counts images in elements of that size, as on a
-    microcontroller. ``scratchpad``: a dry run plans order, replacement, offsets for these memories. ``swap``: tiers that storages
-    may move to while nothing reads them, {"host": "16GiB", "disk": "/scratch:64GiB"}; without one, nothing moves. ``inductor``:
-    Inductor config patches.
+    microcontroller. ``scratchpad``: a dry run plans order, replacement and offsets for these memories. ``swap``: tiers that
+    storages may move to while nothing reads them, {"host": "16GiB", "disk": "/scratch:64GiB"}; without one, nothing moves.
+    ``inductor``: Inductor config patches.
     """
 
     memory_budget: Budget = field(default_factory=Budget)
