@@ -4,7 +4,8 @@
 #
 #   OUT=results sh benchmarks/gpu.sh                    everything
 #   MODELS="gpt2 unet" BUDGETS="60 35" sh benchmarks/gpu.sh
-#   ONLY=tests sh benchmarks/gpu.sh                     or ONLY=benchmarks, ONLY=demo, ONLY=low_rank, ONLY=patch
+#   ONLY=tests sh benchmarks/gpu.sh                     or ONLY=benchmarks, ONLY=demo, ONLY=low_rank, ONLY=patch,
+#                                                       ONLY=swap
 #
 # OUT: where the rows and logs go (default benchmarks/results). BATCH_SCALE: multiplies every batch (default 8). CASES, DTYPES,
 # LAYERS (default 12): of the low-rank benchmark. With checkouts of FlashSVD and mem-efficient-blr on PYTHONPATH it measures their
@@ -75,6 +76,10 @@ if wanted benchmarks || wanted patch; then
         "$PYTHON" benchmarks/patch.py --cases $PATCH_CASES --dtype "$dtype" --rounds "$ROUNDS" \
             --results "$OUT/patch-gpu.csv" 2>&1 | tee "$OUT/gpu-patch-$dtype.log"
     done
+fi
+if wanted benchmarks || wanted swap; then
+    "$PYTHON" benchmarks/swap.py --models gpt2 resnet50 --batch-scale "$BATCH_SCALE" --rounds "$ROUNDS" \
+        --results "$OUT/swap-gpu.csv" 2>&1 | tee "$OUT/gpu-swap.log"
 fi
 if wanted demo; then
     "$PYTHON" examples/train_gpt2.py 2>&1 | tee "$OUT/gpu-demo.log"
