@@ -37,7 +37,7 @@ SEED = 1234
 @dataclass(frozen=True)
 class Way:
     """One way to run a step. `activation_budget`: PyTorch's fraction; `memory_budget`: memcompile's bytes; `arena`: its scope,
-    memcompile's own choice where empty; `disk`: a directory that storages may move to."""
+    memcompile's own choice where empty; `tiers`: what storages may move to."""
 
     name: str
     kind: Kind
@@ -45,7 +45,7 @@ class Way:
     memory_budget: int | None = None
     best_effort: bool = False
     arena: str = ""
-    disk: str = ""
+    tiers: dict[str, str] = field(default_factory=dict)
     inductor: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -56,8 +56,8 @@ class Way:
             options["on_infeasible"] = "best_effort"
         if self.arena:
             options["arena"] = self.arena
-        if self.disk:
-            options["swap"] = {"disk": self.disk}
+        if self.tiers:
+            options["swap"] = self.tiers
         if self.inductor:
             options["inductor"] = self.inductor
         return options

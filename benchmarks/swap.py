@@ -62,7 +62,7 @@ class Benchmark:
             self._prepare(Way("recompute floor", "memcompile", memory_budget=1))  # refused: the floor is what it says
         floor = self.turns.rows["recompute floor"].floor_bytes if self.args.floors else None
         for share in self.args.floors if floor else ():
-            self._prepare(Way(f"swap {share:g} floor", "memcompile", memory_budget=int(floor * share), disk=self.args.disk))
+            self._prepare(Way(f"swap {share:g} floor", "memcompile", memory_budget=int(floor * share), tiers=self.args.tiers))
         if self.args.rounds:
             before = {name: self._waited(worker) for name, worker in self.turns.alive.items()}
             self.turns.time(self.args.rounds)
@@ -75,7 +75,7 @@ class Benchmark:
 
     def _at_budget(self, name: str, budget_bytes: int) -> None:
         self._prepare(Way(f"recompute {name}", "memcompile", memory_budget=budget_bytes))
-        self._prepare(Way(f"swap {name}", "memcompile", memory_budget=budget_bytes, disk=self.args.disk))
+        self._prepare(Way(f"swap {name}", "memcompile", memory_budget=budget_bytes, tiers=self.args.tiers))
 
     def _prepare(self, way: Way) -> None:
         row = dataclasses.replace(self._row(way), budget_bytes=way.memory_budget)
@@ -149,6 +149,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=7, help="steps of each way; 0: no timing")
     parser.add_argument("--disk", default="", help="directory to move to; default: a temporary one")
+    parser.add_argument("--host", default="16GiB", help="pinned memory to move to, on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-scale", type=int, default=1, help="multiplies every batch (a GPU wants more)")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         README.write_text(between(README.read_text(), START, END, tables(list(results))))
         return
     with tempfile.TemporaryDirectory() as folder:
-        args.disk = args.disk or folder
+        args.tiers = {"disk": args.disk or folder, **({"host": args.host} if args.device != "cpu" else {})}
         for model in args.models:
             with contextlib.closing(Benchmark(model, Setting.here(args.device), results, args)) as benchmark:
                 benchmark.run()

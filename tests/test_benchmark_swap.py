@@ -24,6 +24,6 @@ def test_rows_survive_the_csv_and_become_lines(tmp_path: Path) -> None:
     assert "| x 1.100 | 95 % (100 %) |" in lines[6]
 
 
-def test_a_way_that_moves_names_its_disk() -> None:
-    way = Way("swap", "memcompile", memory_budget=7, disk="/scratch")
+def test_a_way_that_moves_names_its_tiers() -> None:
+    way = Way("swap", "memcompile", memory_budget=7, tiers={"disk": "/scratch"})
     assert way.options == {"memory_budget": 7, "swap": {"disk": "/scratch"}}
