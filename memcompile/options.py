@@ -107,10 +107,10 @@ class Options:
     ``low_rank_kernel``: library products on blocks of rows ("rows"), one Triton kernel for each low-rank chain ("triton"), or
     what suits the device and the rank ("auto"). ``max_overhead``: of ``patch``, the share of multiply-adds, and of expected
     time, that the smallest peak may cost; None: patches are for keeping a budget alone. ``patch_kernel``: of ``patch``, one
-    Triton kernel for each inverted residual ("triton"), for none ("off"), or where patches are asked for and the kernel is expected
-    to be the faster way on a GPU ("auto"). ``bytes_per_element``: a dry run counts images in elements of that size, as on a
-    microcontroller. ``scratchpad``: a dry run plans order, replacement and offsets for these memories. ``swap``: tiers that
-    storages may move to while nothing reads them, {"host": "16GiB", "disk": "/scratch:64GiB"}; without one, nothing moves.
+    Triton kernel for each inverted residual ("triton"), for none ("off"), or where patches are asked for and the kernel is
+    expected to be the faster way on a GPU ("auto"). ``bytes_per_element``: a dry run counts images in elements of that size,
+    as on a microcontroller. ``scratchpad``: a dry run plans order, replacement and offsets for these memories. ``swap``: tiers
+    that storages may move to while nothing reads them, {"host": "16GiB", "disk": "/scratch:64GiB"}; without one, nothing moves.
     ``inductor``: Inductor config patches.
     """
 
