@@ -279,7 +279,7 @@ def _planned(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -
     """A plan within ``target``; the smallest one, and True, where there is none."""
     outcome.facts = facts
     try:
-        return swap.plan(facts, target, time_limit_s, outcome.tiers.links), False
+        return swap.plan(facts, target, time_limit_s, outcome.tiers), False
     except InfeasibleError as infeasible:
         outcome.lower_bound_bytes = infeasible.lower_bound_bytes
         return infeasible.floor, True

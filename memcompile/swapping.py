@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from memcompile.codegen.swapped import register_swap
+from memcompile.device import device_model
 from memcompile.errors import InvalidOptionError
 from memcompile.passes.swap import Tiers
 from memcompile.runtime.swap.beside import busy_s_per_byte
@@ -70,9 +71,11 @@ def tiers_of(tiers: Sequence[Tier], device: torch.device, *, dry: bool) -> Tiers
     if not usable:
         return Tiers()
     register_swap()
+    fresh_s = device_model(device).fresh_memory_s_per_byte
     links = []
     for tier in usable:
-        found, busy_s = measure_tier(tier), busy_s_per_byte(tier)
+        found = measure_tier(tier)
         rates = found.write_bytes_per_s, found.read_bytes_per_s, found.latency_s
+        busy_s = busy_s_per_byte(tier) + fresh_s / 2  # what comes back is written to fresh memory: half of what moves
         links.append(Link(tier.name, *rates, tier.capacity_bytes, busy_s))
-    return Tiers(tuple(links), None if dry else LazyEngine(usable))
+    return Tiers(tuple(links), None if dry else LazyEngine(usable), fresh_s)

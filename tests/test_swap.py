@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch._functorch.config
 from torch import Tensor, nn
 
 import memcompile
+from memcompile.device import device_model
 from memcompile.errors import BudgetInfeasibleError, InvalidOptionError, TierFullError, UnknownOptionError
 from memcompile.report.data import DecisionRow, Report
 from memcompile.runtime.swap.speed import TierModel
@@ -25,6 +27,9 @@ def _a_fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()  # other sizes of the same code would make the sizes symbols
     monkeypatch.setattr("memcompile.swapping.measure_tier", lambda tier: TierModel(tier.name, 1e12, 1e12, 1e-9))
     monkeypatch.setattr("memcompile.swapping.busy_s_per_byte", lambda _tier: 0.0)
+    model = device_model(torch.device("cpu"))
+    fixed = dataclasses.replace(model, fresh_memory_s_per_byte=0.0)
+    monkeypatch.setattr("memcompile.swapping.device_model", lambda _device: fixed)
 
 
 class Mlp(nn.Module):

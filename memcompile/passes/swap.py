@@ -30,25 +30,30 @@ FLOOR_STEPS = 12
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    """Where storages may move, the fastest first, and who moves them (None in a dry run)."""
+    """Where storages may move, the fastest first, and who moves them (None in a dry run).
+
+    ``fresh_s_per_byte``: what the first touch of memory costs. A step with moves fills its budget, which leaves its arena no
+    room: its memory is fresh in every step.
+    """
 
     links: tuple[Link, ...] = ()
     mover: Mover | None = None
+    fresh_s_per_byte: float = 0.0
 
     @property
     def names(self) -> tuple[str, ...]:
         """What they are called."""
-        return tuple(link.name for link in self.links)
+        return tuple(link.name for link in self.tiers.links)
 
 
-def plan(facts: Facts, budget_bytes: int, time_limit_s: float, links: tuple[Link, ...]) -> Solution:
+def plan(facts: Facts, budget_bytes: int, time_limit_s: float, tiers: Tiers) -> Solution:
     """The fastest schedule found within ``budget_bytes``, with its moves.
 
     Raises ``solvers.problem.InfeasibleError`` when there is none.
     """
-    if not links:
+    if not tiers.links:
         return rematerialize.plan(facts, budget_bytes, time_limit_s)
-    return _Search(facts, budget_bytes, links, time.monotonic() + time_limit_s).run()
+    return _Search(facts, budget_bytes, tiers, time.monotonic() + time_limit_s).run()
 
 
 def durations_of(facts: Facts, schedule: Schedule) -> list[float]:
@@ -95,7 +100,7 @@ def moved_storages(facts: Facts, schedule: Schedule, links: tuple[Link, ...]) ->
 class _Search:
     facts: Facts
     budget: int
-    links: tuple[Link, ...]
+    tiers: Tiers
     deadline: float
 
     def run(self) -> Solution:
@@ -112,8 +117,16 @@ class _Search:
                 found += self._moved(replay, solution, movable, self.budget)
         if not found:
             raise InfeasibleError(self.budget, self._floor(replay, tried, movable), 0)
-        best = min(found, key=lambda solution: solution.extra_seconds)
+        best = min(found, key=lambda solution: solution.extra_seconds + self._fresh_s(replay, solution))
         return replace(best, solve_seconds=time.monotonic() - began) if best.schedule.moves else best
+
+    def _fresh_s(self, replay: Replay, solution: Solution) -> float:
+        """What a plan with moves loses beside one that leaves room for an arena."""
+        if not solution.schedule.moves:
+            return 0.0
+        ops = self.facts.problem.ops
+        written = sum(int(replay.size[list(ops[p].writes)].sum()) for p in solution.schedule.sequence)
+        return self.tiers.fresh_s_per_byte * written
 
     def _recomputed(self, replay: Replay) -> Iterator[Solution]:
         """Schedules without moves, from the smallest peak to the unplanned one."""
@@ -141,11 +154,11 @@ class _Search:
         """The same schedule with moves that bring it down to ``budget``, where there are any."""
         durations = durations_of(self.facts, solution.schedule)
         lives = Lives.of(replay, solution.schedule, movable, fused_runs(self.facts, solution.schedule))
-        moves = plan_moves(lives, durations, budget, self.links)
+        moves = plan_moves(lives, durations, budget, self.tiers.links)
         if moves is None:
             return []
         schedule = replace(solution.schedule, moves=moves)
-        extra_s = solution.extra_seconds + traffic(moves, durations, self.links).extra_s
+        extra_s = solution.extra_seconds + traffic(moves, durations, self.tiers.links).extra_s
         peak = replay.run(schedule).peak_bytes
         method = f"{solution.method} + moves"
         return [
