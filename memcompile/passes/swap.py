@@ -43,7 +43,7 @@ class Tiers:
     @property
     def names(self) -> tuple[str, ...]:
         """What they are called."""
-        return tuple(link.name for link in self.tiers.links)
+        return tuple(link.name for link in self.links)
 
 
 def plan(facts: Facts, budget_bytes: int, time_limit_s: float, tiers: Tiers) -> Solution:
