@@ -23,7 +23,7 @@ _WAITS = ("swap_out_wait", "swap_in_wait", "fetch_wait")
 @functools.cache
 def register_swap() -> None:
     """Teach Inductor the four operators. The layout that the lowered forward gives a storage is that of its copy."""
-    from torch._inductor.ir import FallbackKernel
+    from torch._inductor.ir import FallbackKernel, TensorBox
     from torch._inductor.lowering import empty_strided, register_lowering
 
     ops = torch.ops.memcompile
@@ -33,7 +33,7 @@ def register_swap() -> None:
         x.realize()
         x.freeze_layout()
         MOVED[key].stride = tuple(map(int, x.get_stride()))
-        return torch.utils._pytree.tree_map(_boxed, FallbackKernel.create(ops.swap_out.default, x, key))
+        return TensorBox.create(FallbackKernel.create(ops.swap_out.default, x, key))
 
     @register_lowering(ops.swap_out_wait.default, type_promotion_kind=None)
     def swap_out_wait(x: Any, ticket: Any, key: str) -> Any:
@@ -63,9 +63,3 @@ def returns_operand(node: fx.Node) -> bool:
     """Whether the lowering of a node returns one of its operands: for Inductor, the operand then comes from this node."""
     target = node.target
     return isinstance(target, torch._ops.OpOverload) and target.namespace == "memcompile" and target._opname in _WAITS
-
-
-def _boxed(result: Any) -> Any:
-    from torch._inductor.ir import IRNode, TensorBox
-
-    return TensorBox.create(result) if isinstance(result, IRNode) else result
