@@ -153,11 +153,11 @@ class _Search:
     def _moved(self, replay: Replay, solution: Solution, movable: list[bool], budget: int) -> list[Solution]:
         """The same schedule with moves that bring it down to ``budget``, where there are any."""
         durations = durations_of(self.facts, solution.schedule)
-        moves = None
         for runs in (fused_runs(self.facts, solution.schedule), ()):  # lowering may still take such kernels apart
             lives = Lives.of(replay, solution.schedule, movable, runs)
-            moves = moves or plan_moves(lives, durations, budget, self.tiers.links)
-        if moves is None:
+            if (moves := plan_moves(lives, durations, budget, self.tiers.links)) is not None:
+                break
+        else:
             return []
         schedule = replace(solution.schedule, moves=moves)
         extra_s = solution.extra_seconds + traffic(moves, durations, self.tiers.links).extra_s
