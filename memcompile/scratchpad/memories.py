@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from memcompile.errors import InvalidOptionError
-from memcompile.solvers.scratchpad.levels import HOME
-from memcompile.solvers.scratchpad.problem import Level
+from memcompile.solvers.scratchpad.problem import HOME, Level
 from memcompile.units import parse_bytes
 
 FORMS = (

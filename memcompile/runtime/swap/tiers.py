@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memcompile.errors import InvalidOptionError, UnknownOptionError
-from memcompile.runtime.swap.file import SwapFile
 from memcompile.units import BYTES_FORMS, parse_bytes
 
 TIER_NAMES = ("host", "disk")
@@ -69,6 +68,8 @@ def _parse_host(value: object) -> Tier:
 def _parse_disk(value: object) -> Tier:
     if not isinstance(value, str | Path) or not str(value).strip():
         raise InvalidOptionError("swap['disk']", value, DISK_FORMS)
+    from memcompile.runtime.swap.file import SwapFile  # loads torch, which options do without
+
     path, colon, size = str(value).rpartition(":")
     if isinstance(value, Path) or not colon or Path(value).expanduser().is_dir():
         path, size = str(value), ""

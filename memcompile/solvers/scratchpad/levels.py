@@ -13,9 +13,6 @@ from memcompile.solvers.scratchpad.offsets import placed
 from memcompile.solvers.scratchpad.problem import Level, LevelPlan, Op, Problem, Stay, Transfer
 from memcompile.solvers.scratchpad.replacement import Replacement, replace
 
-HOME = Level("large memory", None)
-"""Behind a scratchpad of which nothing else is known."""
-
 
 def level_plan(problem: Problem, level: Level, behind: Level, best: Replacement, stays: Sequence[Stay]) -> LevelPlan:
     """Stays with the transfers that follow from them. ``behind``: the memory that they go to."""

@@ -64,6 +64,10 @@ class ScratchpadTooSmallError(ValueError):
         super().__init__(f"{op} reads and writes {needed_bytes} bytes, and the scratchpad has {size_bytes}")
 
 
+HOME = Level("large memory", None)
+"""Behind a scratchpad of which nothing else is known."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """Operators in an order in which they can run: each reads inputs and what earlier ones write."""

@@ -15,10 +15,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from memcompile.solvers.scratchpad.levels import HOME, level_plan, plans_behind
+from memcompile.solvers.scratchpad.levels import level_plan, plans_behind
 from memcompile.solvers.scratchpad.offsets import Placed, placed
 from memcompile.solvers.scratchpad.order import GIVEN, Effort, Ordered, order_of
-from memcompile.solvers.scratchpad.problem import Level, Problem, Solution, check
+from memcompile.solvers.scratchpad.problem import HOME, Level, Problem, Solution, check
 from memcompile.solvers.scratchpad.replacement import check_room, replace
 
 
