@@ -66,7 +66,7 @@ def fused(facts: Facts, schedule: Schedule, budget_bytes: int) -> Facts:
     """
     live = simulate(facts.problem, schedule).live_bytes
     extra: dict[int, int] = {}
-    for first, last, held_bytes in _held(facts, schedule, [(op.half, op.loops) for op in facts.ops]):
+    for first, last, held_bytes in _held(facts, schedule, _loops(facts)):
         for position in range(first, last + 1):
             if held_bytes > max(budget_bytes, int(live[position])):
                 op = schedule.sequence[position]
@@ -91,7 +91,11 @@ def _held(facts: Facts, schedule: Schedule, kernels: Sequence[tuple[str, object]
 
 def fused_runs(facts: Facts, schedule: Schedule) -> list[tuple[int, int]]:
     """First and last position of the executions in a row that run in one loop."""
-    return _runs(schedule, [(op.half, op.loops) for op in facts.ops])
+    return _runs(schedule, _loops(facts))
+
+
+def _loops(facts: Facts) -> list[tuple[str, object]]:
+    return [(op.half, op.loops) for op in facts.ops]
 
 
 def _runs(schedule: Schedule, kernels: Sequence[tuple[str, object]]) -> list[tuple[int, int]]:
