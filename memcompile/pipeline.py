@@ -24,7 +24,7 @@ once more with every plan lowered on trial. ``BudgetInfeasibleError`` is only ra
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from memcompile.calibrate import base_names, calibrated, crowded, fused
@@ -47,6 +47,8 @@ LEAST_S = 1.0
 """Seconds that a further plan may take when the earlier ones have spent the time limit."""
 LEAST_STEP = 0.002
 """Share of the budget by which the target is lowered at least when knowing the code better was not enough; then twice that."""
+LEAST_GAIN = 0.25
+"""By how much the exact peak falls at least, so it is assumed, where the target falls by one."""
 TRUSTED_SHARE = 0.998
 """What of the budget a plan may take by the model that is not lowered on trial: the model misses the smallest buffers."""
 CLOSE_TO_FLOOR = 1.01
@@ -93,9 +95,6 @@ class Attempt:
         return self.solution.extra_seconds <= 0.01 * self.facts.problem.total_seconds
 
 
-NO_TIERS = swap.Tiers()
-
-
 @dataclass(slots=True)
 class Outcome:
     """What became of one graph. ``chosen`` is None when the step fits as it is (or no budget was named).
@@ -105,7 +104,7 @@ class Outcome:
 
     base: Lowered
     budget_bytes: int | None
-    tiers: swap.Tiers = NO_TIERS
+    tiers: swap.Tiers = field(default_factory=swap.Tiers)
     facts: Facts | None = None
     attempts: list[Attempt] = field(default_factory=list)
     chosen: Attempt | None = None
@@ -191,18 +190,19 @@ def fit(
     time_limit_s: float,
     lowering: Lowering = lower_graphs,
     trust: bool = False,
-    tiers: swap.Tiers = NO_TIERS,
+    tiers: Callable[[], swap.Tiers] = swap.Tiers,
 ) -> Outcome:
     """Make a lowered step keep ``budget_bytes``, at the least time that the planner finds.
 
     Returns the best attempt even when none keeps the budget: the caller raises or takes it (``Outcome.fits``). ``trust``: take
     a plan that fits by the model without lowering it; the caller compares what it then takes (``Outcome.settle``). ``tiers``:
-    where storages may move.
+    where storages may move; only asked where the step does not fit as it is.
     """
-    trust = trust and not tiers.links  # what a fused kernel holds beside a storage that leaves is only known once it is lowered
-    outcome = Outcome(base, budget_bytes, tiers=tiers)
+    outcome = Outcome(base, budget_bytes)
     if budget_bytes is None or base.peak.peak_bytes <= budget_bytes:
         return outcome
+    outcome.tiers = tiers()
+    trust = trust and not outcome.tiers.links  # what a fused kernel holds beside what leaves is only known once it is lowered
     start = time.perf_counter()
     facts = gather_facts(base.graphs, base.traces, costs(), base.peak.entry_bytes)
     unplanned = Schedule(tuple(range(len(facts.problem.ops))), facts.problem.boundary)
@@ -240,7 +240,8 @@ def fit(
         )
         misses += 1
         if facts is attempt.facts or misses > 1:
-            target -= max(exact - budget_bytes, int(LEAST_STEP * budget_bytes)) << (misses - 1)
+            excess = int((exact - budget_bytes) / _gain(outcome.attempts))
+            target -= max(excess, int(LEAST_STEP * budget_bytes) << (misses - 1))
     if not outcome.fits and outcome.final.peak.peak_bytes >= base.peak.peak_bytes:
         outcome.chosen = None
     if outcome.floor_bytes is not None:
@@ -283,6 +284,14 @@ def _planned(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -
     except InfeasibleError as infeasible:
         outcome.lower_bound_bytes = infeasible.lower_bound_bytes
         return infeasible.floor, True
+
+
+def _gain(attempts: Sequence[Attempt]) -> float:
+    """How far the exact peak of the last attempt fell for each byte by which its target was lower than the one before."""
+    if len(attempts) < 2 or attempts[-2].target_bytes <= attempts[-1].target_bytes:
+        return 1.0
+    fell = attempts[-2].lowered.peak.peak_bytes - attempts[-1].lowered.peak.peak_bytes
+    return min(1.0, max(LEAST_GAIN, fell / (attempts[-2].target_bytes - attempts[-1].target_bytes)))
 
 
 def _better(new: Attempt, old: Attempt | None, budget_bytes: int) -> bool:

@@ -50,7 +50,7 @@ from memcompile.report.data import ArenaReport, GraphReport
 from memcompile.report.scratchpad_data import ScratchpadReport
 from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, storages
 from memcompile.runtime.workspace import measuring
-from memcompile.swapping import tiers_of
+from memcompile.swapping import measured, usable
 from memcompile.verify import VerificationError
 from memcompile.verify_arena import check_places
 
@@ -99,7 +99,7 @@ class Session:
         other = "it runs between the forward and the backward of another graph" if ledger.chain() else ""
         self.placing = Placing(device, options.arena, other)
         self.low_rank, self.dry = LowRank(), lowering is not None
-        self.tiers = tiers_of(options.swap, device, dry=self.dry)
+        self.tiers = functools.partial(measured, usable(options.swap, device), device, dry=self.dry)
         self.tiled: Tiled | None = None
         self.scratchpad: ScratchpadReport | None = None
         self.inverted = Inverted()

@@ -58,24 +58,26 @@ class LazyEngine:
         self.waited_s += time.perf_counter() - start
 
 
-def tiers_of(tiers: Sequence[Tier], device: torch.device, *, dry: bool) -> Tiers:
-    """Links of the tiers that ``device`` can use, measured once, and what moves; nothing moves in a ``dry`` run.
-
-    Raises `InvalidOptionError` where pinned host memory is all that a CPU model may move to, and what measuring raises.
-    """
-    usable = [tier for tier in tiers if tier.name != "host" or device.type == "cuda"]
-    if tiers and not usable:
+def usable(tiers: Sequence[Tier], device: torch.device) -> list[Tier]:
+    """The tiers that ``device`` can use. Raises `InvalidOptionError` where a CPU model may move to pinned host memory alone."""
+    found = [tier for tier in tiers if tier.name != "host" or device.type == "cuda"]
+    if tiers and not found:
         raise InvalidOptionError(
             "swap", {tier.name: tier.to_option() for tier in tiers}, "{'disk': '/scratch'}", hint="a CPU's memory is the host's"
         )
-    if not usable:
+    return found
+
+
+def measured(tiers: Sequence[Tier], device: torch.device, *, dry: bool) -> Tiers:
+    """Links of usable tiers, measured once a machine, and what moves; nothing moves in a ``dry`` run. Raises what measuring
+    raises."""
+    if not tiers:
         return Tiers()
     register_swap()
-    fresh_s = device_model(device).fresh_memory_s_per_byte
     links = []
-    for tier in usable:
+    for tier in tiers:
         found = measure_tier(tier)
         rates = found.write_bytes_per_s, found.read_bytes_per_s, found.latency_s
-        busy_s = busy_s_per_byte(tier) + fresh_s / 2  # what comes back is written to fresh memory: half of what moves
-        links.append(Link(tier.name, *rates, tier.capacity_bytes, busy_s))
-    return Tiers(tuple(links), None if dry else LazyEngine(usable), fresh_s)
+        links.append(Link(tier.name, *rates, tier.capacity_bytes, busy_s_per_byte(tier)))
+    mover = None if dry else LazyEngine(tiers)
+    return Tiers(tuple(links), mover, device_model(device).fresh_memory_s_per_byte)

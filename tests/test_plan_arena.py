@@ -91,6 +91,22 @@ def test_what_is_held_between_the_halves_is_limited():
     assert plan.held_bytes == UNIT
 
 
+def test_lanes_where_the_whole_cannot_be_arranged():
+    """Seven units are alive at every moment, and no arrangement of these twelve buffers is lower than eight; three larger ones
+    follow one another beside them, in a lane that is never empty."""
+    twelve = ["0 2 3", "0 1 4", "1 4 2", "1 3 1", "1 5 1", "2 4 2", "2 6 1", "3 6 1", "4 7 3", "4 7 1", "5 7 1", "6 7 2"]
+    bars = [*twelve, "0 3 8", "3 4 8", "4 7 8"]
+    times = [tuple(map(int, bar.split())) for bar in bars]
+    lives = [Life("forward", f"b{i}", size * UNIT, begin + 1, end + 1) for i, (begin, end, size) in enumerate(times)]
+    found = step(lives, 9, 8)
+    assert found.peak_bytes == 15 * UNIT
+    plan = plan_arena(found, {("forward", life.name) for life in lives}, None)
+    check(plan, lives, 9)
+    assert plan.method == "lanes"
+    assert set(plan.offsets) == {("forward", f"b{i}") for i in (12, 13, 14)}
+    assert plan.peak_bytes == found.peak_bytes
+
+
 @st.composite
 def steps(draw) -> tuple[StepPeak, set[tuple[str, str]]]:
     end = draw(st.integers(4, 24))

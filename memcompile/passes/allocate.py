@@ -3,11 +3,13 @@
 What the user holds after the step (outputs, gradients) and what library kernels allocate themselves stays outside. An arena
 takes as much as it holds at its fullest, all the time, while gradients pile up outside as the activations go. So that arena
 and outside together never take more than the lowered code does without an arena, some buffers that live where the outside is
-small are left outside too: ``solvers/fill.py`` chooses.
+small are left outside too: ``solvers/fill.py`` chooses. Where no arrangement of what it chooses is low enough, ``solvers/lanes.py``
+places what a few lanes hold.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from memcompile.codegen.trace import Life, StepPeak
 from memcompile.solvers.fill import fill
+from memcompile.solvers.lanes import lanes
 from memcompile.solvers.packing import Buffer, Packing, pack, validate
 from memcompile.solvers.simulate import Ints, alive
 
@@ -115,17 +118,37 @@ def _placed(lives: Sequence[Life], room: Ints, alignment: int) -> tuple[list[Lif
     """The buffers to place and where: as many bytes as can be.
 
     ``room``: bytes per event for the arena and the buffers outside of it together. An arrangement that is higher than what is
-    alive in it is answered by choosing again, with as much less room.
+    alive in it is answered by choosing again, with as much less room, and by lanes.
     """
     begins, ends = (np.array([getattr(life, name) for life in lives], dtype=np.int64) for name in ("birth", "death"))
     sizes = np.array([-(-life.size_bytes // alignment) for life in lives], dtype=np.int64)
+    in_lanes = _in_lanes(lives, begins, ends, sizes, room // alignment, alignment)
     for _ in range(TRIES):
         chosen = fill(begins, ends, sizes, room // alignment)
         placed = [life for life, yes in zip(lives, chosen.inside, strict=True) if yes]
-        buffers = [Buffer(f"{p.where} {p.name}", p.birth, p.death or 0, p.size_bytes) for p in placed]
-        packing = pack(buffers, alignment=alignment, time_limit_s=PACKING_S)
+        packing = pack(_buffers(placed), alignment=alignment, time_limit_s=PACKING_S)
         if (excess := packing.height - chosen.height * alignment) <= 0:
-            validate(buffers, packing.offsets, alignment=alignment)
-            return placed, packing
+            break
         room = room - excess
-    return [], pack([])
+    else:
+        placed, packing = [], pack([])
+    placed, packing = max((placed, packing), in_lanes, key=lambda found: sum(life.size_bytes for life in found[0]))
+    validate(_buffers(placed), packing.offsets, alignment=alignment)
+    return placed, packing
+
+
+def _in_lanes(
+    lives: Sequence[Life], begins: Ints, ends: Ints, sizes: Ints, room: Ints, alignment: int
+) -> tuple[list[Life], Packing]:
+    """Like ``_placed``; ``sizes`` and ``room`` count units of the alignment."""
+    began = time.monotonic()
+    found = lanes(begins, ends, sizes, room - alive(begins, ends, sizes, len(room)))
+    inside = np.flatnonzero(found.offsets >= 0)
+    lower_bound = int(alive(begins[inside], ends[inside], sizes[inside], len(room)).max(initial=0)) * alignment
+    offsets = tuple((found.offsets[inside] * alignment).tolist())
+    packing = Packing(offsets, found.height * alignment, lower_bound, "lanes", time.monotonic() - began)
+    return [lives[i] for i in inside.tolist()], packing
+
+
+def _buffers(lives: Sequence[Life]) -> list[Buffer]:
+    return [Buffer(f"{life.where} {life.name}", life.birth, life.death or 0, life.size_bytes) for life in lives]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from memcompile.calibrate import fused_runs
@@ -18,6 +19,7 @@ from memcompile.facts import Facts
 from memcompile.fxutil import mutated_inputs
 from memcompile.passes import rematerialize
 from memcompile.runtime.swap_ops import Mover
+from memcompile.solvers.lanes import lanes
 from memcompile.solvers.moves import Link, Lives, Traffic, plan_moves, traffic
 from memcompile.solvers.problem import InfeasibleError, Move, Schedule, Solution
 from memcompile.solvers.simulate import Replay
@@ -32,8 +34,8 @@ FLOOR_STEPS = 12
 class Tiers:
     """Where storages may move, the fastest first, and who moves them (None in a dry run).
 
-    ``fresh_s_per_byte``: what the first touch of memory costs. A step with moves fills its budget, which leaves its arena no
-    room: its memory is fresh in every step.
+    ``fresh_s_per_byte``: what the first touch of memory costs, wherever the arena has no place: the fuller a step keeps its
+    budget, the more.
     """
 
     links: tuple[Link, ...] = ()
@@ -121,12 +123,8 @@ class _Search:
         return replace(best, solve_seconds=time.monotonic() - began) if best.schedule.moves else best
 
     def _fresh_s(self, replay: Replay, solution: Solution) -> float:
-        """What a plan with moves loses beside one that leaves room for an arena."""
-        if not solution.schedule.moves:
-            return 0.0
-        ops = self.facts.problem.ops
-        written = sum(int(replay.size[list(ops[p].writes)].sum()) for p in solution.schedule.sequence)
-        return self.tiers.fresh_s_per_byte * written
+        """What is lost to memory that the arena has no place for: every step touches it for the first time."""
+        return self.tiers.fresh_s_per_byte * fresh_bytes(replay, solution.schedule, self.budget)
 
     def _recomputed(self, replay: Replay) -> Iterator[Solution]:
         """Schedules without moves, from the smallest peak to the unplanned one."""
@@ -192,6 +190,25 @@ class _Search:
                 best = smallest
         assert best is not None
         return best
+
+
+def fresh_bytes(replay: Replay, schedule: Schedule, budget_bytes: int) -> int:
+    """Bytes that a step writes to memory outside of its arena, as lanes (``solvers/lanes.py``) would place them."""
+    found = replay.instances(np.array(schedule.sequence, dtype=np.int64))
+    timeline = replay.run(schedule)
+    lives: dict[int, list[tuple[int, int]]] = {}
+    for storage, start, end in zip(found.storage.tolist(), found.start.tolist(), found.end.tolist(), strict=True):
+        lives.setdefault(storage, []).append((start, min(end + 1, len(schedule.sequence))))
+    for move in sorted(schedule.moves, key=lambda move: move.gone):  # what comes back lives again
+        place = max(i for i, (start, _) in enumerate(lives[move.storage]) if start <= move.out)
+        start, end = lives[move.storage][place]
+        lives[move.storage][place : place + 1] = [(start, move.gone), (move.back, end)]
+    rows = [(storage, start, end) for storage, parts in lives.items() for start, end in parts if start < end]
+    storages, starts, ends = np.array(rows, dtype=np.int64).T
+    sizes = replay.size[storages]
+    slack = max(budget_bytes, timeline.peak_bytes) - timeline.live_bytes
+    placed = lanes(starts, ends, np.where(replay.output[storages], 0, sizes), slack).offsets >= 0
+    return int(sizes[~placed].sum())
 
 
 def movable_storages(facts: Facts) -> list[bool]:
