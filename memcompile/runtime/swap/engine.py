@@ -1,4 +1,4 @@
-"""What compiled code calls: four functions of tensors. A saved tensor becomes a *ticket*, and the ticket a tensor again.
+"""What compiled code calls. A saved tensor becomes a *ticket*, and the ticket a tensor again.
 
 A ticket is a CPU tensor of one int64. What it stands for is dropped when the ticket's storage dies: autograd may save it, a
 backward may never come, an exception may pass by, a model may be deleted, and nothing is left behind.
@@ -41,26 +41,18 @@ class Store(Protocol):
 
 _TICKETS: dict[int, tuple[Store, Any]] = {}
 """What each living ticket stands for; its finalizer takes it out."""
-_ENGINES: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
 
 
 class Engine:
     """The tiers of one compiled graph, fastest first. Two engines share nothing but the directory.
 
-    Raises `TierUnavailableError` for a directory that cannot be used. ``key``: the name that compiled code knows it by.
+    Raises `TierUnavailableError` for a directory that cannot be used.
     """
 
     def __init__(self, tiers: Sequence[Tier]) -> None:
         self.tiers = tuple(tiers)
         self.stores: dict[str, Store] = {tier.name: _open(tier) for tier in self.tiers}
-        self.key = str(next(_numbers))
-        _ENGINES[self.key] = self
-
-    def tier_key(self, tier: str) -> str:
-        """What `swap_out` takes to write to the tier of that name: "host" or "disk"."""
-        self._store(tier)
-        return f"{self.key}/{tier}"
 
     def out(self, tensor: Tensor, tier: str | None = None) -> Tensor:
         """Start to write ``tensor`` to a tier; None: the fastest that has room. Returns the ticket.
@@ -117,15 +109,6 @@ class Engine:
         if tier not in self.stores:
             raise SwapError(f"this engine has no tier {tier!r}, but: {', '.join(self.stores)}. Name it in options['swap'].")
         return self.stores[tier]
-
-
-def swap_out(tensor: Tensor, tier_key: str) -> Tensor:
-    """Start to write ``tensor`` to the tier of that key (`Engine.tier_key`); returns the ticket. See `Engine.out`."""
-    key, _, tier = tier_key.partition("/")
-    engine = _ENGINES.get(key)
-    if engine is None:
-        raise TierUnavailableError(f"the swap engine {key!r}", "its compiled graph is gone", "Compile the model again.")
-    return engine.out(tensor, tier or None)
 
 
 def swap_out_wait(ticket: Tensor) -> None:
