@@ -37,6 +37,8 @@ from memcompile.facts import Facts, StepGraphs, gather_facts
 from memcompile.logs import get_logger
 from memcompile.passes import rematerialize, swap
 from memcompile.passes.reorder import reordered
+from memcompile.solvers.floor import floor_bound
+from memcompile.solvers.index import Index
 from memcompile.solvers.problem import InfeasibleError, Schedule, Solution
 from memcompile.verify import verify
 
@@ -204,9 +206,9 @@ def fit(
     outcome.tiers = tiers()
     trust = trust and not outcome.tiers.links  # what a fused kernel holds beside what leaves is only known once it is lowered
     start = time.perf_counter()
-    facts = gather_facts(base.graphs, base.traces, costs(), base.peak.entry_bytes)
-    unplanned = Schedule(tuple(range(len(facts.problem.ops))), facts.problem.boundary)
-    facts = calibrated(facts, unplanned, base_names(facts), base.by_half(), base.tight_peak, budget_bytes)
+    gathered = gather_facts(base.graphs, base.traces, costs(), base.peak.entry_bytes)
+    unplanned = Schedule(tuple(range(len(gathered.problem.ops))), gathered.problem.boundary)
+    facts = calibrated(gathered, unplanned, base_names(gathered), base.by_half(), base.tight_peak, budget_bytes)
     facts = reordered(facts)
     outcome.plan_seconds += time.perf_counter() - start
     target, misses = int(TRUSTED_SHARE * budget_bytes) if trust else budget_bytes, 0
@@ -230,24 +232,47 @@ def fit(
         outcome.floor_bytes = min(a.lowered.peak.peak_bytes for a in outcome.attempts) if attempt.at_floor else None
         if attempt.at_floor and (outcome.chosen is not attempt or exact <= CLOSE_TO_FLOOR * attempt.solution.peak_bytes):
             break
-        facts = calibrated(
-            attempt.facts,
-            attempt.solution.schedule,
-            attempt.joint.positions,
-            attempt.lowered.by_half(),
-            attempt.lowered.peak,
-            budget_bytes,
-        )
+        facts = _known(attempt, budget_bytes)
         misses += 1
         if facts is attempt.facts or misses > 1:
             excess = int((exact - budget_bytes) / _gain(outcome.attempts))
             target -= max(excess, int(LEAST_STEP * budget_bytes) << (misses - 1))
+    if outcome.floor_bytes is not None:
+        _lower_floor(outcome, budget_bytes, time_limit_s, lowering)
     if not outcome.fits and outcome.final.peak.peak_bytes >= base.peak.peak_bytes:
         outcome.chosen = None
     if outcome.floor_bytes is not None:
         outcome.floor_bytes = min(outcome.floor_bytes, outcome.final.peak.peak_bytes)
-        outcome.lower_bound_bytes = min(outcome.lower_bound_bytes, outcome.floor_bytes)
+        if not outcome.tiers.links:  # of what was gathered: what kernels held that were lowered so far proves nothing
+            bound = floor_bound(Index.of(reordered(gathered).problem))
+            outcome.lower_bound_bytes = min(bound, outcome.floor_bytes)
     return outcome
+
+
+def _known(attempt: Attempt, budget_bytes: int) -> Facts:
+    """Facts with what an attempt showed. Where the budget is below all that was found, the smallest plan is what to better."""
+    limit = max(budget_bytes, attempt.solution.peak_bytes) if attempt.at_floor else budget_bytes
+    lowered, names = attempt.lowered, attempt.joint.positions
+    return calibrated(attempt.facts, attempt.solution.schedule, names, lowered.by_half(), lowered.peak, limit)
+
+
+def _lower_floor(outcome: Outcome, budget_bytes: int, time_limit_s: float, lowering: Lowering) -> None:
+    """Plan for less than the smallest exact peak: the smallest plan by the model is not the smallest once it is lowered."""
+    facts = outcome.attempts[0].facts
+    low = min(attempt.solution.peak_bytes for attempt in outcome.attempts)
+    while len(outcome.attempts) < MAX_LOWERINGS and not outcome.fits:
+        smallest = outcome.final.peak.peak_bytes
+        goal = max(budget_bytes, (low + smallest) // 2)
+        if goal * CLOSE_TO_FLOOR > smallest:
+            return
+        attempt = _attempt(outcome, facts, goal, max(LEAST_S, time_limit_s - outcome.plan_seconds), lowering, False)
+        log.info("floor %d: model %d, exact %d", goal, attempt.solution.peak_bytes, attempt.lowered.peak.peak_bytes)
+        if _better(attempt, outcome.chosen, budget_bytes):
+            outcome.chosen = attempt
+        if attempt.at_floor:
+            low = goal
+        if attempt.lowered.peak.peak_bytes > goal:
+            facts = _known(attempt, goal)
 
 
 def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, lowering: Lowering, trust: bool) -> Attempt:
@@ -282,7 +307,6 @@ def _planned(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -
     try:
         return swap.plan(facts, target, time_limit_s, outcome.tiers), False
     except InfeasibleError as infeasible:
-        outcome.lower_bound_bytes = infeasible.lower_bound_bytes
         return infeasible.floor, True
 
 

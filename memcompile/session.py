@@ -99,7 +99,8 @@ class Session:
         other = "it runs between the forward and the backward of another graph" if ledger.chain() else ""
         self.placing = Placing(device, options.arena, other)
         self.low_rank, self.dry = LowRank(), lowering is not None
-        self.tiers = functools.partial(measured, usable(options.swap, device), device, dry=self.dry)
+        self.recompute, tiers = options.enabled("rematerialize"), usable(options.swap, device)
+        self.tiers = functools.partial(measured, tiers, device, dry=self.dry, recompute=self.recompute)
         self.tiled: Tiled | None = None
         self.scratchpad: ScratchpadReport | None = None
         self.inverted = Inverted()
@@ -334,7 +335,7 @@ class Session:
         """Plan within the budget; the unplanned graphs where there is nothing to plan."""
         budget = self.options.memory_budget
         elsewhere = self.options.bytes_per_element is not None or self.weights is not None
-        if budget.to_option() is None or elsewhere or not self.options.enabled("rematerialize"):
+        if budget.to_option() is None or elsewhere or not (self.recompute or self.options.swap):
             return graphs
         with self._named("rematerialize"):
             base = self.lowering(graphs, None)

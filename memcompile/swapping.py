@@ -68,9 +68,9 @@ def usable(tiers: Sequence[Tier], device: torch.device) -> list[Tier]:
     return found
 
 
-def measured(tiers: Sequence[Tier], device: torch.device, *, dry: bool) -> Tiers:
+def measured(tiers: Sequence[Tier], device: torch.device, *, dry: bool, recompute: bool = True) -> Tiers:
     """Links of usable tiers, measured once a machine, and what moves; nothing moves in a ``dry`` run. Raises what measuring
-    raises."""
+    raises. ``recompute``: see `Tiers`."""
     if not tiers:
         return Tiers()
     register_swap()
@@ -80,4 +80,4 @@ def measured(tiers: Sequence[Tier], device: torch.device, *, dry: bool) -> Tiers
         rates = found.write_bytes_per_s, found.read_bytes_per_s, found.latency_s
         links.append(Link(tier.name, *rates, tier.capacity_bytes, busy_s_per_byte(tier)))
     mover = None if dry else LazyEngine(tiers)
-    return Tiers(tuple(links), mover, device_model(device).fresh_memory_s_per_byte)
+    return Tiers(tuple(links), mover, device_model(device).fresh_memory_s_per_byte, recompute)

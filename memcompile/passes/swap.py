@@ -35,12 +35,13 @@ class Tiers:
     """Where storages may move, the fastest first, and who moves them (None in a dry run).
 
     ``fresh_s_per_byte``: what the first touch of memory costs, wherever the arena has no place: the fuller a step keeps its
-    budget, the more.
+    budget, the more. ``recompute``: whether what is away may be computed again instead.
     """
 
     links: tuple[Link, ...] = ()
     mover: Mover | None = None
     fresh_s_per_byte: float = 0.0
+    recompute: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,6 +129,12 @@ class _Search:
 
     def _recomputed(self, replay: Replay) -> Iterator[Solution]:
         """Schedules without moves, from the smallest peak to the unplanned one."""
+        count = len(self.facts.problem.ops)
+        base = Schedule(tuple(range(count)), self.facts.problem.boundary)
+        top = replay.run(base).peak_bytes
+        if not self.tiers.recompute:
+            yield Solution(base, top, 0.0, 0.0, "heuristic", "base", 0.0)
+            return
         left = max(0.5, self.deadline - time.monotonic())
         try:
             smallest = rematerialize.plan(self.facts, self.budget, left / 2)
@@ -136,9 +143,6 @@ class _Search:
         yield smallest
         if smallest.extra_seconds <= 0:
             return
-        count = len(self.facts.problem.ops)
-        base = Schedule(tuple(range(count)), self.facts.problem.boundary)
-        top = replay.run(base).peak_bytes
         low = max(smallest.peak_bytes, self.budget)
         for index, share in enumerate(SHARES):
             left = max(0.3, (self.deadline - time.monotonic()) / (len(SHARES) - index))
