@@ -96,10 +96,23 @@ def test_convolutions(tmp_path: Path, share: float) -> None:
     assert_same_step(run.step, plain.step, tolerance=1e-5)
 
 
+def test_moves_alone(tmp_path: Path) -> None:
+    """Without recomputation storages still move, and no op runs twice."""
+    model, inputs = Mlp(), rows()
+    plain = run_inductor(model, inputs)
+    options = {"swap": {"disk": str(tmp_path)}, "rematerialize": False}
+    run = run_memcompile(model, inputs, int(0.6 * plain.measured.peak_bytes), **options)
+    assert_promise(run)
+    kinds = {row.kind for graph in run.planned.graphs for row in graph.decisions}
+    assert "move" in kinds and "recompute" not in kinds
+    assert_same_step(run.step, plain.step)
+
+
 def test_a_tier_that_is_never_needed_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that fits is that of plain torch.compile; nothing is opened."""
+    """A step that fits is that of plain torch.compile; nothing is measured, nothing is opened."""
     opened: list[object] = []
     monkeypatch.setattr("memcompile.swapping.Engine", opened.append)
+    monkeypatch.setattr("memcompile.swapping.measure_tier", opened.append)
     run = run_memcompile(Mlp(2), rows(512), "1GiB", swap={"disk": str(tmp_path)})
     assert moves(run.planned) == [] and opened == []
 
