@@ -37,7 +37,7 @@ SEED = 1234
 @dataclass(frozen=True)
 class Way:
     """One way to run a step. `activation_budget`: PyTorch's fraction; `memory_budget`: memcompile's bytes; `arena`: its scope,
-    memcompile's own choice where empty; `tiers`: what storages may move to."""
+    memcompile's own choice where empty; `tiers`: what storages may move to; `recompute`: whether ops may run again."""
 
     name: str
     kind: Kind
@@ -46,6 +46,7 @@ class Way:
     best_effort: bool = False
     arena: str = ""
     tiers: dict[str, str] = field(default_factory=dict)
+    recompute: bool = True
     inductor: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -58,6 +59,8 @@ class Way:
             options["arena"] = self.arena
         if self.tiers:
             options["swap"] = self.tiers
+        if not self.recompute:
+            options["rematerialize"] = False
         if self.inductor:
             options["inductor"] = self.inductor
         return options

@@ -58,6 +58,10 @@ class Benchmark:
         peak = self.plain.peak.peak_bytes
         for percent in self.args.budgets:
             self._at_budget(f"{percent}%", peak * percent // 100)
+        for percent in self.args.alone:
+            budget = peak * percent // 100
+            way = Way(f"moves alone {percent}%", "memcompile", memory_budget=budget, tiers=self.args.tiers, recompute=False)
+            self._prepare(way)
         if self.args.floors:
             self._prepare(Way("recompute floor", "memcompile", memory_budget=1))  # refused: the floor is what it says
         floor = self.turns.rows["recompute floor"].floor_bytes if self.args.floors else None
@@ -147,6 +151,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--floors", nargs="*", type=float, default=[0.9, 0.75], metavar="SHARE", help="of recomputation's floor"
     )
+    parser.add_argument("--alone", nargs="*", type=int, default=[45], metavar="PERCENT", help="the same, nothing is recomputed")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each way; 0: no timing")
     parser.add_argument("--disk", default="", help="directory to move to; default: a temporary one")
     parser.add_argument("--host", default="16GiB", help="pinned memory to move to, on a GPU")

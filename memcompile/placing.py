@@ -14,6 +14,7 @@ from memcompile.options import ArenaScope
 from memcompile.passes.allocate import ArenaPlan, plan_arena
 from memcompile.report.data import ArenaReport, PlacedBuffer
 from memcompile.runtime.arena import BLOCKS, Arena
+from memcompile.runtime.relay import Turn
 
 Rewrite = Callable[[Any, GraphTrace], None]
 
@@ -48,7 +49,7 @@ class Placing:
             held_limit_bytes=held_limit_bytes,
             slack_bytes=slack_bytes,
         )
-        self.arena.place(plan.height, plan.offsets, plan.room_bytes)
+        self.arena.place(plan.height, plan.offsets, plan.room_bytes, turns_of(plan))
         return plan
 
     def report(self, plan: ArenaPlan, step: StepPeak, before: StepPeak) -> ArenaReport:
@@ -67,6 +68,17 @@ class Placing:
             calls_after=plan.outside_count,
             placed_bytes=plan.placed_bytes,
             outside_bytes=plan.outside_bytes,
+            handed_bytes=plan.handed_bytes,
             method=plan.method,
             placed=placed,
         )
+
+
+def turns_of(plan: ArenaPlan) -> dict[tuple[str, str], Turn]:
+    """The relays of a plan as each of their buffers sees them."""
+    turns = {}
+    for number, relay in enumerate(plan.relays):
+        for name in relay.buffers:
+            first, last = name == relay.buffers[0], name == relay.buffers[-1]
+            turns[relay.half, name] = Turn(number, relay.size_bytes, first, last)
+    return turns

@@ -5,12 +5,28 @@ Shares no code with the replay that lifetimes come from, nor with the packing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from memcompile.codegen.trace import GraphTrace
+from memcompile.passes.allocate import HandedOn
 from memcompile.verify import VerificationError
 
-Range = tuple[int, int]
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bytes of the arena (``space`` 0), or of the block of a relay (from 1 on)."""
+
+    space: int
+    start: int
+    end: int
+
+    def overlaps(self, other: Range) -> bool:
+        """Whether they share a byte."""
+        return self.space == other.space and self.start < other.end and other.start < self.end
+
+    def __str__(self) -> str:
+        return f"[{self.start}, {self.end})" + (f" of relay {self.space}" if self.space else "")
 
 
 def check_places(
@@ -18,19 +34,22 @@ def check_places(
     backward: GraphTrace | None,
     offsets: Mapping[tuple[str, str], int],
     height: int,
+    relays: Sequence[HandedOn] = (),
     *,
     num_user_outputs: int,
     num_symbols: int = 0,
 ) -> None:
-    """No two buffers of an arena that have names at the same time share a byte, and nothing in it outlives the step.
+    """No two buffers that have names at the same time share a byte, in the arena or in a relay, and nothing in these outlives
+    the step.
 
     ``offsets``: (half, buffer) -> bytes. Arguments of the halves as in ``trace.step_peak``. Raises VerificationError.
     """
-    used = _run(forward, "forward", {}, offsets, height)
+    places = _Places(offsets, height, relays)
+    used = places.run(forward, "forward", {})
     handed = {index: used[name] for index, name in enumerate(forward.outputs) if name in used}
     for index, place in handed.items():
         if index < num_user_outputs or backward is None:
-            raise VerificationError(f"output {index} of the forward lies in the arena, at {place[0]}, and the user holds it")
+            raise VerificationError(f"output {index} of the forward lies in the arena, at {place}, and the user holds it")
     if backward is None:
         return
     received: dict[str, Range] = {}
@@ -38,34 +57,42 @@ def check_places(
         index = num_user_outputs + position - num_symbols
         if position >= num_symbols and index in handed:
             received[name] = handed[index]
-    left = _run(backward, "backward", received, offsets, height)
+    left = places.run(backward, "backward", received)
     for name in backward.outputs:
         if name in left:
-            raise VerificationError(f"{name}, a gradient, lies in the arena, at {left[name][0]}")
+            raise VerificationError(f"{name}, a gradient, lies in the arena, at {left[name]}")
 
 
-def _run(
-    trace: GraphTrace, half: str, used: Mapping[str, Range], offsets: Mapping[tuple[str, str], int], height: int
-) -> dict[str, Range]:
-    """Name -> addresses at the end of a half."""
-    names = dict(used)
-    for event in trace.events:
-        if event.kind == "alloc":
-            names.pop(event.name, None)
-            start = offsets.get((half, event.name))
-            if start is None:
-                continue
-            end = start + event.size_bytes
-            if start < 0 or end > height:
-                raise VerificationError(f"{event.name} of the {half} at [{start}, {end}) leaves the arena of {height} bytes")
-            for other, (low, high) in names.items():
-                if low < end and start < high:
-                    raise VerificationError(
-                        f"{event.name} of the {half} at [{start}, {end}) overlaps {other} at [{low}, {high})"
-                    )
-            names[event.name] = (start, end)
-        elif event.kind == "alias" and event.base in names:
-            names[event.name] = names[event.base]
-        elif event.kind in ("alias", "free"):
-            names.pop(event.name, None)
-    return names
+class _Places:
+    def __init__(self, offsets: Mapping[tuple[str, str], int], height: int, relays: Sequence[HandedOn]) -> None:
+        self.heights = [height, *(relay.size_bytes for relay in relays)]
+        self.starts = {key: (0, offset) for key, offset in offsets.items()}
+        for number, relay in enumerate(relays, 1):
+            self.starts |= {(relay.half, name): (number, 0) for name in relay.buffers}
+
+    def run(self, trace: GraphTrace, half: str, used: Mapping[str, Range]) -> dict[str, Range]:
+        """Name -> place at the end of a half."""
+        names = dict(used)
+        for event in trace.events:
+            if event.kind == "alloc":
+                names.pop(event.name, None)
+                if (place := self._place(half, event.name, event.size_bytes)) is None:
+                    continue
+                for other, taken in names.items():
+                    if place.overlaps(taken):
+                        raise VerificationError(f"{event.name} of the {half} at {place} overlaps {other} at {taken}")
+                names[event.name] = place
+            elif event.kind == "alias" and event.base in names:
+                names[event.name] = names[event.base]
+            elif event.kind in ("alias", "free"):
+                names.pop(event.name, None)
+        return names
+
+    def _place(self, half: str, name: str, size_bytes: int) -> Range | None:
+        if (half, name) not in self.starts:
+            return None
+        space, start = self.starts[half, name]
+        place = Range(space, start, start + size_bytes)
+        if start < 0 or place.end > self.heights[space]:
+            raise VerificationError(f"{name} of the {half} at {place} leaves its {self.heights[space]} bytes")
+        return place

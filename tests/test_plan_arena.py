@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +38,19 @@ def check(plan: ArenaPlan, lives, end: int) -> None:
         for other, at in placed[:i]:
             together = life.birth < other.death and other.birth < life.death
             assert not together or at + other.size_bytes <= offset or offset + life.size_bytes <= at
-    assert plan.peak_bytes == plan.height + max(total(lives, plan.offsets, moment) for moment in range(end))
+    named = {(life.where, life.name): life for life in lives}
+    relays = [[named[relay.half, name] for name in relay.buffers] for relay in plan.relays]
+    for members in relays:
+        for before, after in itertools.pairwise(members):
+            assert before.death <= after.birth
+    handed = {(life.where, life.name) for members in relays for life in members}
+    assert not handed & set(plan.offsets)
+
+    def outside(moment: int) -> int:
+        blocks = sum(max(p.size_bytes for p in members) for members in relays if members[0].birth <= moment < members[-1].death)
+        return blocks + total(lives, {*plan.offsets, *handed}, moment)
+
+    assert plan.peak_bytes == plan.height + max(outside(moment) for moment in range(end))
 
 
 def test_saved_tensors_and_temporaries_share_one_arena():
@@ -107,6 +121,21 @@ def test_lanes_where_the_whole_cannot_be_arranged():
     assert plan.peak_bytes == found.peak_bytes
 
 
+def test_blocks_are_handed_on_between_two_full_moments():
+    """Two moments at which 10 units are all there is, and smaller buffers one after the other between: no lane can be there all
+    the time, but a block can be handed on, if not to what is saved."""
+    lives = [Life("forward", "full", 10 * UNIT, 1, 2), Life("backward", "again", 9 * UNIT, 9, 10)]
+    lives += [Life("forward", f"b{i}", (3 - i % 2) * UNIT, 2 + i, 3 + i) for i in range(4)]
+    lives += [Life("forward", "saved", UNIT, 6, 10)]
+    found = step(lives, 11, 8)
+    plan = plan_arena(found, {("forward", f"b{i}") for i in range(4)} | {("forward", "saved")}, None)
+    check(plan, lives, 11)
+    assert [relay.buffers for relay in plan.relays] == [("b0", "b1", "b2", "b3")]
+    assert plan.handed_bytes == 7 * UNIT
+    assert plan.peak_bytes == found.peak_bytes
+    assert plan_arena(found, {("forward", "b0"), ("forward", "b1")}, None, device_type="cuda").relays == ()
+
+
 @st.composite
 def steps(draw) -> tuple[StepPeak, set[tuple[str, str]]]:
     end = draw(st.integers(4, 24))
@@ -115,7 +144,8 @@ def steps(draw) -> tuple[StepPeak, set[tuple[str, str]]]:
     for index in range(draw(st.integers(1, 25))):
         birth = draw(st.integers(1, end - 2))
         death = draw(st.none() | st.integers(birth + 1, end - 1))
-        life = Life("forward" if birth < boundary else "backward", f"b{index}", draw(st.integers(0, 400)), birth, death)
+        size = draw(st.integers(0, 400) | st.integers(1, 6).map(lambda units: units * UNIT))
+        life = Life("forward" if birth < boundary else "backward", f"b{index}", size, birth, death)
         lives.append(life)
         if draw(st.integers(0, 3)):
             slots.add((life.where, life.name))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memcompile.codegen.trace import step_peak
-from memcompile.passes.allocate import plan_arena
+from memcompile.passes.allocate import HandedOn, plan_arena
 from memcompile.verify import VerificationError
 from memcompile.verify_arena import check_places
 from tests.test_trace import trace
@@ -40,8 +40,12 @@ BACKWARD = trace(
 SLOTS = {("forward", name) for name in ("a", "b", "d", "more", "out")} | {("backward", name) for name in ("g", "h", "i")}
 
 
-def check(offsets, height=4096):
-    check_places(FORWARD, BACKWARD, offsets, height, num_user_outputs=1)
+def check(offsets, height=4096, relays=()):
+    check_places(FORWARD, BACKWARD, offsets, height, relays, num_user_outputs=1)
+
+
+def relay(half, *buffers, size_bytes=256):
+    return HandedOn(half, size_bytes, buffers, (64,) * len(buffers))
 
 
 def test_the_plan_of_the_pass_holds():
@@ -60,7 +64,7 @@ def test_the_plan_of_the_pass_holds():
         ({("backward", "h"): 0, ("backward", "i"): 0}, "overlaps h"),
         ({("forward", "out"): 0}, "the user holds it"),
         ({("backward", "g"): 0}, "a gradient"),
-        ({("forward", "b"): 4096 - 64}, "leaves the arena"),
+        ({("forward", "b"): 4096 - 64}, "leaves its 4096 bytes"),
     ],
 )
 def test_what_is_planted_is_found(offsets, words):
@@ -78,6 +82,25 @@ def test_what_is_planted_is_found(offsets, words):
 )
 def test_one_after_the_other_is_right(offsets):
     check(offsets)
+
+
+@pytest.mark.parametrize(
+    ("handed", "words"),
+    [
+        (relay("forward", "a", "b"), "b .* of relay 1 overlaps a"),
+        (relay("forward", "a", "d"), "d .* overlaps c"),
+        (relay("forward", "b", "out"), "the user holds it"),
+        (relay("backward", "h", "i"), "overlaps h"),
+        (relay("forward", "b", "more", size_bytes=128), "leaves its 128 bytes"),
+    ],
+)
+def test_what_is_planted_in_a_relay_is_found(handed, words):
+    with pytest.raises(VerificationError, match=words):
+        check({}, relays=[handed])
+
+
+def test_relays_beside_each_other_share_nothing():
+    check({("forward", "a"): 0}, relays=[relay("forward", "b", "more"), relay("backward", "h"), relay("backward", "i")])
 
 
 @given(st.data())

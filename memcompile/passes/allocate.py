@@ -3,8 +3,9 @@
 What the user holds after the step (outputs, gradients) and what library kernels allocate themselves stays outside. An arena
 takes as much as it holds at its fullest, all the time, while gradients pile up outside as the activations go. So that arena
 and outside together never take more than the lowered code does without an arena, some buffers that live where the outside is
-small are left outside too: ``solvers/fill.py`` chooses. Where no arrangement of what it chooses is low enough, ``solvers/lanes.py``
-places what a few lanes hold.
+small are left outside too: ``solvers/fill.py`` chooses. Where no arrangement of what it chooses is low enough, lanes are
+filled instead (``solvers/lanes.py``). On the CPU, buffers outside hand their blocks on to each other where there is room for
+the blocks between them (``solvers/relays.py``): memory that was touched before costs no page faults.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from memcompile.codegen.trace import Life, StepPeak
 from memcompile.solvers.fill import fill
 from memcompile.solvers.lanes import lanes
 from memcompile.solvers.packing import Buffer, Packing, pack, validate
+from memcompile.solvers.relays import Relay, relays_of_halves
 from memcompile.solvers.simulate import Ints, alive
 
 ALIGNMENT = {"cpu": 64, "cuda": 512}
@@ -37,6 +39,7 @@ class ArenaPlan:
     ``room_bytes``: what blocks of memory for arenas may take in all while this step runs; None where nobody named a limit.
     ``peak_bytes`` (and those of the halves, and what is held between them above the entry): arena and outside together.
     ``placed_bytes``: sum of the sizes of the placed buffers, ``outside_bytes``: of all others that the step allocates.
+    ``relays``: what is handed on within a half, outside of the arena.
     """
 
     height: int
@@ -51,6 +54,28 @@ class ArenaPlan:
     outside_bytes: int
     outside_count: int
     method: str
+    relays: tuple[HandedOn, ...] = ()
+
+    @property
+    def handed_bytes(self) -> int:
+        """What the step need not allocate because blocks are handed on."""
+        return sum(sum(relay.sizes) - relay.size_bytes for relay in self.relays)
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOn:
+    """A block of ``size_bytes`` that the ``buffers`` of a half take one after the other; ``sizes``: of each, in bytes."""
+
+    half: str
+    size_bytes: int
+    buffers: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, relay: Relay, lives: Sequence[Life]) -> HandedOn:
+        """``lives``: what the relay counts."""
+        here = [lives[i] for i in relay.buffers]
+        return cls(here[0].where, relay.size, tuple(life.name for life in here), tuple(life.size_bytes for life in here))
 
 
 def plan_arena(
@@ -82,6 +107,14 @@ def plan_arena(
     placed, packing = _placed(candidates, room - outside, alignment)
     inside = {id(life) for life in placed}
     outside += _alive([life for life in candidates if id(life) not in inside], step.end)
+    rest = [life for life in candidates if id(life) not in inside and not life.size_bytes % alignment and device_type == "cpu"]
+    begins, ends = _times(rest)
+    sizes = np.array([life.size_bytes for life in rest], dtype=np.int64)
+    relays = relays_of_halves(begins, ends, sizes, room - outside - packing.height, step.boundary)
+    blocks = [HandedOn.of(relay, rest) for relay in relays]
+    for relay in relays:
+        outside += relay.wasted(begins, ends, sizes, step.end)
+        inside |= {id(rest[i]) for i in relay.buffers[1:]}
     allocated = [life for life in step.lives if life.birth and id(life) not in inside]
     total = outside + packing.height
     return ArenaPlan(
@@ -94,9 +127,10 @@ def plan_arena(
         int(total[step.boundary :].max(initial=0)) if step.backward_peak_bytes else 0,
         int(total[step.boundary]) - step.entry_bytes,
         sum(life.size_bytes for life in placed),
-        sum(life.size_bytes for life in allocated),
+        sum(life.size_bytes for life in allocated) + sum(block.size_bytes - block.sizes[0] for block in blocks),
         len(allocated),
         packing.method,
+        tuple(blocks),
     )
 
 
@@ -120,7 +154,7 @@ def _placed(lives: Sequence[Life], room: Ints, alignment: int) -> tuple[list[Lif
     ``room``: bytes per event for the arena and the buffers outside of it together. An arrangement that is higher than what is
     alive in it is answered by choosing again, with as much less room, and by lanes.
     """
-    begins, ends = (np.array([getattr(life, name) for life in lives], dtype=np.int64) for name in ("birth", "death"))
+    begins, ends = _times(lives)
     sizes = np.array([-(-life.size_bytes // alignment) for life in lives], dtype=np.int64)
     in_lanes = _in_lanes(lives, begins, ends, sizes, room // alignment, alignment)
     for _ in range(TRIES):
@@ -148,6 +182,11 @@ def _in_lanes(
     offsets = tuple((found.offsets[inside] * alignment).tolist())
     packing = Packing(offsets, found.height * alignment, lower_bound, "lanes", time.monotonic() - began)
     return [lives[i] for i in inside.tolist()], packing
+
+
+def _times(lives: Sequence[Life]) -> tuple[Ints, Ints]:
+    """Birth and death of buffers that die."""
+    return np.array([p.birth for p in lives], dtype=np.int64), np.array([p.death for p in lives], dtype=np.int64)
 
 
 def _buffers(lives: Sequence[Life]) -> list[Buffer]:

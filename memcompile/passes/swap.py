@@ -22,7 +22,8 @@ from memcompile.runtime.swap_ops import Mover
 from memcompile.solvers.lanes import lanes
 from memcompile.solvers.moves import Link, Lives, Traffic, plan_moves, traffic
 from memcompile.solvers.problem import InfeasibleError, Move, Schedule, Solution
-from memcompile.solvers.simulate import Replay
+from memcompile.solvers.relays import relays_of_halves
+from memcompile.solvers.simulate import Replay, alive
 
 SHARES = (0.15, 0.35, 0.6, 0.85)
 """Targets of recomputation that are tried, between the smallest and the unplanned peak."""
@@ -197,7 +198,7 @@ class _Search:
 
 
 def fresh_bytes(replay: Replay, schedule: Schedule, budget_bytes: int) -> int:
-    """Bytes that a step writes to memory outside of its arena, as lanes (``solvers/lanes.py``) would place them."""
+    """Bytes that a step writes to memory for the first time, as lanes and relays (``solvers/``) would place the rest."""
     found = replay.instances(np.array(schedule.sequence, dtype=np.int64))
     timeline = replay.run(schedule)
     lives: dict[int, list[tuple[int, int]]] = {}
@@ -211,8 +212,11 @@ def fresh_bytes(replay: Replay, schedule: Schedule, budget_bytes: int) -> int:
     storages, starts, ends = np.array(rows, dtype=np.int64).T
     sizes = replay.size[storages]
     slack = max(budget_bytes, timeline.peak_bytes) - timeline.live_bytes
-    placed = lanes(starts, ends, np.where(replay.output[storages], 0, sizes), slack).offsets >= 0
-    return int(sizes[~placed].sum())
+    mine = np.where(replay.output[storages], 0, sizes)
+    lie = (inside := lanes(starts, ends, mine, slack)).offsets >= 0
+    slack -= inside.height - alive(starts[lie], ends[lie], sizes[lie], len(slack))
+    relays = relays_of_halves(starts, ends, np.where(lie, 0, mine), slack, schedule.split)
+    return int(sizes[~lie].sum()) - sum(relay.saved(sizes) for relay in relays)
 
 
 def movable_storages(facts: Facts) -> list[bool]:

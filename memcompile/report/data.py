@@ -95,7 +95,8 @@ class ArenaReport:
     """The static arena of a graph: its ``scope`` as the user chose it. ``refused``: why there is none.
 
     ``lower_bound_bytes``: no arena for the same buffers is smaller. ``calls_before``, ``calls_after``: of the allocator, each
-    step. ``placed_bytes``: sum of the sizes of what lies in it; ``outside_bytes``: of what is still allocated.
+    step. ``placed_bytes``: sum of the sizes of what lies in it; ``outside_bytes``: of what is still allocated;
+    ``handed_bytes``: of what is not, because buffers take over each other's blocks.
     """
 
     scope: str
@@ -106,6 +107,7 @@ class ArenaReport:
     calls_after: int = 0
     placed_bytes: int = 0
     outside_bytes: int = 0
+    handed_bytes: int = 0
     method: str = ""
     placed: tuple[PlacedBuffer, ...] = ()
 

@@ -12,13 +12,14 @@ from memcompile.units import format_bytes
 
 
 def arena_text(arena: ArenaReport) -> str:
-    """One line: height, lower bound, fragmentation, allocator calls of a step before and after."""
+    """One line: height, fragmentation, allocator calls of a step before and after, what is handed on."""
     if arena.refused:
         return f"none: {arena.refused}"
     return (
         f"{format_bytes(arena.height_bytes)} for {len(arena.placed)} buffers of {format_bytes(arena.placed_bytes)}, "
         f"{100 * arena.fragmentation:.1f} % empty at its fullest; allocations a step {arena.calls_before} -> "
         f"{arena.calls_after}, {format_bytes(arena.outside_bytes)}"
+        + (f"; {format_bytes(arena.handed_bytes)} in blocks that are handed on" if arena.handed_bytes else "")
     )
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from memcompile.codegen.storage import Ints, allocator, keeps_graph, users, view_of
+from memcompile.runtime.relay import Relays, Turn
 
 Make = Callable[[], Tensor]
 
@@ -88,7 +89,8 @@ class Arena:
     """The arena of one compiled graph. ``place`` says where its slots lie, before the code runs for the first time.
 
     ``height`` bytes; ``offsets``: (half, slot name) -> bytes from the start, for the slots that lie in it. ``room_bytes``: what
-    its block and all that lie idle may take while it runs; None: as much as there is.
+    its block and all that lie idle may take while it runs; None: as much as there is. ``turns``: of the slots outside that
+    hand blocks on.
     """
 
     device: torch.device
@@ -96,20 +98,33 @@ class Arena:
     height: int = 0
     offsets: Mapping[tuple[str, str], int] = field(default_factory=dict)
     room_bytes: int | None = None
+    turns: Mapping[tuple[str, str], Turn] = field(default_factory=dict)
     fresh: dict[str, list[Make]] = field(default_factory=dict)
 
-    def place(self, height: int, offsets: Mapping[tuple[str, str], int], room_bytes: int | None = None) -> None:
+    def place(
+        self,
+        height: int,
+        offsets: Mapping[tuple[str, str], int],
+        room_bytes: int | None = None,
+        turns: Mapping[tuple[str, str], Turn] | None = None,
+    ) -> None:
         """Take a plan; code that is running keeps its own."""
-        self.height, self.offsets, self.room_bytes = height, offsets, room_bytes
+        self.height, self.offsets, self.room_bytes, self.turns = height, offsets, room_bytes, turns or {}
         self.fresh.clear()
         BLOCKS.forget(self)
 
     def makers(self, half: str, block: Block | None) -> list[Make]:
-        """One function for each slot of a half, in order."""
+        """One function for each slot of a half, in order, for one run of it."""
         known = self.fresh if block is None else block.makers.setdefault(self, {})
         if half not in known:
             known[half] = [self._maker(slot, self.offsets.get((half, slot.name)), block) for slot in self.slots[half]]
-        return known[half]
+        if not self.turns:
+            return known[half]
+        relays, makers = Relays(allocator(self.device)), list(known[half])
+        for index, slot in enumerate(self.slots[half]):
+            if (turn := self.turns.get((half, slot.name))) is not None:
+                makers[index] = functools.partial(relays.take, turn, slot.size, slot.stride, slot.dtype)
+        return makers
 
     def _maker(self, slot: Slot, offset_bytes: int | None, block: Block | None) -> Make:
         if offset_bytes is None or block is None:

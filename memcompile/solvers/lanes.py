@@ -5,8 +5,8 @@ have these few percent. A lane is a range of addresses that is taken all the tim
 what is not in a lane stays outside. Only the moments at which a lane is not full cost anything, and only there has to be slack.
 
 Lanes are opened one at a time, the highest first. Each takes the chain of buffers with the most bytes that slack can pay for:
-weighted interval scheduling, where an empty moment too is only passed with enough slack (Kleinberg and Tardos, Algorithm Design,
-section 6.1). A heuristic: no lane is opened again for the sake of a later one.
+weighted interval scheduling (Kleinberg and Tardos, Algorithm Design, section 6.1), where an empty moment too is only passed
+with enough slack. A heuristic: no lane is opened again for the sake of a later one.
 
 Nothing here knows torch. Sizes, slack and offsets are in any one unit.
 """
@@ -39,9 +39,7 @@ def lanes(begins: Ints, ends: Ints, sizes: Ints, slack: Ints) -> Lanes:
     offsets = np.full(len(sizes), -1, dtype=np.int64)
     if not len(sizes) or int(slack.min()) < 0:
         return Lanes(offsets, 0)
-    times = np.unique(np.concatenate([begins, ends, [0]]))
-    left = np.minimum.reduceat(slack, times[times < len(slack)])  # between changes, the least
-    first, last = np.searchsorted(times, begins), np.searchsorted(times, ends)
+    left, first, last = moments(begins, ends, slack)
     least = max(1, int(LEAST_SHARE * int(sizes.sum())))
     height = 0
     for lane in np.unique(sizes)[::-1].tolist():
@@ -62,7 +60,7 @@ def _chain(lane: int, first: Ints, last: Ints, sizes: Ints, left: Ints, least: i
     fits = np.flatnonzero((sizes > 0) & (sizes <= lane))
     if sizes[fits].sum() < least:
         return []
-    fits = fits[_least(left, first[fits], last[fits]) >= lane - sizes[fits]]
+    fits = fits[least_between(left, first[fits], last[fits]) >= lane - sizes[fits]]
     starting: dict[int, list[int]] = {}
     for i in fits.tolist():
         starting.setdefault(int(first[i]), []).append(i)
@@ -89,7 +87,14 @@ def _chain(lane: int, first: Ints, last: Ints, sizes: Ints, left: Ints, least: i
     return chain
 
 
-def _least(values: Ints, begins: Ints, ends: Ints) -> Ints:
+def moments(begins: Ints, ends: Ints, slack: Ints) -> tuple[Ints, Ints, Ints]:
+    """Only the moments at which something begins or ends: the least slack from each to the next, begins, ends."""
+    times = np.unique(np.concatenate([begins, ends, [0]]))
+    left = np.minimum.reduceat(slack, times[times < len(slack)])
+    return left, np.searchsorted(times, begins), np.searchsorted(times, ends)
+
+
+def least_between(values: Ints, begins: Ints, ends: Ints) -> Ints:
     """The minimum of each range ``[begin, end)``, by a table of the minima of all ranges of 1, 2, 4 ... values."""
     table = [values]
     while 2 << (len(table) - 1) <= len(values):

@@ -13,10 +13,11 @@ from memcompile.solvers.packing import Buffer, validate
 from memcompile.solvers.simulate import alive
 
 MOMENTS = 8
+ANY_SIZE = st.integers(1, 9)
 
 
 @st.composite
-def instances(draw, sizes=st.integers(1, 9)):
+def instances(draw, sizes=ANY_SIZE):
     """Up to eight buffers over eight moments, and slack at each."""
     lives = draw(st.lists(st.tuples(st.integers(0, MOMENTS - 1), st.integers(1, MOMENTS), sizes), max_size=8))
     begins, ends, bytes_ = (np.array([life[i] for life in lives], dtype=np.int64) for i in range(3))
