@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXAMPLES := $(VENV)/.installed-examples
 PYTEST_ARGS ?=
+WORKERS ?= 2
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
@@ -36,8 +37,8 @@ $(EXAMPLES): $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[examples]'
 	@touch $@
 
-test: $(STAMP)  ## run the tests (PYTEST_ARGS="-k options")
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(STAMP)  ## run the tests, two at a time (WORKERS=1 PYTEST_ARGS="-k options")
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 demo: $(STAMP)  ## train GPT-2 on Python's documentation under a memory budget
 	$(BIN)/python examples/train_gpt2.py $(DEMO_ARGS)
