@@ -24,8 +24,11 @@ class Found:
     refused: tuple[KernelRefusedError, ...]
 
 
-def inverted_residuals(graph: fx.Graph) -> Found:
-    """All inverted residuals of a graph of ATen operators whose nodes carry fake tensors; no two share a node."""
+def inverted_residuals(graph: fx.Graph, *, dense: bool = False) -> Found:
+    """All inverted residuals of a graph of ATen operators whose nodes carry fake tensors; no two share a node.
+
+    ``dense``: any convolution of all channels may expand, a network's stem for one; otherwise those of 1 x 1 alone.
+    """
     order = {node: i for i, node in enumerate(graph.nodes)}
     blocks: list[InvertedResidual] = []
     errors: list[KernelRefusedError] = []
@@ -34,7 +37,7 @@ def inverted_residuals(graph: fx.Graph) -> Found:
         if depthwise is None or not depthwise.is_depthwise:
             continue
         try:
-            blocks.append(_around(depthwise, order))
+            blocks.append(_around(depthwise, order, dense))
         except KernelRefusedError as error:
             errors.append(error)
     return Found(tuple(blocks), tuple(errors))
@@ -45,11 +48,14 @@ def _is_static(node: fx.Node) -> bool:
     return all(isinstance(v, torch.Tensor) and all(isinstance(length, int) for length in v.shape) for v in values)
 
 
-def _around(convolution: Convolution, order: dict[fx.Node, int]) -> InvertedResidual:
+def _around(convolution: Convolution, order: dict[fx.Node, int], dense: bool) -> InvertedResidual:
     depthwise, pads = _with_pads(convolution)
     between, sources = _back(depthwise.input)
     expand = convolution_of(sources[0]) if len(sources) == 1 else None
-    if expand is None or not expand.is_product:
+    if expand is not None and dense and expand.groups == 1:
+        expand, more = _with_pads(expand)
+        between |= {*more}
+    if expand is None or not (expand.is_product or (dense and expand.groups == 1)):
         between, expand, image = set(), None, depthwise.input
     else:
         between, image = between | {expand.node}, expand.input
