@@ -36,11 +36,13 @@ from memcompile.offload.modules import is_ticket
 from memcompile.offload.planning import Tools as WeightTools
 from memcompile.offload.planning import WeightPlan, plan_weights
 from memcompile.options import Options
-from memcompile.passes import inverted
+from memcompile.passes import inverted, rows
 from memcompile.passes.allocate import ArenaPlan
 from memcompile.passes.inverted import Inverted
 from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
 from memcompile.passes.patch import Compile
+from memcompile.passes.rows import Goal, rewrite_rows
+from memcompile.passes.rows import Tools as RowTools
 from memcompile.passes.weights import read_again, supply
 from memcompile.patching.choose import Tiled, Wish, tile
 from memcompile.patching.choose import Tools as TileTools
@@ -244,13 +246,13 @@ class Session:
         """A network of images with inverted residuals as kernels and stages tile by tile, as the options ask for."""
         options = self.options
         asked = options.memory_budget.to_option(), options.max_overhead, options.bytes_per_element
-        forced = options.patch_kernel == "triton" and options.bytes_per_element is None
+        forced = options.patch_kernel in ("triton", "cpp") and options.bytes_per_element is None
         wished = any(value is not None for value in asked)
         if not options.enabled("patch") or not (wished or forced) or streaming_refusal():
             return gm
         with self._named("patch"):
             wish = self._wish(gm) if wished else None
-            by_kernels = self._invert(gm)
+            by_kernels = self._invert(gm, wish, forced)
             if by_kernels is None:
                 return gm if wish is None else self._tile(gm, wish)
             self.unplanned_bytes = self.unplanned_bytes or self._peak_of(gm)[0]
@@ -261,10 +263,17 @@ class Session:
         self.inverted, self.tiled = Inverted(), None
         return gm
 
-    def _invert(self, gm: fx.GraphModule) -> fx.GraphModule | None:
+    def _invert(self, gm: fx.GraphModule, wish: Wish | None, forced: bool) -> fx.GraphModule | None:
         """A copy with inverted residuals as kernels; None where no block gets one."""
         kernel = self.options.patch_kernel
-        if self.options.bytes_per_element is not None or not inverted.wanted(kernel, self.device):
+        if self.options.bytes_per_element is not None:
+            return None
+        if rows.wanted(kernel, self.device):
+            goal = Goal(forced=forced) if wish is None else Goal(wish.room_bytes, wish.max_overhead, forced)
+            tools = RowTools(self._peak_of, CostModel(device_model(self.device)), torch.get_num_threads(), not self.dry)
+            by_kernels, self.inverted = rewrite_rows(gm, goal, tools)
+            return by_kernels
+        if not inverted.wanted(kernel, self.device):
             return None
         with torch._subclasses.fake_tensor.unset_fake_temporarily():
             copied = copy.deepcopy(gm)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from memcompile.codegen.cpp.stages import Stages, stages_of
 from memcompile.codegen.triton.inverted.block import Convolution, InvertedResidual
+from memcompile.codegen.triton.inverted.naming import named
 from memcompile.codegen.triton.pointwise import dtype_of, refused, shape_of
 
 LANES = 16
@@ -38,10 +40,24 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """A block of a graph, the same with plain names in a graph of its own, and what follows its convolutions."""
+
+    block: InvertedResidual
+    named: InvertedResidual
+    stages: Stages
+
+
+@dataclass(frozen=True, slots=True)
 class RowChain:
     """Inverted residuals of fp32, each the only reader of the one before it."""
 
-    blocks: tuple[InvertedResidual, ...]
+    links: tuple[Link, ...]
+
+    @property
+    def blocks(self) -> tuple[InvertedResidual, ...]:
+        """Those of the graph."""
+        return tuple(link.block for link in self.links)
 
     @property
     def input(self) -> fx.Node:
@@ -87,17 +103,6 @@ class RowChain:
         rows = min(extent(block.depthwise), height)
         return Image(height, width, channels, padded(channels), *sides(block.depthwise), rows)
 
-    def first_rows(self, first: int) -> list[tuple[int, int]]:
-        """Of each block, for row ``first`` of the result: the first row of its input and of its expanded tensor."""
-        found = []
-        for block in reversed(self.blocks):
-            wide = first_row(block.depthwise, first)
-            narrow = wide if block.expand is None else first_row(block.expand, wide)
-            narrow = min(narrow, first) if block.adds_input else narrow
-            found.append((narrow, wide))
-            first = narrow
-        return found[::-1]
-
 
 def first_of(block: InvertedResidual) -> Convolution:
     """The convolution that reads the block's input."""
@@ -134,13 +139,13 @@ def _rows_to_add(block: InvertedResidual) -> int:
     return 1 + sum(extent(c) - 1 - c.padding[0] for c in convolutions)
 
 
-def chain_of(blocks: tuple[InvertedResidual, ...]) -> RowChain:
-    """The chain of blocks that follow each other. Raises `KernelRefusedError` for what is not fp32 on a CPU."""
-    chain = RowChain(blocks)
-    for node in (*chain.operands, *(block.result for block in blocks)):
+def link_of(block: InvertedResidual) -> Link:
+    """A block as a link of chains. Raises `KernelRefusedError` for what is not fp32, or has no formula."""
+    for node in (*block.operands, block.result):
         if dtype_of(node) != torch.float32:
-            raise refused(blocks[0].depthwise.node, f"C++ kernels are for float32, and {node.name} is {dtype_of(node)}")
-    return chain
+            raise refused(block.depthwise.node, f"C++ kernels are for float32, and {node.name} is {dtype_of(node)}")
+    own = named(block)
+    return Link(block, own, stages_of(own))
 
 
 def runs_of(blocks: tuple[InvertedResidual, ...]) -> list[tuple[InvertedResidual, ...]]:

@@ -6,11 +6,12 @@ beats in both are dropped: what is left is small, and exact by the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from memcompile.codegen.cpp.chain import RowChain
+from memcompile.codegen.cpp.chain import Link, RowChain
 from memcompile.codegen.cpp.cost import library_bytes, library_seconds, rows_bytes, rows_seconds
+from memcompile.codegen.cpp.kernel import generate_rows
 from memcompile.codegen.triton.inverted.block import InvertedResidual
 from memcompile.cost import CostModel
 
@@ -28,24 +29,32 @@ class Cut:
 
 
 def cuts(
-    run: Sequence[InvertedResidual], model: CostModel, threads: int, usable: Callable[[int], bool], *, forced: bool = False
+    run: Sequence[InvertedResidual],
+    links: Mapping[InvertedResidual, Link],
+    beside: Mapping[InvertedResidual, int],
+    model: CostModel,
+    threads: int,
+    *,
+    forced: bool = False,
 ) -> list[Cut]:
     """The cuts of a run that no other beats in time and peak, the fastest first.
 
-    ``usable``: whether a block can be in a kernel; ``forced``: then it is in one.
+    ``links``: of the blocks that can be in a kernel; ``forced``: then they are in one. ``beside``: bytes that are alive while a
+    block runs and have no part in it.
     """
     fronts: list[list[Cut]] = [[Cut(0.0, 0)]]
     for end in range(1, len(run) + 1):
         found: list[Cut] = []
-        if not (forced and usable(end - 1)):
-            alone = library_seconds(run[end - 1], model), library_bytes(run[end - 1])
+        if not (forced and run[end - 1] in links):
+            alone = library_seconds(run[end - 1], model), library_bytes(run[end - 1]) + beside[run[end - 1]]
             found += [_joined(cut, *alone) for cut in fronts[end - 1]]
         for begin in reversed(range(end)):
-            if not usable(begin):
+            if run[begin] not in links:
                 break
-            chain = RowChain(tuple(run[begin:end]))
-            whole = rows_seconds(chain, model, threads), rows_bytes(chain, threads)
-            found += [_joined(cut, *whole, part=(begin, end)) for cut in fronts[begin]]
+            kernel = generate_rows(RowChain(tuple(links[block] for block in run[begin:end])))
+            peak = rows_bytes(kernel, threads) + max(beside[block] for block in run[begin:end])
+            seconds = rows_seconds(kernel.chain, model, threads)
+            found += [_joined(cut, seconds, peak, part=(begin, end)) for cut in fronts[begin]]
         fronts.append(_front(found))
     return fronts[-1]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from memcompile.codegen.cpp.chain import LANES, RowChain, extent, first_row, padded
+from memcompile.codegen.cpp.chain import LANES, RowChain, extent, first_row
+from memcompile.codegen.cpp.kernel import RowsKernel
 from memcompile.codegen.triton.inverted.block import Convolution, InvertedResidual
 from memcompile.codegen.triton.pointwise import shape_of
 from memcompile.cost import CostModel
@@ -18,10 +19,6 @@ LIBRARY_SHARE = 0.2
 """FLOP/s of a library convolution of 1 x 1, or dense, in a block, as that share; DEPTHWISE_SHARE for depthwise ones."""
 CALLS = 6
 """What one library convolution takes beside arithmetic, in calls on next to no data: it lays its weights out for each call."""
-VECTORS = 4
-"""Vectors that a convolution is followed by: bias, statistics of a batch normalization as a product and a sum."""
-FLOAT_BYTES = 4
-
 
 def rows_seconds(chain: RowChain, model: CostModel, threads: int) -> float:
     """One kernel on ``threads`` threads; rows that two threads read are made twice."""
@@ -57,18 +54,10 @@ def library_seconds(block: InvertedResidual, model: CostModel) -> float:
     return seconds
 
 
-def rows_bytes(chain: RowChain, threads: int) -> int:
+def rows_bytes(kernel: RowsKernel, threads: int) -> int:
     """Input, result and workspace. An input of the graph is alive anyway."""
-    own, shared = padded(24 * max(padded(block.channels[1]) for block in chain.blocks)), 0
-    for index, block in enumerate(chain.blocks):
-        images = [chain.expanded(index), chain.input_of(index) if index or chain.copies_input else None]
-        own += sum(image.floats for image in images if image is not None)
-        for convolution in (block.expand, block.depthwise, block.project):
-            if convolution is not None:
-                read, made = convolution.channels
-                depth = math.prod(convolution.kernel) * (1 if convolution.is_depthwise else read)
-                shared += (depth + VECTORS) * padded(made)
-    return _image_bytes(chain.blocks[0]) + node_bytes(chain.result) + FLOAT_BYTES * (shared + threads * own)
+    chain = kernel.chain
+    return _image_bytes(chain.blocks[0]) + node_bytes(chain.result) + kernel.workspace_bytes(threads)
 
 
 def library_bytes(block: InvertedResidual) -> int:

@@ -60,7 +60,11 @@ class Stage:
         return "sum" if self.result is self.sums else f"{self.result.name}_"
 
 
-def stages_of(block: InvertedResidual) -> tuple[Stage | None, Stage, Stage]:
+Stages = tuple[Stage | None, Stage, Stage]
+"""Of ``expand``, ``depthwise`` and ``project``."""
+
+
+def stages_of(block: InvertedResidual) -> Stages:
     """What follows ``expand``, ``depthwise`` and ``project`` of a named block. Raises `KernelRefusedError`."""
     bodies = flatten(block)
     for chain in (bodies.before, bodies.after):

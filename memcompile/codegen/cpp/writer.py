@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from torch import fx
 
 from memcompile.codegen.cpp.chain import LANES, Image, RowChain, extent, padded
-from memcompile.codegen.cpp.stages import Stage, stages_of, vector_lines
+from memcompile.codegen.cpp.stages import Stage, vector_lines
 from memcompile.codegen.triton.inverted.block import Convolution, InvertedResidual
-from memcompile.codegen.triton.inverted.naming import named
 from memcompile.codegen.triton.pointwise import shape_of
 from memcompile.codegen.triton.source import Source
 
@@ -41,8 +40,8 @@ class Writer:
 
     def __init__(self, chain: RowChain) -> None:
         self.chain, self.source = chain, Source()
-        self.blocks = [named(block) for block in chain.blocks]
-        self.stages = [stages_of(block) for block in self.blocks]
+        self.blocks = [link.named for link in chain.links]
+        self.stages = [link.stages for link in chain.links]
         self.shared, self.own = Layout(), Layout()
         self.places: dict[tuple[int, str], int] = {}
         self.last = len(self.blocks)
