@@ -162,8 +162,8 @@ class KernelBuildError(MemcompileError):
         self.compiler = compiler
         self.reason = reason
         super().__init__(
-            f"no C++ kernel can be built with {compiler}: {reason.rstrip('.')}. Install g++ or clang++ (the environment variable "
-            "CXX names another one), or choose options={'patch_kernel': 'off'}."
+            f"no C++ kernel can be built with {compiler}: {reason.rstrip('.')}. Install g++ or clang++ (the environment "
+            "variable CXX names another one), or choose options={'patch_kernel': 'off'}."
         )
 
 

@@ -189,7 +189,10 @@ def _tiles(session: Session) -> tuple[DecisionRow, ...]:
 
 def _inverted(session: Session) -> list[DecisionRow]:
     """Inverted residuals that run as one kernel, and those that do not."""
-    done = [DecisionRow("tile", block.node, block.source, block.saved_bytes, None, session.inverted.why) for block in session.inverted.blocks]
+    done = [
+        DecisionRow("tile", block.node, block.source, block.saved_bytes, None, session.inverted.why)
+        for block in session.inverted.blocks
+    ]
     return done + [DecisionRow("refused", name, source, None, None, why) for name, source, why in session.inverted.refused]
 
 

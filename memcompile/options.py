@@ -109,8 +109,9 @@ class Options:
     time, that the smallest peak may cost; None: patches are for keeping a budget alone. ``patch_kernel``: of ``patch``, one
     Triton kernel for each inverted residual ("triton"), one C++ kernel for each chain of them ("cpp"), none ("off"), or where
     patches are asked for, Triton's on a GPU and C++ on a CPU where that is expected to be the faster way ("auto").
-    ``bytes_per_element``: a dry run counts images in elements of that size, as on a microcontroller. ``scratchpad``: a dry run plans order, replacement and offsets for these memories. ``swap``: tiers
-    that storages may move to while nothing reads them, {"host": "16GiB", "disk": "/scratch:64GiB"}; without one, nothing moves.
+    ``bytes_per_element``: a dry run counts images in elements of that size, as on a microcontroller. ``scratchpad``: a dry run
+    plans order, replacement and offsets for these memories. ``swap``: tiers that storages may move to while nothing reads them,
+    {"host": "16GiB", "disk": "/scratch:64GiB"}; without one, nothing moves.
     ``inductor``: Inductor config patches.
     """
 

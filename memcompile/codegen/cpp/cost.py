@@ -20,6 +20,7 @@ LIBRARY_SHARE = 0.2
 CALLS = 6
 """What one library convolution takes beside arithmetic, in calls on next to no data: it lays its weights out for each call."""
 
+
 def rows_seconds(chain: RowChain, model: CostModel, threads: int) -> float:
     """One kernel on ``threads`` threads; rows that two threads read are made twice."""
     rate = model.device.flops(chain.blocks[0].dtype) * model.device.convolution_speed
@@ -82,5 +83,3 @@ def _flops(convolution: Convolution, lanes: int) -> int:
 def _last_row(convolution: Convolution, row: int) -> int:
     """Behind the last row that rows up to ``row`` of the result read."""
     return (row - 1) * convolution.stride[0] - convolution.padding[0] + extent(convolution)
-
-

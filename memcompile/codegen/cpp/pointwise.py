@@ -1,4 +1,7 @@
-"""Pointwise operators as C++ expressions, of vectors and of single floats (rows.h). A new operator is one line of ``FORMULAS``."""
+"""Pointwise operators as C++ expressions, of vectors and of single floats (rows.h).
+
+A new operator is one line of ``FORMULAS``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows the convolutions of a block: pointwise nodes of pixels, and the vectors with a value a channel that they read."""
+"""What follows the convolutions of a block: pointwise nodes of pixels, and the vectors of channels that they read."""
 
 from __future__ import annotations
 

@@ -253,8 +253,7 @@ class Writer:
         """Rows of a block's result."""
         block, (_, between, after) = self.blocks[index], self.stages[index]
         name, wide = f"b{index}", self.expanded[index] or self.inputs[index]
-        height, width = block.result_size
-        channels = block.channels[2]
+        width, channels = block.result_size[1], block.channels[2]
         with self._making(f"image{index + 1}"):
             self._window(f"wide{index}" if block.expand is not None else f"image{index}", block.depthwise, wide)
             final = index + 1 == self.last
@@ -269,7 +268,9 @@ class Writer:
             step = padded(block.channels[1])
             with self._braces(f"tiles<{name}::Project, {width}>([&](auto count, int first)", "});"):
                 weights = f"shared + {self.places[index, 'depthwise.weight']}"
-                head = f"depthwise_tile<{name}::Depthwise, count>(rows, {weights}, first, [&](int pixel, int vector, Vector sum)"
+                head = (
+                    f"depthwise_tile<{name}::Depthwise, count>(rows, {weights}, first, [&](int pixel, int vector, Vector sum)"
+                )
                 with self._braces(head, "});"):
                     self._finish(index, between)
                     self.source.add(f"store(tile + pixel * {step} + vector * LANES, {between.value});")
@@ -331,6 +332,3 @@ def input_strides(chain: RowChain) -> tuple[int, ...]:
         return tuple(node.meta["val"].stride())
     _, channels, height, width = shape_of(node)
     return height * width * channels, 1, width * channels, channels
-
-
-
