@@ -282,7 +282,12 @@ def _orders(session: Session) -> tuple[OrderReport, ...]:
 def _kernels(session: Session) -> tuple[KernelInfo, ...]:
     kinds = (("rows", session.low_rank.streamed), ("inverted_residual", session.inverted.blocks))
     rows = tuple(
-        KernelInfo(f"{kind}_{key}", (streamed.source,), source_text(streamed.program, streamed.source))
+        KernelInfo(
+            f"{kind}_{key}",
+            (streamed.source,),
+            source_text(streamed.program, streamed.source),
+            streamed.program.fused.language if streamed.program.fused is not None else "python",
+        )
         for kind, found in kinds
         for key, streamed in {streamed.program.key: streamed for streamed in reversed(found)}.items()
     )

@@ -7,7 +7,8 @@ reads an image and writes one. Where chains begin and end follows from the room 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import getitem
@@ -17,8 +18,8 @@ from torch import fx
 
 from memcompile.codegen.cpp.build import build_refusal
 from memcompile.codegen.cpp.chain import Link, RowChain, link_of, runs_of
-from memcompile.codegen.cpp.choose import best_cut, cuts
-from memcompile.codegen.cpp.cost import library_seconds
+from memcompile.codegen.cpp.choose import Cost, best_cut, cuts
+from memcompile.codegen.cpp.cost import library_bytes, library_seconds, rows_bytes, rows_seconds
 from memcompile.codegen.cpp.kernel import RowsKernel, generate_rows, rows_program
 from memcompile.codegen.triton.inverted.block import InvertedResidual
 from memcompile.codegen.triton.inverted.cost import saved_bytes
@@ -87,10 +88,7 @@ def rewrite_rows(gm: fx.GraphModule, goal: Goal, tools: Tools) -> tuple[fx.Graph
         limit = max(0, goal.room_bytes - entry)
     kernels: list[RowsKernel] = []
     for run in runs_of(found.blocks):
-        front = cuts(run, links, _beside(copied.graph, run), tools.model, tools.threads, forced=goal.forced)
-        usual = sum(library_seconds(block, tools.model) for block in run)
-        cut = best_cut(front, limit, goal.max_overhead, usual)
-        kernels += [generate_rows(RowChain(tuple(links[b] for b in run[begin:end]))) for begin, end in cut.parts]
+        kernels += _chosen(run, links, _beside(copied.graph, run), limit, goal, tools)
     if not kernels:
         slow = ("graph", "", "library calls are expected to be faster, or to need less memory")
         return None, Inverted((), (*refused, *reasons, *([slow] if links else [])))
@@ -110,7 +108,38 @@ def _links(blocks: Sequence[InvertedResidual]) -> tuple[dict[InvertedResidual, L
     return links, reasons
 
 
-def _beside(graph: fx.Graph, run: Sequence[InvertedResidual]) -> dict[InvertedResidual, int]:
+def _chosen(
+    run: Sequence[InvertedResidual],
+    links: Mapping[InvertedResidual, Link],
+    beside: Sequence[int],
+    limit: int | None,
+    goal: Goal,
+    tools: Tools,
+) -> list[RowsKernel]:
+    """The kernels of the best cut of a run. ``beside``: bytes that are alive while each block runs and have no part in it."""
+
+    @functools.cache
+    def kernel(begin: int, end: int) -> RowsKernel:
+        return generate_rows(RowChain(tuple(links[block] for block in run[begin:end])))
+
+    def apart(index: int) -> Cost | None:
+        if goal.forced and run[index] in links:
+            return None
+        return Cost(library_seconds(run[index], tools.model), library_bytes(run[index]) + beside[index])
+
+    def together(begin: int, end: int) -> Cost | None:
+        if run[begin] not in links:
+            return None
+        peak = rows_bytes(kernel(begin, end), tools.threads) + max(beside[begin:end])
+        return Cost(rows_seconds(kernel(begin, end), tools.model, tools.threads), peak)
+
+    usual = sum(library_seconds(block, tools.model) for block in run)
+    allowed = None if goal.max_overhead is None else (1 + goal.max_overhead) * usual
+    cut = best_cut(cuts(len(run), apart, together), limit, allowed)
+    return [kernel(*part) for part in cut.parts]
+
+
+def _beside(graph: fx.Graph, run: Sequence[InvertedResidual]) -> list[int]:
     """Bytes of what is alive while a block runs and has no part in it, inputs of the graph aside."""
     place = {node: i for i, node in enumerate(graph.nodes)}
     lives: dict[fx.Node, int] = {}
@@ -124,7 +153,7 @@ def _beside(graph: fx.Graph, run: Sequence[InvertedResidual]) -> dict[InvertedRe
         own = {block.input, *block.nodes}
         return sum(node_bytes(n) for n, death in lives.items() if place[n] < begin and death > end and n not in own)
 
-    return {block: alive(block) for block in run}
+    return [alive(block) for block in run]
 
 
 def _applied(gm: fx.GraphModule, kernels: Sequence[RowsKernel], tools: Tools) -> tuple[Streamed, ...]:

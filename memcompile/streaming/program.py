@@ -15,7 +15,7 @@ import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, fx
@@ -72,6 +72,7 @@ class Fused:
     launch: Callable[..., object] | None
     source: str
     workspace_bytes: int = 0
+    language: Literal["python", "cpp"] = "python"
 
 
 Compile = Callable[[fx.GraphModule], Block]

@@ -10,6 +10,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
+
 from memcompile.device import cache_directory, device_name
 from memcompile.errors import KernelBuildError
 
@@ -17,11 +19,12 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "
 
 
 def load(source: str) -> ctypes.CDLL:
-    """The library of a source; compiled where no process of this machine has done so. Raises `KernelBuildError`."""
+    """The library of a source, compiled unless a machine like this has done so (caches of PyTorch that are off are off here).
+    Raises `KernelBuildError`."""
     compiler = _compiler()
     key = hashlib.sha256("\n".join((source, compiler, _version(compiler), _processor(), *FLAGS)).encode()).hexdigest()[:24]
     path = cache_directory() / "cpp" / f"{key}.so"
-    if not path.exists():
+    if torch.compiler.config.force_disable_caches or not path.exists():
         _compile(compiler, source, path)
     try:
         return ctypes.CDLL(str(path))
@@ -74,8 +77,6 @@ def _version(compiler: str) -> str:
 @functools.cache
 def _processor() -> str:
     """What -march=native depends on: caches may be shared by machines."""
-    import torch
-
     info = Path("/proc/cpuinfo")
     flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "") if info.exists() else ""
     return f"{device_name(torch.device('cpu'))} {os.uname().machine} {flags}"

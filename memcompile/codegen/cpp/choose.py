@@ -1,77 +1,68 @@
-"""Which inverted residuals become which kernels: the best cuts of a run of blocks into chains and library calls.
+"""Which blocks of a run become one kernel together, and which stay library calls: all cuts of the run that may be best.
 
-Every cut of a run has a time (a sum over its parts) and a peak (their maximum). Cuts of the first i blocks that another one
-beats in both are dropped: what is left is small, and exact by the model.
+A cut has a time (the sum of its parts') and a peak (the largest of its parts'). Of the cuts of the first i blocks only those
+are kept that no other beats in both: few, and exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from memcompile.codegen.cpp.chain import Link, RowChain
-from memcompile.codegen.cpp.cost import library_bytes, library_seconds, rows_bytes, rows_seconds
-from memcompile.codegen.cpp.kernel import generate_rows
-from memcompile.codegen.triton.inverted.block import InvertedResidual
-from memcompile.cost import CostModel
+from typing import NamedTuple
 
 SLACK = 1.05
 """What a cut may take above the smallest peak when that saves time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Blocks ``parts[i][0]`` up to ``parts[i][1]`` are one kernel each. ``seconds``, ``peak_bytes``: of the whole run."""
+class Cost(NamedTuple):
+    """Of a part of a run: ``seconds``, and the ``peak_bytes`` while it runs."""
 
     seconds: float
     peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """``parts``: blocks ``begin`` up to ``end`` that are one kernel; the others are library calls."""
+
+    seconds: float = 0.0
+    peak_bytes: int = 0
     parts: tuple[tuple[int, int], ...] = ()
 
+    def then(self, cost: Cost, *part: tuple[int, int]) -> Cut:
+        """With one more part."""
+        return Cut(self.seconds + cost.seconds, max(self.peak_bytes, cost.peak_bytes), (*self.parts, *part))
 
-def cuts(
-    run: Sequence[InvertedResidual],
-    links: Mapping[InvertedResidual, Link],
-    beside: Mapping[InvertedResidual, int],
-    model: CostModel,
-    threads: int,
-    *,
-    forced: bool = False,
-) -> list[Cut]:
-    """The cuts of a run that no other beats in time and peak, the fastest first.
 
-    ``links``: of the blocks that can be in a kernel; ``forced``: then they are in one. ``beside``: bytes that are alive while a
-    block runs and have no part in it.
+def cuts(count: int, apart: Callable[[int], Cost | None], together: Callable[[int, int], Cost | None]) -> list[Cut]:
+    """The cuts of ``count`` blocks that no other beats in time and in peak, the fastest first.
+
+    ``apart``: a block as library calls; ``together``: blocks ``begin`` up to ``end`` as one kernel. None: that cannot be; where
+    a kernel cannot be, none that begins earlier can.
     """
-    fronts: list[list[Cut]] = [[Cut(0.0, 0)]]
-    for end in range(1, len(run) + 1):
-        found: list[Cut] = []
-        if not (forced and run[end - 1] in links):
-            alone = library_seconds(run[end - 1], model), library_bytes(run[end - 1]) + beside[run[end - 1]]
-            found += [_joined(cut, *alone) for cut in fronts[end - 1]]
+    fronts: list[list[Cut]] = [[Cut()]]
+    for end in range(1, count + 1):
+        alone, found = apart(end - 1), list[Cut]()
+        if alone is not None:
+            found += [cut.then(alone) for cut in fronts[end - 1]]
         for begin in reversed(range(end)):
-            if run[begin] not in links:
+            cost = together(begin, end)
+            if cost is None:
                 break
-            kernel = generate_rows(RowChain(tuple(links[block] for block in run[begin:end])))
-            peak = rows_bytes(kernel, threads) + max(beside[block] for block in run[begin:end])
-            seconds = rows_seconds(kernel.chain, model, threads)
-            found += [_joined(cut, seconds, peak, part=(begin, end)) for cut in fronts[begin]]
+            found += [cut.then(cost, (begin, end)) for cut in fronts[begin]]
         fronts.append(_front(found))
     return fronts[-1]
 
 
-def best_cut(front: Sequence[Cut], limit_bytes: int | None, max_overhead: float | None, usual_seconds: float) -> Cut:
-    """Within the limit the fastest, or the smallest there is; without one the smallest that takes no longer than
-    ``usual_seconds`` and the overhead; without an overhead the fastest."""
+def best_cut(front: Sequence[Cut], limit_bytes: int | None, allowed_seconds: float | None) -> Cut:
+    """Within the limit the fastest, or the smallest there is. Without one, of those that take no longer than is allowed the
+    fastest near the smallest. Without either, the fastest."""
     if limit_bytes is not None:
         return next((cut for cut in front if cut.peak_bytes <= limit_bytes), front[-1])
-    if max_overhead is None:
+    if allowed_seconds is None:
         return front[0]
-    allowed = [cut for cut in front if cut.seconds <= (1 + max_overhead) * usual_seconds] or list(front[:1])
+    allowed = [cut for cut in front if cut.seconds <= allowed_seconds] or front[:1]
     return next(cut for cut in allowed if cut.peak_bytes <= SLACK * allowed[-1].peak_bytes)
-
-
-def _joined(cut: Cut, seconds: float, peak: int, part: tuple[int, int] | None = None) -> Cut:
-    return Cut(cut.seconds + seconds, max(cut.peak_bytes, peak), (*cut.parts, *(() if part is None else (part,))))
 
 
 def _front(found: Sequence[Cut]) -> list[Cut]:

@@ -4,53 +4,54 @@ from __future__ import annotations
 
 import math
 
-from memcompile.codegen.cpp.chain import LANES, RowChain, extent, first_row
+from memcompile.codegen.cpp.chain import LANES, extent, first_row
 from memcompile.codegen.cpp.kernel import RowsKernel
 from memcompile.codegen.triton.inverted.block import Convolution, InvertedResidual
 from memcompile.codegen.triton.pointwise import shape_of
 from memcompile.cost import CostModel
 from memcompile.fxutil import node_bytes
 
-DENSE_SHARE = 0.5
-"""FLOP/s of products in rows.h as a share of a large convolution's of the library."""
-DEPTHWISE_SHARE = 0.15
-"""The same of depthwise convolutions, which read as much as they multiply."""
-LIBRARY_SHARE = 0.2
-"""FLOP/s of a library convolution of 1 x 1, or dense, in a block, as that share; DEPTHWISE_SHARE for depthwise ones."""
+DENSE_SHARE, DEPTHWISE_SHARE = 0.9, 0.3
+"""FLOP/s in rows.h as shares of a large library convolution's; measured on MobileNetV2 at 224, an EPYC with AVX-512."""
+LIBRARY_DENSE_SHARE, LIBRARY_DEPTHWISE_SHARE = 0.45, 0.5
+"""The same of the library's convolutions of such blocks."""
+PACK_SHARE = 0.5
+"""Weights that are packed, read and written: bytes per second as a share of a large copy's."""
 CALLS = 6
-"""What one library convolution takes beside arithmetic, in calls on next to no data: it lays its weights out for each call."""
+"""What a kernel or a library convolution takes beside, in calls on next to no data."""
 
 
-def rows_seconds(chain: RowChain, model: CostModel, threads: int) -> float:
-    """One kernel on ``threads`` threads; rows that two threads read are made twice."""
-    rate = model.device.flops(chain.blocks[0].dtype) * model.device.convolution_speed
-    seconds, moved = CALLS * model.device.launch_overhead_s, sum(map(node_bytes, (*chain.operands, chain.result)))
-    height = chain.blocks[-1].result_size[0]
-    boundary, begin = height // 2, height // 2  # rows below ``boundary`` are one thread's, rows from ``begin`` on the other's
+def rows_seconds(kernel: RowsKernel, model: CostModel, threads: int) -> float:
+    """One kernel on ``threads`` threads: weights are packed, and rows that two threads read are made twice."""
+    chain, device = kernel.chain, model.device
+    rate = device.flops(chain.blocks[0].dtype) * device.convolution_speed
+    moved = sum(map(node_bytes, (*chain.operands, chain.result))) + 2 * kernel.shared_bytes / PACK_SHARE
+    seconds = CALLS * device.launch_overhead_s + moved / device.bandwidth_bytes_per_s
+    end = begin = chain.blocks[-1].result_size[0] // 2  # rows before ``end`` are one thread's, from ``begin`` on the next one's
     for block in reversed(chain.blocks):
         for convolution in (block.project, block.depthwise, block.expand):
             if convolution is None:
                 continue
-            rows = shape_of(convolution.node)[2]
-            again = (threads - 1) * max(0, boundary - begin) / rows
+            _, _, height, _ = shape_of(convolution.node)
+            again = (threads - 1) * max(0, end - begin) / height
             share = DEPTHWISE_SHARE if convolution.is_depthwise else DENSE_SHARE
             seconds += _flops(convolution, LANES) * (1 + again) / (rate * share)
             if convolution is not block.project:
-                boundary = min(shape_of(convolution.input)[2], _last_row(convolution, boundary))
+                end = min(shape_of(convolution.input)[2], _end_row(convolution, end))
                 begin = first_row(convolution, begin)
-    return seconds + moved / model.device.bandwidth_bytes_per_s
+    return seconds
 
 
 def library_seconds(block: InvertedResidual, model: CostModel) -> float:
     """Library convolutions, each followed by one pointwise kernel."""
-    rate = model.device.flops(block.dtype) * model.device.convolution_speed
-    seconds = 0.0
+    device, seconds = model.device, 0.0
+    rate = device.flops(block.dtype) * device.convolution_speed
     for convolution in (block.expand, block.depthwise, block.project):
         if convolution is not None:
-            share = DEPTHWISE_SHARE if convolution.is_depthwise else LIBRARY_SHARE
+            share = LIBRARY_DEPTHWISE_SHARE if convolution.is_depthwise else LIBRARY_DENSE_SHARE
             moved = sum(map(node_bytes, (convolution.input, convolution.weight, convolution.node)))
             arithmetic = _flops(convolution, 1) / (rate * share)
-            seconds += max(arithmetic, moved / model.device.bandwidth_bytes_per_s) + CALLS * model.device.launch_overhead_s
+            seconds += max(arithmetic, moved / device.bandwidth_bytes_per_s) + CALLS * device.launch_overhead_s
             seconds += model.kernel_seconds(2 * node_bytes(convolution.node))
     return seconds
 
@@ -80,6 +81,6 @@ def _flops(convolution: Convolution, lanes: int) -> int:
     return 2 * count * height * width * math.prod(convolution.kernel) * read * (-(-made // lanes) * lanes)
 
 
-def _last_row(convolution: Convolution, row: int) -> int:
+def _end_row(convolution: Convolution, row: int) -> int:
     """Behind the last row that rows up to ``row`` of the result read."""
     return (row - 1) * convolution.stride[0] - convolution.padding[0] + extent(convolution)

@@ -75,7 +75,7 @@ def rows_program(kernel: RowsKernel, threads: int, *, run: bool = True) -> Progr
     )
     results = (Port(tuple(result.shape), channels_last(result.shape), result.dtype, 0, 1),)
     key = hashlib.sha256(repr((operands, results, threads, kernel.source, run)).encode()).hexdigest()[:12]
-    fused = Fused(kernel.load(threads) if run else None, kernel.source, kernel.workspace_bytes(threads))
+    fused = Fused(kernel.load(threads) if run else None, kernel.source, kernel.workspace_bytes(threads), "cpp")
     flops = sum(flops_of(node) for block in chain.blocks for node in block.nodes)
     return PROGRAMS.add(
         Program(key, chain.images, chain.images, operands, results, (None,), value.device, flops, {}, {}, fused)

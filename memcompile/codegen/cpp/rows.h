@@ -189,8 +189,6 @@ void pack_depthwise(float *to, const float *from, int64_t channel, int64_t down,
 // --- pointwise: of vectors and of single floats ---
 
 template <class A, class B> using Wider = std::conditional_t<std::is_same_v<A, Vector> || std::is_same_v<B, Vector>, Vector, float>;
-template <class T> inline T spread(T value) { return value; }
-template <class T> inline T spread(std::conditional_t<std::is_same_v<T, float>, Vector, float> value) { return T{} + value; }
 
 template <class C, class A, class B> inline auto where(C condition, A a, B b) {
   if constexpr (std::is_same_v<C, bool>) return condition ? a : b;
@@ -203,8 +201,15 @@ template <class T, class L, class H> inline T clamp(T x, L low, H high) { return
 template <class T> inline T hardsigmoid(T x) { return clamp(x + 3.0f, 0.0f, 6.0f) / 6.0f; }
 template <class T> inline T hardswish(T x) { return x * clamp(x + 3.0f, 0.0f, 6.0f) / 6.0f; }
 template <class T> inline T leaky_relu(T x, float slope) { return where(x > 0.0f, x, x * slope); }
-template <class A, class B> inline Wider<A, B> minimum(A a, B b) { return where(a < b, a, where(a != a, a, b)); }
-template <class A, class B> inline Wider<A, B> maximum(A a, B b) { return where(a > b, a, where(a != a, a, b)); }
+// A nan on either side is the result.
+template <class A, class B> inline auto minimum(A left, B right) {
+  const Wider<A, B> a = Wider<A, B>{} + left, b = Wider<A, B>{} + right;
+  return where(a < b, a, where(a != a, a, b));
+}
+template <class A, class B> inline auto maximum(A left, B right) {
+  const Wider<A, B> a = Wider<A, B>{} + left, b = Wider<A, B>{} + right;
+  return where(a > b, a, where(a != a, a, b));
+}
 
 inline float square_root(float x) { return std::sqrt(x); }
 inline Vector square_root(Vector x) {

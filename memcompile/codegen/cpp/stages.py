@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +78,11 @@ def stages_of(block: InvertedResidual) -> Stages:
         expand = _stage("expand", bodies.before, product.node, product.bias, bodies.before.outputs[0], wide)
     (product,) = bodies.after.products.values()
     depthwise = _stage("depthwise", bodies.after, bodies.sums, None, product.left, wide)
-    return expand, depthwise, _stage("project", bodies.after, product.node, product.bias, bodies.after.outputs[0], narrow)
+    found = expand, depthwise, _stage("project", bodies.after, product.node, product.bias, bodies.after.outputs[0], narrow)
+    for stage in filter(None, found):  # what has no formula is refused here, not when it is written
+        list(stage.lines(str, "input"))
+        list(vector_lines(stage, str, str))
+    return found
 
 
 def _stage(name: str, chain: Chain, sums: fx.Node, bias: fx.Node | None, result: fx.Node, channels: int) -> Stage:
@@ -95,11 +99,9 @@ def _stage(name: str, chain: Chain, sums: fx.Node, bias: fx.Node | None, result:
     return Stage(name, sums, bias, tuple(order), result, channels, inputs[0] if inputs else None)
 
 
-def vector_lines(
-    stage: Stage, read: Callable[[fx.Node], str], write: Callable[[fx.Node], str], skip: Collection[fx.Node] = ()
-) -> Iterator[str]:
+def vector_lines(stage: Stage, read: Callable[[fx.Node], str], write: Callable[[fx.Node], str]) -> Iterator[str]:
     """Statements that compute the vectors of a stage for channel ``c``. ``read``: an operand's value; ``write``: where to."""
-    wanted = [node for node in stage.vectors if node not in skip]
+    wanted = stage.vectors
     needed, stack = set(wanted), list(wanted)
     while stack:
         new = [n for n in stack.pop().all_input_nodes if n not in needed]

@@ -36,8 +36,9 @@ def inverted_residuals(graph: fx.Graph, *, dense: bool = False) -> Found:
         depthwise = convolution_of(node) if _is_static(node) else None
         if depthwise is None or not depthwise.is_depthwise:
             continue
+        taken = {inner for block in blocks for inner in block.nodes}
         try:
-            blocks.append(_around(depthwise, order, dense))
+            blocks.append(_around(depthwise, order, taken, dense))
         except KernelRefusedError as error:
             errors.append(error)
     return Found(tuple(blocks), tuple(errors))
@@ -48,10 +49,11 @@ def _is_static(node: fx.Node) -> bool:
     return all(isinstance(v, torch.Tensor) and all(isinstance(length, int) for length in v.shape) for v in values)
 
 
-def _around(convolution: Convolution, order: dict[fx.Node, int], dense: bool) -> InvertedResidual:
+def _around(convolution: Convolution, order: dict[fx.Node, int], taken: set[fx.Node], dense: bool) -> InvertedResidual:
+    """The block of a depthwise convolution. What another block has ``taken``, its projection for one, does not expand."""
     depthwise, pads = _with_pads(convolution)
     between, sources = _back(depthwise.input)
-    expand = convolution_of(sources[0]) if len(sources) == 1 else None
+    expand = convolution_of(sources[0]) if len(sources) == 1 and sources[0] not in taken else None
     if expand is not None and dense and expand.groups == 1:
         expand, more = _with_pads(expand)
         between |= {*more}
