@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -76,8 +76,11 @@ def chains(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor, int]:
 @settings(max_examples=25)
 def test_whole_numbers_are_exact(case):
     module, x, threads = case
-    found = rows_of(module, x).run(threads)
-    assert torch.equal(found.double(), exactly(module, x))
+    try:
+        exact = exactly(module, x)
+    except RuntimeError:  # taps reach further than what strides leave of the image
+        reject()
+    assert torch.equal(rows_of(module, x).run(threads).double(), exact)
 
 
 @pytest.mark.parametrize("decomposed", [False, True], ids=["whole", "decomposed"])

@@ -140,10 +140,14 @@ def _rows_to_add(block: InvertedResidual) -> int:
 
 
 def link_of(block: InvertedResidual) -> Link:
-    """A block as a link of chains. Raises `KernelRefusedError` for what is not fp32, or has no formula."""
+    """A block as a link of chains. Raises `KernelRefusedError` for what is not fp32, has symbolic sizes, or has no formula."""
     for node in (*block.operands, block.result):
         if dtype_of(node) != torch.float32:
             raise refused(block.depthwise.node, f"C++ kernels are for float32, and {node.name} is {dtype_of(node)}")
+        value = node.meta["val"]
+        sizes = (*value.shape, *(() if node is block.input else value.stride()))
+        if not all(isinstance(size, int) for size in sizes):
+            raise refused(block.depthwise.node, f"{node.name} has sizes that vary from call to call")
     own = named(block)
     return Link(block, own, stages_of(own))
 

@@ -325,10 +325,11 @@ def _first(convolution: Convolution, row: str) -> str:
 
 
 def input_strides(chain: RowChain) -> tuple[int, ...]:
-    """Strides that the kernel takes the input with: its own where rows are copied and it comes from outside, else channels
-    last."""
+    """Strides that the kernel takes the input with: its own where rows are copied, it comes from outside, and they are known;
+    else channels last."""
     node = chain.input
-    if chain.copies_input and node.op == "placeholder":
-        return tuple(node.meta["val"].stride())
+    strides = tuple(node.meta["val"].stride())
+    if chain.copies_input and node.op == "placeholder" and all(isinstance(stride, int) for stride in strides):
+        return strides
     _, channels, height, width = shape_of(node)
     return height * width * channels, 1, width * channels, channels
