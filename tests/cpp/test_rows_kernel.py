@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, reject, settings
+from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -50,11 +50,11 @@ def chains(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor, int]:
     first, layers = narrow, []
     if draw(st.booleans()):
         mid = draw(channels)
-        taps, stride = draw(st.sampled_from([(3, 2), (3, 1), (2, 1), (5, 3)]))
+        taps, stride = draw(st.sampled_from([(3, 2), (3, 1), (2, 1), (5, 2)]))
         layers += [Stem(narrow, mid, taps, stride), *Block((mid, draw(channels)), mid, 3, act=BOUNDED, norm=False).layers]
         narrow = layers[-2].out_channels
     for _ in range(draw(st.integers(0 if layers else 1, 2))):
-        taps, stride, mid = draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(channels)
+        taps, stride, mid = draw(st.integers(1, 5)), draw(st.integers(1, 3 - bool(layers))), draw(channels)
         result = narrow if draw(st.booleans()) else draw(channels)
         if taps > 1 and draw(st.booleans()):
             pads = tuple(draw(st.integers(0, taps - 1)) for _ in range(4))
@@ -66,7 +66,7 @@ def chains(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor, int]:
             )
             layers.append(block)
         narrow = result
-    size = draw(st.integers(7, 19)), draw(st.integers(7, 33))
+    size = draw(st.integers(12, 24)), draw(st.integers(12, 33))
     torch.manual_seed(0)
     module = nn.Sequential(*layers).eval()
     return module, with_whole_numbers(module, draw(st.integers(1, 3)), first, *size), draw(st.integers(1, 5))
@@ -80,6 +80,7 @@ def test_whole_numbers_are_exact(case):
         exact = exactly(module, x)
     except RuntimeError:  # taps reach further than what strides leave of the image
         reject()
+    assume(exact[0, 0].numel() > 1)  # images of one pixel are none to the matcher
     assert torch.equal(rows_of(module, x).run(threads).double(), exact)
 
 
