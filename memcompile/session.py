@@ -281,9 +281,11 @@ class Session:
         return copied if self.inverted.blocks else None
 
     def _smaller(self, by_kernels: fx.GraphModule, gm: fx.GraphModule, wish: Wish) -> fx.GraphModule:
-        """The graph with kernels, unless it misses the room or there is none to keep, and tiles alone have a smaller peak."""
+        """The graph with kernels, unless tiles alone are better: they keep the room and kernels do not, or there is none to
+        keep and their peak is smaller. C++ kernels save time as well, which no tiles do: without a room, they stay."""
         peak = self._peak_of(by_kernels)[0]
-        if wish.room_bytes is not None and peak <= wish.room_bytes:
+        in_room = wish.room_bytes is not None and peak <= wish.room_bytes
+        if in_room or (wish.room_bytes is None and rows.wanted(self.options.patch_kernel, self.device)):
             return by_kernels
         with_kernels, self.tiled = self.tiled, None
         tiled = self._tile(gm, wish)

@@ -3,6 +3,7 @@
 chain.py       a chain: which rows of which image are kept, and how many
 pointwise.py   pointwise operators as C++ expressions
 stages.py      what follows each convolution, as expressions and the vectors that they read
+layout.py      where weights and rows lie in the workspace
 writer.py      the kernel's source around rows.h
 build.py       compiles and loads it
 kernel.py      generate_rows(chain) -> RowsKernel

@@ -104,6 +104,12 @@ class RowChain:
         return Image(height, width, channels, padded(channels), *sides(block.depthwise), rows)
 
 
+def convolutions_of(block: InvertedResidual) -> list[tuple[str, Convolution]]:
+    """A block's convolutions by name, in order."""
+    parts = (("expand", block.expand), ("depthwise", block.depthwise), ("project", block.project))
+    return [(name, convolution) for name, convolution in parts if convolution is not None]
+
+
 def first_of(block: InvertedResidual) -> Convolution:
     """The convolution that reads the block's input."""
     return block.expand or block.depthwise

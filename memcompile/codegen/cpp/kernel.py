@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from memcompile.codegen.cpp.build import load
 from memcompile.codegen.cpp.chain import RowChain
+from memcompile.codegen.cpp.layout import Layout, layout_of
 from memcompile.codegen.cpp.writer import Writer, input_strides
 from memcompile.cost import flops_of
 from memcompile.patching.program import channels_last
@@ -21,18 +23,27 @@ from memcompile.streaming.program import PROGRAMS, Fused, Port, Program
 FLOAT_BYTES = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RowsKernel:
-    """The kernel of a chain. ``shared_bytes``: packed weights and vectors; ``own_bytes``: rows of one thread."""
+    """The kernel of a chain."""
 
     chain: RowChain
-    source: str
-    shared_bytes: int
-    own_bytes: int
+    layout: Layout
+
+    @functools.cached_property
+    def source(self) -> str:
+        """The C++ that is compiled."""
+        header = files(__package__).joinpath("rows.h").read_text(encoding="utf-8")
+        return f"{header}\n{Writer(self.chain, self.layout).text()}"
+
+    @property
+    def shared_bytes(self) -> int:
+        """Packed weights and vectors."""
+        return FLOAT_BYTES * self.layout.shared.floats
 
     def workspace_bytes(self, threads: int) -> int:
         """What ``launch`` works in."""
-        return self.shared_bytes + threads * self.own_bytes
+        return self.shared_bytes + threads * FLOAT_BYTES * self.layout.own.floats
 
     def load(self, threads: int) -> Callable[..., None]:
         """``launch(*operands, out=(result,), workspace=...)`` on up to ``threads`` threads. Raises `KernelBuildError`.
@@ -53,12 +64,8 @@ class RowsKernel:
 
 
 def generate_rows(chain: RowChain) -> RowsKernel:
-    """Generate the kernel of a chain. Raises `KernelRefusedError`."""
-    writer = Writer(chain)
-    text = writer.text()
-    header = files(__package__).joinpath("rows.h").read_text(encoding="utf-8")
-    shared, own = (FLOAT_BYTES * layout.floats for layout in (writer.shared, writer.own))
-    return RowsKernel(chain, f"{header}\n{text}", shared, own)
+    """The kernel of a chain. Nothing is written before its source is asked for: many are only weighed against each other."""
+    return RowsKernel(chain, layout_of(chain))
 
 
 def rows_program(kernel: RowsKernel, threads: int, *, run: bool = True) -> Program:

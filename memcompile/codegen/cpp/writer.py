@@ -13,37 +13,21 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from memcompile.codegen.cpp.chain import LANES, Image, RowChain, extent, padded
+from memcompile.codegen.cpp.chain import LANES, Image, RowChain, convolutions_of, extent, padded
+from memcompile.codegen.cpp.layout import Layout
 from memcompile.codegen.cpp.stages import Stage, vector_lines
-from memcompile.codegen.triton.inverted.block import Convolution, InvertedResidual
+from memcompile.codegen.triton.inverted.block import Convolution
 from memcompile.codegen.triton.pointwise import shape_of
 from memcompile.codegen.triton.source import Source
 
-MOST_PIXELS = 24
-"""Pixels of a tile at most (SUMS in rows.h)."""
-
-
-class Layout:
-    """Places in a workspace, in floats."""
-
-    def __init__(self) -> None:
-        self.floats = 0
-
-    def take(self, floats: int) -> int:
-        """The offset of so many floats, a multiple of a vector."""
-        offset, self.floats = self.floats, self.floats + padded(floats)
-        return offset
-
 
 class Writer:
-    """Writes one chain. ``shared``: what is computed once a call, ``own``: what each thread has, in floats."""
+    """Writes one chain."""
 
-    def __init__(self, chain: RowChain) -> None:
-        self.chain, self.source = chain, Source()
+    def __init__(self, chain: RowChain, layout: Layout) -> None:
+        self.chain, self.layout, self.source = chain, layout, Source()
         self.blocks = [link.named for link in chain.links]
         self.stages = [link.stages for link in chain.links]
-        self.shared, self.own = Layout(), Layout()
-        self.places: dict[tuple[int, str], int] = {}
         self.last = len(self.blocks)
         self.inputs = [chain.input_of(i) for i in range(self.last)]
         self.expanded = [chain.expanded(i) for i in range(self.last)]
@@ -52,7 +36,6 @@ class Writer:
         """The source, after rows.h."""
         for index in range(self.last):
             self._geometry(index)
-        self.zeros = self.shared.take(max(image.pixels * image.step for image in self._kept()))
         self._prepare()
         self._rows()
         self._entry()
@@ -64,77 +47,59 @@ class Writer:
             yield
         self.source.add(tail)
 
-    def _kept(self) -> list[Image]:
-        images = [image for i, image in enumerate(self.inputs) if i > 0 or self.chain.copies_input]
-        return images + [image for image in self.expanded if image is not None]
+    def _shared(self, index: int, name: str) -> str:
+        return f"shared + {self.layout.shared[f'{index}.{name}']}"
 
-    # --- geometry and places ---
+    # --- geometry ---
 
     def _geometry(self, index: int) -> None:
+        """A block's convolutions as constants."""
         block, read, wide = self.blocks[index], self.inputs[index], self.expanded[index]
+        steps = {"expand": read.step, "depthwise": (wide or read).step, "project": padded(block.channels[1])}
         self.source.add(f"// block {index}: {block}")
         with self._braces(f"namespace b{index}", "}  // namespace"):
-            if block.expand is not None:
-                self._struct("Expand", block.expand, block.channels[0], read.step, index)
-            self._struct("Depthwise", block.depthwise, 1, (wide or read).step, index)
-            self._struct("Project", block.project, block.channels[1], padded(block.channels[1]), index)
-        for stage in filter(None, self.stages[index]):
-            for node in stage.vectors:
-                self.places[index, f"{stage.name}.{node.name}"] = self.shared.take(stage.channels)
+            for name, convolution in convolutions_of(block):
+                constants = {
+                    "KH": convolution.kernel[0],
+                    "KW": convolution.kernel[1],
+                    "S": convolution.stride[1],
+                    "DW": convolution.dilation[1],
+                    "C": 1 if convolution.is_depthwise else convolution.channels[0],
+                    "STEP": steps[name],
+                    "V": padded(convolution.channels[1]) // LANES,
+                }
+                text = ", ".join(f"{key} = {value}" for key, value in constants.items())
+                self.source.add(f"struct {name.title()} {{ static constexpr int {text}; }};")
         self.source.add("")
-
-    def _struct(self, name: str, convolution: Convolution, channels: int, step: int, index: int) -> None:
-        (down, across), vectors = convolution.kernel, padded(convolution.channels[1]) // LANES
-        constants = {
-            "KH": down,
-            "KW": across,
-            "S": convolution.stride[1],
-            "DW": convolution.dilation[1],
-            "C": channels,
-            "STEP": step,
-            "V": vectors,
-        }
-        text = ", ".join(f"{key} = {value}" for key, value in constants.items())
-        self.source.add(f"struct {name} {{ static constexpr int {text}; }};")
-        self.places[index, f"{name.lower()}.weight"] = self.shared.take(down * across * channels * vectors * LANES)
-
-    def _vector(self, index: int, stage: Stage, node: fx.Node) -> str:
-        return f"shared + {self.places[index, f'{stage.name}.{node.name}']}"
 
     # --- what is computed once a call ---
 
     def _prepare(self) -> None:
         """``prepare``: weights and vectors as vectors of channels, shared out among threads."""
         with self._braces("static void prepare(const float *const *operands, float *shared, int part, int parts)"):
-            length = max(image.pixels * image.step for image in self._kept())
-            self.source.add(f"if (part == 0) std::memset(shared + {self.zeros}, 0, {length} * sizeof(float));")
-            operand, turn = 1, 1
+            zeros = f"shared + {self.layout.shared['zeros']}, 0, {self.layout.zeros} * sizeof(float)"
+            self.source.add(f"if (part == 0) std::memset({zeros});")
+            operand = 1
             for index, block in enumerate(self.blocks):
                 where = {node.name: operand + i for i, node in enumerate(block.parameters)}
                 operand += len(block.parameters)
-                for convolution, name in ((block.expand, "Expand"), (block.project, "Project")):
-                    if convolution is not None:
-                        self._pack_dense(index, name, convolution, where)
-                self._pack_depthwise(index, block, where, turn)
+                for name, convolution in convolutions_of(block):
+                    self._pack(index, name, convolution, where[convolution.weight.name])
                 for stage in filter(None, self.stages[index]):
-                    self._vectors(index, stage, where, turn)
-                turn += 1
+                    self._vectors(index, stage, where)
         self.source.add("")
 
-    def _pack_dense(self, index: int, name: str, convolution: Convolution, where: dict[str, int]) -> None:
-        strides = ", ".join(map(str, convolution.weight.meta["val"].stride()))
-        place = self.places[index, f"{name.lower()}.weight"]
-        head = f"pack_dense<b{index}::{name}, {convolution.channels[1]}>"
-        self.source.add(f"{head}(shared + {place}, operands[{where[convolution.weight.name]}], {strides}, part, parts);")
+    def _pack(self, index: int, name: str, convolution: Convolution, operand: int) -> None:
+        out, read, down, across = convolution.weight.meta["val"].stride()
+        head = f"<b{index}::{name.title()}, {convolution.channels[1]}>({self._shared(index, f'{name}.weight')}, "
+        if convolution.is_depthwise:
+            call = f"pack_depthwise{head}operands[{operand}], {out}, {down}, {across});"
+            self.source.add(f"if (part == {index + 1} % parts) {call}")
+        else:
+            self.source.add(f"pack_dense{head}operands[{operand}], {out}, {read}, {down}, {across}, part, parts);")
 
-    def _pack_depthwise(self, index: int, block: InvertedResidual, where: dict[str, int], turn: int) -> None:
-        weight, place = block.depthwise.weight, self.places[index, "depthwise.weight"]
-        channel, _, down, across = weight.meta["val"].stride()
-        head = f"pack_depthwise<b{index}::Depthwise, {block.channels[1]}>"
-        call = f"{head}(shared + {place}, operands[{where[weight.name]}], {channel}, {down}, {across});"
-        self.source.add(f"if (part == {turn} % parts) {call}")
-
-    def _vectors(self, index: int, stage: Stage, where: dict[str, int], turn: int) -> None:
+    def _vectors(self, index: int, stage: Stage, where: dict[str, int]) -> None:
+        """A stage's vectors, zeros behind them."""
         if not stage.vectors:
             return
 
@@ -143,14 +108,13 @@ class Writer:
             return f"operands[{where[node.name]}][{f'c * {stride[0]}' if stride else 0}]"
 
         def write(node: fx.Node) -> str:
-            return f"shared[{self.places[index, f'{stage.name}.{node.name}']} + c]"
+            return f"shared[{self.layout.shared[f'{index}.{stage.name}.{node.name}']} + c]"
 
-        with self._braces(f"if (part == {turn} % parts)"):
-            for node in stage.vectors:
-                rest = padded(stage.channels) - stage.channels
-                if rest:
-                    place = self.places[index, f"{stage.name}.{node.name}"] + stage.channels
-                    self.source.add(f"std::memset(shared + {place}, 0, {rest} * sizeof(float));")
+        with self._braces(f"if (part == {index + 1} % parts)"):
+            if rest := padded(stage.channels) - stage.channels:
+                for node in stage.vectors:
+                    start = self.layout.shared[f"{index}.{stage.name}.{node.name}"] + stage.channels
+                    self.source.add(f"std::memset(shared + {start}, 0, {rest} * sizeof(float));")
             with self._braces(f"for (int c = 0; c < {stage.channels}; ++c)"):
                 self.source.add(*vector_lines(stage, read, write))
 
@@ -158,24 +122,19 @@ class Writer:
 
     def _rows(self) -> None:
         """The struct of one thread."""
-        chain, source = self.chain, self.source
+        chain, source, kept = self.chain, self.source, self.layout.kept
         source.add("// Rows of one thread; ``input``, ``result``: of one image.")
         with self._braces("struct Rows", "};"):
             source.add("const float *shared;", "float *own;", "const float *input = nullptr;", "float *result = nullptr;")
-            rings: list[str] = []
-            for index, (read, wide) in enumerate(zip(self.inputs, self.expanded, strict=True)):
-                if index > 0 or chain.copies_input:
-                    rings.append(self._ring(f"image{index}", read))
-                if wide is not None:
-                    rings.append(self._ring(f"wide{index}", wide))
-            tile = max(padded(block.channels[1]) for block in self.blocks)
-            self.tile = self.own.take(MOST_PIXELS * tile)
-            source.add(f"float *tile = own + {self.tile};")
-            counts = [*(f"{name}_end = 0" for name in rings), f"image{self.last}_end = 0"]
-            source.add(f"int {', '.join(counts)};", "")
+            for name, image in kept.items():
+                sizes = f"{image.height}, {image.left}, {image.pixels}, {image.step}, {image.rows}"
+                places = f"own + {self.layout.own[name]}, shared + {self.layout.shared['zeros']}"
+                source.add(f"Ring<{sizes}> {name}_rows{{{places}}};")
+            source.add(f"float *tile = own + {self.layout.own['tile']};")
+            source.add(f"int {', '.join(f'{name}_end = 0' for name in (*kept, f'image{self.last}'))};", "")
             with self._braces("void clear()"):
-                source.add(*(f"{name}_rows.clear();" for name in rings))
-            self._start(rings)
+                source.add(*(f"{name}_rows.clear();" for name in kept))
+            self._start()
             if chain.copies_input:
                 self._copy()
             for index in range(self.last):
@@ -183,12 +142,7 @@ class Writer:
                 self._block(index)
         source.add("")
 
-    def _ring(self, name: str, image: Image) -> str:
-        sizes = f"{image.height}, {image.left}, {image.pixels}, {image.step}, {image.rows}"
-        self.source.add(f"Ring<{sizes}> {name}_rows{{own + {self.own.take(image.floats)}, shared + {self.zeros}}};")
-        return name
-
-    def _start(self, rings: list[str]) -> None:
+    def _start(self) -> None:
         """``start(row)``: which row of each image is the first that row ``row`` of the result needs."""
         with self._braces(f"void start(int image{self.last}_first)"):
             self.source.add(f"image{self.last}_end = image{self.last}_first;")
@@ -198,7 +152,7 @@ class Writer:
                     self.source.add(f"const int wide{index}_first = {_first(block.depthwise, below)};")
                     self.source.add(f"wide{index}_end = wide{index}_first;")
                 conv, of = (block.depthwise, below) if block.expand is None else (block.expand, f"wide{index}_first")
-                if f"image{index}" in rings:
+                if f"image{index}" in self.layout.kept:
                     first = _first(conv, of)
                     first = f"std::min({below}, {first})" if block.adds_input else first
                     self.source.add(f"const int image{index}_first = {first};")
@@ -239,7 +193,7 @@ class Writer:
             else:
                 self._window(f"image{index}", block.expand, self.inputs[index])
             self.source.add(f"float *to = wide{index}_rows.pixels(y);")
-            weights = f"shared + {self.places[index, 'expand.weight']}"
+            weights = self._shared(index, "expand.weight")
             head = f"dense_row<b{index}::Expand, {wide.width}>(rows, {weights}, [&](int pixel, int vector, Vector sum)"
             with self._braces(head, "});"):
                 self._finish(index, stage)
@@ -247,7 +201,11 @@ class Writer:
 
     def _finish(self, index: int, stage: Stage) -> None:
         """What follows a convolution, for one vector of one pixel."""
-        self.source.add(*stage.lines(lambda node: f"load({self._vector(index, stage, node)} + vector * LANES)", "input_pixel"))
+
+        def vector(node: fx.Node) -> str:
+            return f"load({self._shared(index, f'{stage.name}.{node.name}')} + vector * LANES)"
+
+        self.source.add(*stage.lines(vector, "input_pixel"))
 
     def _block(self, index: int) -> None:
         """Rows of a block's result."""
@@ -267,14 +225,14 @@ class Writer:
                 self.source.add(f"const float *added = {row};")
             step = padded(block.channels[1])
             with self._braces(f"tiles<{name}::Project, {width}>([&](auto count, int first)", "});"):
-                weights = f"shared + {self.places[index, 'depthwise.weight']}"
+                weights = self._shared(index, "depthwise.weight")
                 head = (
                     f"depthwise_tile<{name}::Depthwise, count>(rows, {weights}, first, [&](int pixel, int vector, Vector sum)"
                 )
                 with self._braces(head, "});"):
                     self._finish(index, between)
                     self.source.add(f"store(tile + pixel * {step} + vector * LANES, {between.value});")
-                weights = f"shared + {self.places[index, 'project.weight']}"
+                weights = self._shared(index, "project.weight")
                 self.source.add("const float *tiled[1] = {tile};")
                 head = f"dense_tile<{name}::Project, count>(tiled, {weights}, 0, [&](int pixel, int vector, Vector sum)"
                 with self._braces(head, "});"):
@@ -294,7 +252,7 @@ class Writer:
         height, width = self.blocks[-1].result_size
         channels = self.blocks[-1].channels[2]
         image, result = input_strides(self.chain)[0], height * width * channels
-        shared, own = padded(self.shared.floats), padded(self.own.floats)
+        shared, own = self.layout.shared.floats, self.layout.own.floats
         self.source.add(
             'extern "C" void run(const float *const *operands, float *result, float *workspace, int images, int threads) {',
             f"  const int total = images * {height};",
