@@ -61,9 +61,9 @@ def wanted(kernel: PatchKernel, device: torch.device) -> bool:
     return kernel == "cpp" or (kernel == "auto" and device.type == "cpu")
 
 
-def rows_refusal(device: torch.device) -> str:
-    """Why no C++ kernel runs on a device; empty when one does."""
-    return build_refusal() if device.type == "cpu" else "C++ kernels run on the CPU"
+def rows_refusal(device: torch.device, *, run: bool = True) -> str:
+    """Why no C++ kernel runs on a device; empty when one does. ``run``: False in a dry run, where nothing is compiled."""
+    return build_refusal(run=run) if device.type == "cpu" else "C++ kernels run on the CPU"
 
 
 def rewrite_rows(gm: fx.GraphModule, goal: Goal, tools: Tools) -> tuple[fx.GraphModule | None, Inverted]:
@@ -77,7 +77,7 @@ def rewrite_rows(gm: fx.GraphModule, goal: Goal, tools: Tools) -> tuple[fx.Graph
     refused = [(error.node, error.source, error.reason) for error in found.refused]
     if not found.blocks:
         return None, Inverted((), tuple(refused))
-    if refusal := rows_refusal(found.blocks[0].result.meta["val"].device):
+    if refusal := rows_refusal(found.blocks[0].result.meta["val"].device, run=tools.run):
         return None, Inverted((), (*refused, ("graph", "", refusal)))
     links, reasons = _links(found.blocks)
     limit = None
@@ -88,7 +88,7 @@ def rewrite_rows(gm: fx.GraphModule, goal: Goal, tools: Tools) -> tuple[fx.Graph
         limit = max(0, goal.room_bytes - entry)
     kernels: list[RowsKernel] = []
     for run in runs_of(found.blocks):
-        kernels += _chosen(run, links, _beside(copied.graph, run), limit, goal, tools)
+        kernels += _chosen(run, links, bytes_beside(copied.graph, run), limit, goal, tools)
     if not kernels:
         slow = ("graph", "", "library calls are expected to be faster, or to need less memory")
         return None, Inverted((), (*refused, *reasons, *([slow] if links else [])))
@@ -139,7 +139,7 @@ def _chosen(
     return [kernel(*part) for part in cut.parts]
 
 
-def _beside(graph: fx.Graph, run: Sequence[InvertedResidual]) -> list[int]:
+def bytes_beside(graph: fx.Graph, run: Sequence[InvertedResidual]) -> list[int]:
     """Bytes of what is alive while a block runs and has no part in it, inputs of the graph aside."""
     place = {node: i for i, node in enumerate(graph.nodes)}
     lives: dict[fx.Node, int] = {}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from memcompile.codegen.cpp.build import FLAGS, load
-from memcompile.codegen.cpp.chain import link_of
+from memcompile.codegen.cpp.chain import link_of, runs_of
 from memcompile.codegen.triton.inverted.match import inverted_residuals
 from memcompile.errors import KernelBuildError, KernelRefusedError
 from tests.cpp.rows import Stem, rows_of, with_whole_numbers
@@ -141,6 +141,28 @@ def test_rows_are_what_is_kept():
     assert not chain.copies_input
     wide = chain.expanded(1)
     assert (wide.pixels, wide.step) == (2 + 30 + 2, 32)
+
+
+def test_a_projection_does_not_expand_the_next_block():
+    module = nn.Sequential(Block((8, 12), 20, norm=False), Block((12, 12), 12, norm=False)).eval()
+    x = with_whole_numbers(module, 1, 8, 9, 7)
+    rows = rows_of(module, x)
+    assert [block.expand is None for block in rows.kernel.chain.blocks] == [False, True]
+    assert torch.equal(rows.run().double(), exactly(module, x))
+
+
+def test_a_chain_ends_where_others_read_its_image():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Block((8, 8), 20) for _ in range(3))
+
+        def forward(self, x):
+            first = self.blocks[0](x)
+            return self.blocks[2](self.blocks[1](first)) + first.mean((2, 3), keepdim=True)
+
+    graph, _ = graph_of(Branches(), pixels(1, 8, 6, 6))
+    assert [len(run) for run in runs_of(inverted_residuals(graph).blocks)] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import torch
 from torch import fx, nn
 
 import memcompile
+from memcompile.codegen.triton.inverted.match import inverted_residuals
 from memcompile.cost import CostModel
 from memcompile.device import device_model
 from memcompile.fxutil import op_name
 from memcompile.passes.inverted import Inverted
-from memcompile.passes.rows import WHY, Goal, Tools, rewrite_rows, rows_refusal, wanted
+from memcompile.passes.rows import WHY, Goal, Tools, bytes_beside, rewrite_rows, rows_refusal, wanted
 from memcompile.runtime.measure import measure_peak
 from tests.cpp.rows import Stem
 from tests.steps import QUICK
@@ -71,6 +72,25 @@ def test_the_room_cuts_chains():
     assert peaks[1] < peaks[0]
 
 
+def test_what_is_alive_beside_a_block_counts():
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.pool = nn.Conv2d(3, 12, 1), nn.MaxPool2d(2)
+            self.blocks = nn.ModuleList([Block((12, 12), 24), Block((12, 12), 24), Block((12, 12), 24)])
+
+        def forward(self, x):
+            wide = self.first(x)
+            narrow = self.blocks[0](self.pool(wide))
+            last = self.blocks[2](self.blocks[1](narrow))
+            return nn.functional.interpolate(last, scale_factor=2) + wide, narrow.mean()
+
+    graph, _ = graph_of(Skip().eval(), torch.randn(1, 3, 16, 12))
+    wide, narrow = 4 * 12 * 16 * 12, 4 * 12 * 8 * 6
+    blocks = inverted_residuals(graph).blocks
+    assert bytes_beside(graph, blocks) == [wide, wide, wide + narrow]
+
+
 def test_a_graph_that_fits_is_left_alone_unless_forced():
     model, x = network(), torch.randn(1, 3, 18, 20)
     assert rewritten(model, x, Goal(room_bytes=1000), peak=1000)[:2] == (None, Inverted())
@@ -100,6 +120,16 @@ def test_a_compiler_that_is_missing_is_said():
     assert gm is None
     ((_, _, why),) = done.refused
     assert "no C++ kernel can be built" in why and "no-such-compiler" in why
+
+
+def test_a_compiler_without_openmp_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("memcompile.codegen.cpp.build.FLAGS", ("-shared", "-fPIC", "-nostdinc"))
+    gm, done, _ = rewritten(network(), torch.randn(1, 3, 18, 20), Goal(forced=True), run=True)
+    assert gm is None
+    ((_, _, why),) = done.refused
+    assert "omp.h" in why
+    assert rewritten(network(), torch.randn(1, 3, 18, 20), Goal(forced=True), run=False)[1].blocks
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -18,6 +18,10 @@ from memcompile.errors import KernelBuildError
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 
 
+PROBE = '#include <omp.h>\nextern "C" int threads() { return omp_get_max_threads(); }\n'
+"""What any compiler must manage that kernels are to be compiled by."""
+
+
 def load(source: str) -> ctypes.CDLL:
     """The library of a source, compiled unless a machine like this has done so (caches of PyTorch that are off are off here).
     Raises `KernelBuildError`."""
@@ -32,10 +36,12 @@ def load(source: str) -> ctypes.CDLL:
         raise KernelBuildError(compiler, str(error)) from None
 
 
-def build_refusal() -> str:
-    """Why no C++ kernel can be compiled here; empty when one can."""
+def build_refusal(*, run: bool = True) -> str:
+    """Why no C++ kernel can be compiled here; empty when one can. ``run``: False in a dry run: it looks for a compiler only."""
     try:
         _version(_compiler())
+        if run:
+            load(PROBE)
     except KernelBuildError as error:
         return str(error)
     return ""
