@@ -77,15 +77,15 @@ def rewrite_rows(gm: fx.GraphModule, goal: Goal, tools: Tools) -> tuple[fx.Graph
     refused = [(error.node, error.source, error.reason) for error in found.refused]
     if not found.blocks:
         return None, Inverted((), tuple(refused))
-    if refusal := rows_refusal(found.blocks[0].result.meta["val"].device, run=tools.run):
-        return None, Inverted((), (*refused, ("graph", "", refusal)))
-    links, reasons = _links(found.blocks)
     limit = None
     if goal.room_bytes is not None:
         base, entry = tools.peak_of(gm)
         if base <= goal.room_bytes and not goal.forced:
             return None, Inverted()
         limit = max(0, goal.room_bytes - entry)
+    if refusal := rows_refusal(found.blocks[0].result.meta["val"].device, run=tools.run):
+        return None, Inverted((), (*refused, ("graph", "", refusal)))
+    links, reasons = _links(found.blocks)
     kernels: list[RowsKernel] = []
     for run in runs_of(found.blocks):
         kernels += _chosen(run, links, bytes_beside(copied.graph, run), limit, goal, tools)

@@ -49,7 +49,7 @@ class RowsKernel:
         """``launch(*operands, out=(result,), workspace=...)`` on up to ``threads`` threads. Raises `KernelBuildError`.
 
         Operands are ``chain.operands`` with the strides of ``rows_program``'s ports; the workspace: uint8, of
-        ``workspace_bytes(threads)``, at an address that is a multiple of 64.
+        ``workspace_bytes(threads)``; vectors are read fastest from addresses that are multiples of 64.
         """
         run = load(self.source).run
         run.restype = None

@@ -2,9 +2,9 @@
 //
 // A row is [pixels][STEP] floats, its channels innermost; STEP is a multiple of LANES where vectors are read from it. Geometry
 // comes as a struct G of constants:
-//   KH, KW   taps down and across        S, DH, DW   stride across, dilation down and across
-//   C        channels that a pixel reads (dense)     STEP   floats from a pixel that is read to the next one
-//   V        vectors of channels that a pixel yields
+//   KH, KW   taps down and across        S, DW   stride and dilation across: down, they are in the pointers to rows
+//   C        channels that are read      STEP    floats from a pixel that is read to the next one
+//   V        vectors of channels that come out
 // ``finish(pixel, vector, sum)`` gets each sum once, applies what is pointwise, and stores it.
 #include <algorithm>
 #include <cmath>
