@@ -155,6 +155,18 @@ class KernelRefusedError(MemcompileError):
         )
 
 
+class KernelBuildError(MemcompileError):
+    """A generated C++ kernel could not be compiled or loaded. ``compiler``: what was called."""
+
+    def __init__(self, compiler: str, reason: str) -> None:
+        self.compiler = compiler
+        self.reason = reason
+        super().__init__(
+            f"no C++ kernel can be built with {compiler}: {reason.rstrip('.')}. Install g++ or clang++ (the environment "
+            "variable CXX names another one), or choose options={'patch_kernel': 'off'}."
+        )
+
+
 class UnknownTargetError(MemcompileError):
     """A GPU that kernels cannot be compiled for."""
 

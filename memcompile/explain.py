@@ -12,7 +12,6 @@ from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.errors import Contributor
 from memcompile.explain_swap import refused_moves, swap_report
 from memcompile.explain_weights import weights_decisions, weights_notes, weights_pass, weights_plan, weights_times
-from memcompile.passes.inverted import WHY
 from memcompile.passes.rematerialize import Recomputation, recomputations
 from memcompile.pipeline import Lowered, Outcome
 from memcompile.report.data import (
@@ -190,7 +189,10 @@ def _tiles(session: Session) -> tuple[DecisionRow, ...]:
 
 def _inverted(session: Session) -> list[DecisionRow]:
     """Inverted residuals that run as one kernel, and those that do not."""
-    done = [DecisionRow("tile", block.node, block.source, block.saved_bytes, None, WHY) for block in session.inverted.blocks]
+    done = [
+        DecisionRow("tile", block.node, block.source, block.saved_bytes, None, session.inverted.why)
+        for block in session.inverted.blocks
+    ]
     return done + [DecisionRow("refused", name, source, None, None, why) for name, source, why in session.inverted.refused]
 
 
@@ -280,7 +282,12 @@ def _orders(session: Session) -> tuple[OrderReport, ...]:
 def _kernels(session: Session) -> tuple[KernelInfo, ...]:
     kinds = (("rows", session.low_rank.streamed), ("inverted_residual", session.inverted.blocks))
     rows = tuple(
-        KernelInfo(f"{kind}_{key}", (streamed.source,), source_text(streamed.program, streamed.source))
+        KernelInfo(
+            f"{kind}_{key}",
+            (streamed.source,),
+            source_text(streamed.program, streamed.source),
+            streamed.program.fused.language if streamed.program.fused is not None else "python",
+        )
         for kind, found in kinds
         for key, streamed in {streamed.program.key: streamed for streamed in reversed(found)}.items()
     )

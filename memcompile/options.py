@@ -24,7 +24,7 @@ Fallback = Literal["inductor"]
 Lower = Literal["auto"] | bool
 ArenaScope = Literal["step", "graph", "off"]
 LowRankKernel = Literal["auto", "rows", "triton"]
-PatchKernel = Literal["auto", "triton", "off"]
+PatchKernel = Literal["auto", "triton", "cpp", "off"]
 
 PASS_NAMES: tuple[str, ...] = ("low_rank", "patch", "rematerialize", "schedule")
 """Passes that can be switched by name, in the order they run. All are on unless switched off."""
@@ -107,10 +107,11 @@ class Options:
     ``low_rank_kernel``: library products on blocks of rows ("rows"), one Triton kernel for each low-rank chain ("triton"), or
     what suits the device and the rank ("auto"). ``max_overhead``: of ``patch``, the share of multiply-adds, and of expected
     time, that the smallest peak may cost; None: patches are for keeping a budget alone. ``patch_kernel``: of ``patch``, one
-    Triton kernel for each inverted residual ("triton"), for none ("off"), or where patches are asked for and the kernel is
-    expected to be the faster way on a GPU ("auto"). ``bytes_per_element``: a dry run counts images in elements of that size,
-    as on a microcontroller. ``scratchpad``: a dry run plans order, replacement and offsets for these memories. ``swap``: tiers
-    that storages may move to while nothing reads them, {"host": "16GiB", "disk": "/scratch:64GiB"}; without one, nothing moves.
+    Triton kernel for each inverted residual ("triton"), one C++ kernel for each chain of them ("cpp"), none ("off"), or where
+    patches are asked for, Triton's on a GPU and C++ on a CPU where that is expected to be the faster way ("auto").
+    ``bytes_per_element``: a dry run counts images in elements of that size, as on a microcontroller. ``scratchpad``: a dry run
+    plans order, replacement and offsets for these memories. ``swap``: tiers that storages may move to while nothing reads them,
+    {"host": "16GiB", "disk": "/scratch:64GiB"}; without one, nothing moves.
     ``inductor``: Inductor config patches.
     """
 
@@ -282,7 +283,7 @@ _PARSERS: Mapping[str, Callable[[object], object]] = {
     "lower": _parse_lower,
     "arena": _choice("arena", ("step", "graph", "off")),
     "low_rank_kernel": _choice("low_rank_kernel", ("auto", "rows", "triton")),
-    "patch_kernel": _choice("patch_kernel", ("auto", "triton", "off")),
+    "patch_kernel": _choice("patch_kernel", ("auto", "triton", "cpp", "off")),
     "bytes_per_element": _parse_element,
     "swap": parse_tiers,
     "scratchpad": Memories.parse,

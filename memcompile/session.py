@@ -18,7 +18,6 @@ from memcompile import explain
 from memcompile.codegen.dynamo import capture_info, debug_folder
 from memcompile.codegen.fused import fuse
 from memcompile.codegen.inductor import compile_graph, real_code
-from memcompile.codegen.interpreted import interpret
 from memcompile.codegen.partition import default_partition
 from memcompile.codegen.repro import repro_script
 from memcompile.codegen.scheduled import Scheduling
@@ -36,20 +35,18 @@ from memcompile.offload.modules import is_ticket
 from memcompile.offload.planning import Tools as WeightTools
 from memcompile.offload.planning import WeightPlan, plan_weights
 from memcompile.options import Options
-from memcompile.passes import inverted
 from memcompile.passes.allocate import ArenaPlan
 from memcompile.passes.inverted import Inverted
 from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
-from memcompile.passes.patch import Compile
 from memcompile.passes.weights import read_again, supply
-from memcompile.patching.choose import Tiled, Wish, tile
-from memcompile.patching.choose import Tools as TileTools
+from memcompile.patching.choose import Tiled
 from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
 from memcompile.placing import Placing
 from memcompile.report.data import ArenaReport, GraphReport
 from memcompile.report.scratchpad_data import ScratchpadReport
 from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, storages
 from memcompile.runtime.workspace import measuring
+from memcompile.shrinking import Shrinking
 from memcompile.swapping import measured, usable
 from memcompile.verify import VerificationError
 from memcompile.verify_arena import check_places
@@ -243,81 +240,13 @@ class Session:
 
     def _shrink(self, gm: fx.GraphModule) -> fx.GraphModule:
         """A network of images with inverted residuals as kernels and stages tile by tile, as the options ask for."""
-        options = self.options
-        asked = options.memory_budget.to_option(), options.max_overhead, options.bytes_per_element
-        forced = options.patch_kernel == "triton" and options.bytes_per_element is None
-        wished = any(value is not None for value in asked)
-        if not options.enabled("patch") or not (wished or forced) or streaming_refusal():
-            return gm
+        shrinking = Shrinking(self.options, self.device, self.lowering, self.outside_bytes, self.dry)
         with self._named("patch"):
-            wish = self._wish(gm) if wished else None
-            by_kernels = self._invert(gm)
-            if by_kernels is None:
-                return gm if wish is None else self._tile(gm, wish)
-            self.unplanned_bytes = self.unplanned_bytes or self._peak_of(gm)[0]
-            if wish is None:
-                return by_kernels
-            shrunk = self._tile(by_kernels, wish)
-            return shrunk if forced else self._smaller(shrunk, gm, wish)
-        self.inverted, self.tiled = Inverted(), None
+            shrunk = shrinking.shrink(gm)
+            self.inverted, self.tiled = shrinking.inverted, shrinking.tiled
+            self.unplanned_bytes = shrinking.unplanned_bytes
+            return shrunk
         return gm
-
-    def _invert(self, gm: fx.GraphModule) -> fx.GraphModule | None:
-        """A copy with inverted residuals as kernels; None where no block gets one."""
-        kernel = self.options.patch_kernel
-        if self.options.bytes_per_element is not None or not inverted.wanted(kernel, self.device):
-            return None
-        with torch._subclasses.fake_tensor.unset_fake_temporarily():
-            copied = copy.deepcopy(gm)
-        self.inverted = inverted.rewrite(copied, kernel, self.device, run=not self.dry)
-        return copied if self.inverted.blocks else None
-
-    def _smaller(self, by_kernels: fx.GraphModule, gm: fx.GraphModule, wish: Wish) -> fx.GraphModule:
-        """The graph with kernels, unless it misses the room or there is none to keep, and tiles alone have a smaller peak."""
-        peak = self._peak_of(by_kernels)[0]
-        if wish.room_bytes is not None and peak <= wish.room_bytes:
-            return by_kernels
-        with_kernels, self.tiled = self.tiled, None
-        tiled = self._tile(gm, wish)
-        if self._peak_of(tiled)[0] < peak:
-            why = f"{len(self.inverted.blocks)} inverted residuals: tiles without their kernels have a smaller peak"
-            self.inverted = Inverted((), (*self.inverted.refused, ("graph", "", why)))
-            return tiled
-        self.tiled = with_kernels
-        return by_kernels
-
-    def _tile(self, gm: fx.GraphModule, wish: Wish) -> fx.GraphModule:
-        """Stages of a network of images tile by tile."""
-        on_cpu = self.device.type == "cpu"
-        trial: Compile = interpret if on_cpu else functools.partial(compile_block, run=False)
-        compiler: Compile = trial if self.dry or on_cpu else compile_block
-        tools = TileTools(self._peak_of, trial, compiler, self.dry, CostModel(device_model(self.device)).prices)
-        self.tiled = tile(gm, wish, tools, self.options.bytes_per_element)
-        if self.tiled is None:
-            return gm
-        floor = self.tiled.report.peak_bytes
-        if self.options.bytes_per_element and floor > (wish.room_bytes or floor) and self.options.on_infeasible == "raise":
-            raise surface(BudgetInfeasibleError(wish.room_bytes or 0, floor, 0, (), "a smaller picture, or a narrower network"))
-        self.unplanned_bytes = self.unplanned_bytes or self.tiled.base_peak_bytes or None
-        return gm if self.tiled.gm is None else self.tiled.gm
-
-    def _wish(self, gm: fx.GraphModule) -> Wish:
-        """The room that a budget leaves; without one, the overhead that is allowed."""
-        budget = self.options.memory_budget
-        if budget.to_option() is None:
-            return Wish(max_overhead=self.options.max_overhead or 0.0)
-        peak, entry = self._peak_of(gm) if budget.needs_unplanned_peak or budget.auto else (0, 0)
-        self.unplanned_bytes = peak or None
-        room = budget.resolve(
-            unplanned_peak_bytes=peak + self.outside_bytes, free_bytes=free_bytes(self.device), entry_bytes=entry
-        )
-        assert room is not None
-        return Wish(room_bytes=max(1, room - self.outside_bytes), max_overhead=self.options.max_overhead)
-
-    def _peak_of(self, gm: fx.GraphModule) -> tuple[int, int]:
-        """Exact peak of an inference graph, and what is alive at entry."""
-        peak = self.lowering(StepGraphs(gm, None, len(outputs_of(gm.graph))), None).peak
-        return peak.peak_bytes, peak.entry_bytes
 
     @contextlib.contextmanager
     def _named(self, name: str) -> Iterator[None]:

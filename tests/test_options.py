@@ -103,6 +103,7 @@ def test_everything_at_once() -> None:
     assert options.solver_time_limit_s == 3.0
     assert options.lower is False
     assert options.patch_kernel == "triton"
+    assert Options.from_mapping({"patch_kernel": "cpp"}).patch_kernel == "cpp"
     assert Options.from_mapping(json.loads(json.dumps(options.to_mapping()))) == options
     assert pickle.loads(pickle.dumps(options)) == options
 
@@ -134,7 +135,7 @@ def test_a_wrong_inductor_key_is_an_error_with_a_suggestion() -> None:
         ("lower", "yes"),
         ("arena", "on"),
         ("arena", None),
-        ("patch_kernel", "rows"),
+        ("patch_kernel", "c++"),
         ("patch_kernel", True),
         ("patch_kernel", None),
         ("lower", 1),

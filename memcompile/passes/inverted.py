@@ -29,10 +29,12 @@ Refusals = tuple[tuple[str, str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Inverted:
-    """What the pass did to a graph. ``refused``: (node, source, reason), of blocks and of depthwise convolutions in none."""
+    """What the pass did to a graph. ``refused``: (node, source, reason), of blocks and of depthwise convolutions in none.
+    ``why``: what kernels are for, in a report."""
 
     blocks: tuple[Streamed, ...] = ()
     refused: Refusals = ()
+    why: str = WHY
 
 
 def rewrite(gm: fx.GraphModule, kernel: PatchKernel, device: torch.device, *, run: bool = True) -> Inverted:

@@ -15,7 +15,7 @@ import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, fx
@@ -66,10 +66,13 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """One kernel for all rows: ``launch(*operands, out=results)``, None in a dry run; and its module as text."""
+    """One kernel for all rows: ``launch(*operands, out=results)``, None in a dry run; and its module as text. One that works in
+    ``workspace_bytes`` takes them as ``workspace`` too."""
 
     launch: Callable[..., object] | None
     source: str
+    workspace_bytes: int = 0
+    language: Literal["python", "cpp"] = "python"
 
 
 Compile = Callable[[fx.GraphModule], Block]
@@ -97,8 +100,9 @@ class Program:
 
     @property
     def workspace_bytes(self) -> int:
-        """Bytes that every block runs in."""
-        return max((block.workspace_bytes for block in self.blocks.values()), default=0)
+        """Bytes that every block runs in, or the one kernel."""
+        inside = self.fused.workspace_bytes if self.fused is not None else 0
+        return max((block.workspace_bytes for block in self.blocks.values()), default=inside)
 
     @property
     def scratch_bytes(self) -> int:
@@ -114,7 +118,8 @@ class Program:
     def run(self, operands: Sequence[Tensor], results: Sequence[Tensor], workspace: Tensor) -> None:
         """Write ``results``, block by block."""
         if self.fused is not None and self.fused.launch is not None:
-            self.fused.launch(*operands, out=tuple(results))
+            scratch = {"workspace": workspace} if self.fused.workspace_bytes else {}
+            self.fused.launch(*operands, out=tuple(results), **scratch)
             return
         ports = (*self.operands, *self.results)
         tensors = (*operands, *results)

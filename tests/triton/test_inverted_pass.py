@@ -167,6 +167,7 @@ def test_kernels_are_taken_where_they_keep_the_budget(monkeypatch):
     """On a GPU; here kernels are let win on the CPU, in dry runs."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr("memcompile.passes.inverted.wanted", lambda kernel, _device: kernel != "off")
+    monkeypatch.setattr("memcompile.passes.rows.wanted", lambda _kernel, _device: False)
     monkeypatch.setattr("memcompile.passes.inverted.slower", lambda _kernel, _device: "")
     torch.manual_seed(0)
     layers = nn.Conv2d(1, 8, 3, padding=1), Block((8, 8), 24), Block((8, 4), 16, stride=2), nn.AvgPool2d(4)

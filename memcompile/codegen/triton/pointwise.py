@@ -267,7 +267,7 @@ def expression(node: fx.Node, read: Read) -> str:
     if name not in FORMULAS:
         raise refused(node, f"{node.target} is not pointwise, or has no formula yet")
     floats = any(dtype_of(n).is_floating_point for n in (node, *node.all_input_nodes))
-    positional, named = _arguments(node)
+    positional, named = arguments_of(node)
     operands = [_operand(value, read, floats and i != _CONDITIONS.get(name)) for i, value in enumerate(positional)]
     formula = FORMULAS[name]
     try:
@@ -280,7 +280,7 @@ def expression(node: fx.Node, read: Read) -> str:
         raise refused(node, f"{node.target}: {error}") from None
 
 
-def _arguments(node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
+def arguments_of(node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
     """Positional arguments with their defaults, and the keyword arguments that differ from theirs."""
     schema = node.target._schema  # type: ignore[union-attr]
     positional: list[Any] = []

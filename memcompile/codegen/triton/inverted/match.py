@@ -24,8 +24,11 @@ class Found:
     refused: tuple[KernelRefusedError, ...]
 
 
-def inverted_residuals(graph: fx.Graph) -> Found:
-    """All inverted residuals of a graph of ATen operators whose nodes carry fake tensors; no two share a node."""
+def inverted_residuals(graph: fx.Graph, *, dense: bool = False) -> Found:
+    """All inverted residuals of a graph of ATen operators whose nodes carry fake tensors; no two share a node.
+
+    ``dense``: any convolution of all channels may expand, a network's stem for one; otherwise those of 1 x 1 alone.
+    """
     order = {node: i for i, node in enumerate(graph.nodes)}
     blocks: list[InvertedResidual] = []
     errors: list[KernelRefusedError] = []
@@ -33,8 +36,9 @@ def inverted_residuals(graph: fx.Graph) -> Found:
         depthwise = convolution_of(node) if _is_static(node) else None
         if depthwise is None or not depthwise.is_depthwise:
             continue
+        taken = {inner for block in blocks for inner in block.nodes}
         try:
-            blocks.append(_around(depthwise, order))
+            blocks.append(_around(depthwise, order, taken, dense))
         except KernelRefusedError as error:
             errors.append(error)
     return Found(tuple(blocks), tuple(errors))
@@ -45,11 +49,15 @@ def _is_static(node: fx.Node) -> bool:
     return all(isinstance(v, torch.Tensor) and all(isinstance(length, int) for length in v.shape) for v in values)
 
 
-def _around(convolution: Convolution, order: dict[fx.Node, int]) -> InvertedResidual:
+def _around(convolution: Convolution, order: dict[fx.Node, int], taken: set[fx.Node], dense: bool) -> InvertedResidual:
+    """The block of a depthwise convolution. What another block has ``taken``, its projection for one, does not expand."""
     depthwise, pads = _with_pads(convolution)
     between, sources = _back(depthwise.input)
-    expand = convolution_of(sources[0]) if len(sources) == 1 else None
-    if expand is None or not expand.is_product:
+    expand = convolution_of(sources[0]) if len(sources) == 1 and sources[0] not in taken else None
+    if expand is not None and dense and expand.groups == 1:
+        expand, more = _with_pads(expand)
+        between |= {*more}
+    if expand is None or not (expand.is_product or (dense and expand.groups == 1)):
         between, expand, image = set(), None, depthwise.input
     else:
         between, image = between | {expand.node}, expand.input
