@@ -158,10 +158,11 @@ class Session:
     def _check_places(self, plan: ArenaPlan) -> None:
         """Against the lowered code. Raises ``PassError``."""
         traces, graphs = self.placing.traces, self.keeps.graphs
-        halves = traces.get("inference") or traces["forward"], traces.get("backward")
-        counts = {"num_user_outputs": graphs.num_user_outputs, "num_symbols": graphs.num_saved_symbols()}
+        forward, backward = traces.get("inference") or traces["forward"], traces.get("backward")
+        places = plan.offsets, plan.height, plan.relays
+        outputs, symbols = graphs.num_user_outputs, graphs.num_saved_symbols()
         try:
-            check_places(*halves, plan.offsets, plan.height, plan.relays, **counts)
+            check_places(forward, backward, *places, num_user_outputs=outputs, num_symbols=symbols)
         except VerificationError as error:
             reason = f"{error}; options={{'arena': 'off'}} does without"
             raise surface(PassError("allocate", reason)) from error
