@@ -134,7 +134,7 @@ class _Search:
         base = Schedule(tuple(range(count)), self.facts.problem.boundary)
         top = replay.run(base).peak_bytes
         if not self.tiers.recompute:
-            yield Solution(base, top, 0.0, 0.0, "heuristic", "base", 0.0)
+            yield rematerialize.plan(self.facts, top, 0.3)  # but for what the user chose to compute again
             return
         left = max(0.5, self.deadline - time.monotonic())
         try:
