@@ -9,6 +9,8 @@ import torch
 from torch import fx
 
 from memcompile.codegen.seams import require_seams
+from memcompile.codegen.surface import surfacing
+from memcompile.errors import InvalidOptionError, ScratchpadError
 from memcompile.options import Options
 from memcompile.report.data import Report
 from memcompile.runtime.ledger import LEDGER
@@ -16,6 +18,7 @@ from memcompile.session import Session
 from memcompile.support import check_devices, check_torch
 
 
+@surfacing
 def memcompile(
     gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, object] | None = None, mode: str | None = None
 ) -> Callable[..., Any]:
@@ -24,23 +27,17 @@ def memcompile(
     Raises ``UnknownOptionError``, ``InvalidOptionError``, ``UnsupportedTorchError``, ``UnsupportedDeviceError`` before any
     compile time is spent, and ``BudgetInfeasibleError`` before anything runs.
     """
-    from memcompile.codegen.surface import surface
-    from memcompile.errors import InvalidOptionError, MemcompileError, ScratchpadError
-
-    try:
-        check_torch()
-        require_seams()
-        if mode not in (None, "default"):
-            raise InvalidOptionError("mode", mode, "None; Inductor's settings go to options={'inductor': {...}}")
-        parsed = Options.from_mapping(options)
-        if parsed.scratchpad is not None:
-            raise ScratchpadError(
-                "nothing that is compiled runs in a scratchpad", "Plan it: memcompile.plan(model, *args, options=...)"
-            )
-        device = check_devices(t.device for t in example_inputs if isinstance(t, torch.Tensor))
-        return Session(gm, example_inputs, parsed, device).compile()
-    except MemcompileError as error:
-        raise surface(error) from None
+    check_torch()
+    require_seams()
+    if mode not in (None, "default"):
+        raise InvalidOptionError("mode", mode, "None; Inductor's settings go to options={'inductor': {...}}")
+    parsed = Options.from_mapping(options)
+    if parsed.scratchpad is not None:
+        raise ScratchpadError(
+            "nothing that is compiled runs in a scratchpad", "Plan it: memcompile.plan(model, *args, options=...)"
+        )
+    device = check_devices(t.device for t in example_inputs if isinstance(t, torch.Tensor))
+    return Session(gm, example_inputs, parsed, device).compile()
 
 
 def plan(

@@ -30,8 +30,8 @@ from memcompile.codegen.dynamo import recompiling_freely
 from memcompile.codegen.inductor import compile_graph
 from memcompile.codegen.partition import default_partition
 from memcompile.codegen.seams import require_seams
-from memcompile.codegen.surface import surface
-from memcompile.errors import DryRunError, MemcompileError, ScratchpadError
+from memcompile.codegen.surface import surface, surfacing
+from memcompile.errors import DryRunError, ScratchpadError
 from memcompile.facts import StepGraphs
 from memcompile.fusion_model import predict
 from memcompile.fxutil import outputs_of
@@ -73,12 +73,10 @@ def plan(
     fakes = _Fakes(device)
     fake_args, fake_kwargs = _pytree.tree_map_only(torch.Tensor, fakes.of, (args, kwargs))
 
+    @surfacing
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        try:
-            with unset_fake_temporarily():
-                return DrySession(gm, example_inputs, parsed, device, ledger, _weights(model)).plan()
-        except MemcompileError as error:
-            raise surface(error) from None
+        with unset_fake_temporarily():
+            return DrySession(gm, example_inputs, parsed, device, ledger, _weights(model)).plan()
 
     try:
         with recompiling_freely(), fakes.inside(model):

@@ -8,13 +8,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from memcompile.units import format_bytes
 
 
 class MemcompileError(Exception):
-    """Base of every error that memcompile raises on purpose."""
+    """Base of every error that memcompile raises on purpose. Copies, and goes from one process to another."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return restored, (type(self), self.args, dict(self.__dict__))
+
+
+def restored(cls: type[MemcompileError], args: tuple[object, ...], state: dict[str, object]) -> MemcompileError:
+    """An error of that text and state, made without its constructor."""
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:

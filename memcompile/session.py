@@ -22,7 +22,7 @@ from memcompile.codegen.partition import default_partition
 from memcompile.codegen.repro import repro_script
 from memcompile.codegen.scheduled import Scheduling
 from memcompile.codegen.streamed import compile_block, streaming_refusal
-from memcompile.codegen.surface import surface
+from memcompile.codegen.surface import surface, wrapped
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.compiled_graph import CompiledGraph
 from memcompile.cost import CostModel
@@ -257,6 +257,8 @@ class Session:
         except MemcompileError:
             raise
         except Exception as error:
+            if (own := wrapped(error)) is not None:
+                raise surface(own) from None
             if self.options.fallback != "inductor":
                 raise surface(PassError(name, f"{type(error).__name__}: {error}")) from error
             log.warning("%s failed, Inductor compiles the graph as it is: %s", name, error)

@@ -37,11 +37,15 @@ def debug_folder() -> Path | None:
 
 
 def recompiling_freely() -> AbstractContextManager[None]:
-    """While active, Dynamo captures every graph anew and with the sizes at hand, however often one function was captured."""
+    """While active, Dynamo captures every graph anew and with the sizes at hand, however often one function was captured, and
+    raises what the backend raises."""
     from torch._dynamo import config
 
     patched: AbstractContextManager[None] = config.patch(
-        recompile_limit=10_000, accumulated_recompile_limit=100_000, automatic_dynamic_shapes=False
+        recompile_limit=10_000,
+        accumulated_recompile_limit=100_000,
+        automatic_dynamic_shapes=False,
+        suppress_errors=False,
     )
     return patched
 

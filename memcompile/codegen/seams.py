@@ -168,6 +168,7 @@ PLACES = (
     Place("torch._dynamo.symbolic_convert", "InstructionTranslator", "the capture under way", members=("current_tx",)),
     Place("torch._dynamo.utils", "get_debug_dir", "where TORCH_COMPILE_DEBUG writes"),
     Place("torch._dynamo.exc", "ShortenTraceback", "lets errors through Dynamo unwrapped"),
+    Place("torch._dynamo.exc", "BackendCompilerFailed", "what Inductor wraps errors into"),
     Place("torch._guards", "TracingContext", "the compilation under way", members=("try_get",)),
     Place("torch._guards", "tracing", "compiles a block beside the compilation under way", parameters=("context",)),
     Place("torch._C._dynamo.guards", "_reinterpret_tensor", "views of an arena"),
