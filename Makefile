@@ -10,13 +10,14 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?= --seconds 600 --seed 1
 
 export OMP_NUM_THREADS ?= 2
 export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help $(VENV) test demo demo-vision demo-vae lint format bench clean
+.PHONY: help $(VENV) test fuzz demo demo-vision demo-vae lint format bench clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[.$$()a-zA-Z_-]+:.*## /{t=$$1; if (t=="$$(VENV)") t=".venv"; printf "  make %-12s %s\n", t, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +40,9 @@ $(EXAMPLES): $(STAMP)
 
 test: $(STAMP)  ## run the tests, two at a time (WORKERS=1 PYTEST_ARGS="-k options")
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+fuzz: $(STAMP)  ## random programs against eager (FUZZ_ARGS="--seconds 600 --seed 1")
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 demo: $(STAMP)  ## train GPT-2 on Python's documentation under a memory budget
 	$(BIN)/python examples/train_gpt2.py $(DEMO_ARGS)

@@ -1,0 +1,89 @@
+"""A compiled program run and then measured: the peak that its budget is a promise about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from memcompile.runtime.ledger import LEDGER, report_of
+from memcompile.runtime.measure import measure_peak
+from tests.fuzz.programs import Program
+from tests.fuzz.run import Seen, mode_of, run
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes. ``budget_bytes``: the smallest of any graph, None without one."""
+
+    peak_bytes: int
+    planned_bytes: int
+    budget_bytes: int | None
+    graphs: int
+
+
+@dataclass
+class Names:
+    """Which storages the graphs read, of those that are alive at entry."""
+
+    addresses: set[int] = field(default_factory=set)
+
+    def read(self, inputs: Sequence[Any]) -> None:
+        """A graph with these inputs is compiled."""
+        self.addresses |= set(_sizes(inputs))
+
+
+def measure(program: Program, names: Names, backend: Callable[..., Any]) -> tuple[Seen, Measured | None]:
+    """Run the program; then measure a step of its first call, compiled anew. None for what has no step of its own: optimizers."""
+    seen = run(program, lambda function: torch.compile(function, backend=backend))
+    way = program.way
+    if way.optimizer:
+        return seen, None
+    torch._dynamo.reset()
+    LEDGER.__init__()  # type: ignore[misc]
+    loaded = program.load()
+    model = loaded.model(way)
+    function = torch.compile(model, backend=backend)
+    args = loaded.inputs(way.rows[0], 0)
+    tangents: dict[int, torch.Tensor] = {}
+    names.addresses.clear()
+
+    def step() -> object:
+        with mode_of(program):
+            outputs = function(*args)
+        if way.mode == "train":
+            found = outputs if isinstance(outputs, tuple) else (outputs,)
+            differentiable = [out for out in found if isinstance(out, torch.Tensor) and out.requires_grad]
+            for i, out in enumerate(differentiable):
+                if out.dim() and i not in tangents:
+                    tangents[i] = torch.ones_like(out)
+            torch.autograd.backward(differentiable, [tangents.get(i) for i in range(len(differentiable))])
+            model.zero_grad(set_to_none=True)
+            for arg in args:
+                if isinstance(arg, torch.Tensor):
+                    arg.grad = None
+        return outputs
+
+    step()
+    given = [*args, *tangents.values()]
+    peak = measure_peak(step, model=model, inputs=given)
+    alive = _sizes([*model.parameters(), *model.buffers(), *args])
+    unread = sum(size for address, size in alive.items() if address not in names.addresses)
+    reports = [report_of(group) for group in LEDGER.groups]
+    budgets = [graph.budget_bytes for report in reports for graph in report.graphs if graph.budget_bytes is not None]
+    planned = max((report.planned_peak_bytes for report in reports), default=0)
+    return seen, Measured(
+        peak.peak_bytes - unread, planned, min(budgets, default=None), sum(len(report.graphs) for report in reports)
+    )
+
+
+def _sizes(values: Iterable[Any]) -> dict[int, int]:
+    """Distinct storages: address -> bytes."""
+    found = {}
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+            storage = value.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return found

@@ -1,0 +1,140 @@
+"""The backend up to the kernels: everything of a compilation but the C++ compiler, and an interpreter in the place of kernels.
+
+Capture, passes, partition, plan, extraction and verification are the session's own. So are ("lowered") the lowering of what was
+planned, its exact peak, the placing of its buffers and the check of the places; or ("planned") they are left to the model of the
+lowering, which takes a fraction of the time. The interpreter runs the graphs that would have been compiled with PyTorch's
+kernels: it shows what planning did to the program, not what a kernel does, and measures no peak.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from memcompile import session as sessions
+from memcompile.codegen.inductor import Rewrite, planned, recording
+from memcompile.codegen.scheduled import Scheduling
+from memcompile.codegen.surface import surface
+from memcompile.dryrun import predict_graphs
+from memcompile.errors import MemcompileError
+from memcompile.facts import UNPLANNED
+from memcompile.fusion_model import predict
+from memcompile.options import Options
+from memcompile.runtime.ledger import LEDGER
+from memcompile.support import check_devices
+from tests.planned_eagerly import _Interpreter
+
+
+class _Lowered(BaseException):
+    """Ends a lowering before its kernels are compiled. Not an Exception: Inductor would wrap it."""
+
+
+class PredictingSession(sessions.Session):
+    """Plans by the model of the lowering."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lowering = predict_graphs
+
+
+def predicting(
+    rewrite_inference: Rewrite, plan: Callable[[], Any], accept: Callable[..., bool], *_others: Any
+) -> Callable[..., Any]:
+    """In the place of ``real_code``: runs each graph by an interpreter; its trace is the model's."""
+
+    def inner_compile(graph: fx.GraphModule, _inputs: Sequence[Any], **kwargs: Any) -> Any:
+        kind = "inference" if kwargs.get("is_inference") else "backward" if kwargs.get("is_backward") else "forward"
+        graph = rewrite_inference(graph) if kind == "inference" else graph
+        accept(predict(graph.graph, plan()), kind)
+        return _run_by(graph)
+
+    return inner_compile
+
+
+def interpreting(
+    rewrite_inference: Rewrite,
+    plan: Callable[[], Any],
+    accept: Callable[..., bool],
+    settled: Callable[[bool], None],
+    on_code: Callable[[str, str], None],
+    place: Callable[..., Any] | None = None,
+    scheduling: Scheduling | None = None,
+    supply: Callable[[], Any] | None = None,
+) -> Callable[..., Any]:
+    """In the place of ``real_code``: lowers each graph, and then runs it by an interpreter."""
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    def inner_compile(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
+        if kwargs.get("is_inference"):
+            graph = rewrite_inference(graph)
+        kept = plan()
+        scheduled = (scheduling or Scheduling(enabled=False)).when(kept is UNPLANNED)
+        with torch._subclasses.fake_tensor.unset_fake_temporarily():
+            runs = copy.deepcopy(graph)
+
+        def stop(lowered: Any, kind: str) -> Callable[..., None]:
+            rewrite = None if place is None else place(lowered, kind)
+
+            def then(wrapper: Any, trace: Any) -> None:
+                if rewrite is not None:
+                    rewrite(wrapper, trace)
+                raise _Lowered
+
+            return then
+
+        recorder = recording(accept, settled, place=stop, scheduling=scheduled)
+        with contextlib.suppress(_Lowered), recorder, planned(kept):
+            compile_fx_inner(graph, inputs, **kwargs)
+        _settle_layouts(runs)
+        return _run_by(runs)
+
+    return inner_compile
+
+
+def _settle_layouts(graph: fx.GraphModule) -> None:
+    """What the compiled code would have told the joint graph's runtime: nothing, the interpreter keeps the layouts."""
+    context = torch._guards.TracingContext.try_get()
+    if context is not None and context.output_strides is not None and not context.output_strides:
+        context.output_strides.extend([None] * len(graph.graph.output_node().args[0]))
+
+
+def _run_by(graph: fx.GraphModule) -> Callable[[list[Any]], Any]:
+    def call(arguments: list[Any]) -> Any:
+        given = list(arguments)
+        arguments.clear()
+        with torch.no_grad():
+            return _Interpreter(graph).run(*given)
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+def planned_backend(options: Mapping[str, object], lowered: bool = True) -> Callable[..., Any]:
+    """``backend="memcompile"`` with ``options``, its kernels interpreted. ``lowered``: with exact peaks and places."""
+    parsed = Options.from_mapping(options if lowered else {**options, "arena": "off"})
+    session, code = (sessions.Session, interpreting) if lowered else (PredictingSession, predicting)
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        device = check_devices(t.device for t in inputs if isinstance(t, torch.Tensor))
+        before, sessions.real_code = sessions.real_code, code
+        try:
+            return session(gm, inputs, parsed, device).compile()
+        except MemcompileError as error:
+            raise surface(error) from None
+        finally:
+            sessions.real_code = before
+
+    return backend
+
+
+def forget() -> None:
+    """What the process still knows of earlier programs."""
+    torch._dynamo.reset()
+    LEDGER.__init__()  # type: ignore[misc]
+    gc.collect()
