@@ -11,13 +11,14 @@ WORKERS ?= 2
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?= --seconds 600 --seed 1
+OPERATORS_ARGS ?=
 
 export OMP_NUM_THREADS ?= 2
 export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help $(VENV) test fuzz demo demo-vision demo-vae lint format bench clean
+.PHONY: help $(VENV) test fuzz operators demo demo-vision demo-vae lint format bench clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[.$$()a-zA-Z_-]+:.*## /{t=$$1; if (t=="$$(VENV)") t=".venv"; printf "  make %-12s %s\n", t, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,9 @@ test: $(STAMP)  ## run the tests, two at a time (WORKERS=1 PYTEST_ARGS="-k optio
 
 fuzz: $(STAMP)  ## random programs against eager (FUZZ_ARGS="--seconds 600 --seed 1")
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
+operators: $(STAMP)  ## PyTorch's own samples against eager (OPERATORS_ARGS="--ops add,mm --samples all --jobs 2")
+	$(BIN)/python -m tests.operators $(OPERATORS_ARGS)
 
 demo: $(STAMP)  ## train GPT-2 on Python's documentation under a memory budget
 	$(BIN)/python examples/train_gpt2.py $(DEMO_ARGS)

@@ -281,9 +281,10 @@ def loops_of(node: fx.Node) -> Loops:
 
 
 def _reduced(node: fx.Node, rank: int) -> set[int]:
+    """Dimensions that a reduction of a tensor of so many dimensions runs over; a scalar may be reduced over its dimension 0."""
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    if isinstance(dims, int):
-        return {dims % max(rank, 1)}
-    if isinstance(dims, (list, tuple)) and dims:
-        return {int(dim) % max(rank, 1) for dim in dims if isinstance(dim, int)}
+    if rank and isinstance(dims, int):
+        return {dims % rank}
+    if rank and isinstance(dims, (list, tuple)) and dims:
+        return {int(dim) % rank for dim in dims if isinstance(dim, int)}
     return set(range(rank))

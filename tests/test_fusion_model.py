@@ -20,7 +20,7 @@ from memcompile.codegen.trace import GraphTrace
 from memcompile.dryrun import predict_graphs
 from memcompile.facts import StepGraphs, _made_at, _results
 from memcompile.fusion_groups import Loops, _share_loops
-from memcompile.fusion_model import product_of
+from memcompile.fusion_model import loops_of, product_of
 from memcompile.fxutil import node_bytes
 from memcompile.pipeline import lower_graphs
 
@@ -208,3 +208,14 @@ def test_a_matrix_product_with_one_reader_joins_the_addition() -> None:
     assert product_of(total) is product
     graph.output((total, product))
     assert product_of(total) is None
+
+
+@pytest.mark.parametrize("dim", [0, -1, [0], [-1], []])
+def test_a_scalar_is_reduced_over_nothing(dim) -> None:
+    """PyTorch lets a tensor without dimensions be reduced over its dimension 0."""
+    graph = fx.Graph()
+    source = graph.placeholder("x")
+    source.meta["val"] = torch.empty(())
+    reduced = graph.call_function(torch.ops.aten.amax.default, (source, dim))
+    reduced.meta["val"] = torch.empty(())
+    assert loops_of(reduced) == Loops((), ())
