@@ -22,6 +22,7 @@ from torch import fx
 
 from memcompile.codegen.trace import Buffer, GraphTrace
 from memcompile.cost import CostModel, is_extern
+from memcompile.effects import order_of_effects
 from memcompile.fxutil import base_of, is_pure, mutated_inputs, node_bytes, outputs_of, source_of, tensors_of, topological
 from memcompile.solvers.problem import Op, Problem, Storage
 
@@ -64,10 +65,6 @@ class StepGraphs:
         saved = {node.name for node in self.saved_nodes()}
         inputs = self.backward.graph.find_nodes(op="placeholder") if self.backward is not None else ()
         return any(tensor.dim() == 0 for node in inputs if node.name not in saved for tensor in tensors_of(node))
-
-    def num_saved_symbols(self) -> int:
-        """How many of the saved values are sizes; the others are tensors."""
-        return sum(not isinstance(node.meta.get("val"), torch.Tensor) for node in self.saved_nodes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +341,7 @@ def _root_inputs(part: _Half) -> dict[fx.Node, set[fx.Node]]:
 def _lowered_order(part: _Half, inputs: dict[fx.Node, set[fx.Node]]) -> list[fx.Node]:
     """Roots in the order in which the lowered code runs them, inputs before users."""
     order = {node: index for index, node in enumerate(part.graph.nodes)}
+    inputs = {root: inputs[root] | waits for root, waits in order_of_effects(part.graph, part.roots).items()}
     position: dict[fx.Node, int] = {}
     for root in sorted(part.roots, key=order.__getitem__):
         made = part.made.get(root)

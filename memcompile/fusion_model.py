@@ -24,7 +24,19 @@ from memcompile.codegen.trace import Buffer, Event, GraphTrace
 from memcompile.cost import has_flops, is_library_call
 from memcompile.facts import UNPLANNED, Planned
 from memcompile.fusion_groups import Kernel, Loops, Reads, fuse
-from memcompile.fxutil import base_of, hint, is_pure, is_symbol, is_view, node_bytes, op_name, outputs_of, source_of, tensors_of
+from memcompile.fxutil import (
+    base_of,
+    hint,
+    is_pure,
+    is_symbol,
+    is_view,
+    node_bytes,
+    op_name,
+    output_names,
+    outputs_of,
+    source_of,
+    tensors_of,
+)
 
 REUSED_READS = 4
 """Reads from which a value with several readers gets a buffer (``realize_reads_threshold``)."""
@@ -194,7 +206,7 @@ class _Emitter:
             self._run(index, group, dies.get(index, ()), last)
         outputs = tuple(self._output(out) for out in outputs_of(self.graph))
         inputs = tuple((node.name, node_bytes(node)) for node in placeholders)
-        return GraphTrace(inputs, outputs, (None,) * len(outputs), tuple(self.events), self.buffers)
+        return GraphTrace(inputs, outputs, output_names(self.graph), (None,) * len(outputs), tuple(self.events), self.buffers)
 
     def _run(self, index: int, group: list[Kernel], dying: Iterable[fx.Node], last: dict[fx.Node, int]) -> None:
         own = {node for kernel in group for node in kernel.written()}

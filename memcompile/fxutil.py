@@ -32,6 +32,11 @@ def outputs_of(graph: fx.Graph) -> tuple[Any, ...]:
     return tuple(cast("Sequence[Any]", graph.output_node().args[0]))
 
 
+def output_names(graph: fx.Graph) -> tuple[str, ...]:
+    """The names of what a graph returns; "" for None and constants."""
+    return tuple(out.name if isinstance(out, fx.Node) else "" for out in outputs_of(graph))
+
+
 def op_name(node: fx.Node) -> str:
     """The name of the op without namespace and overload."""
     if isinstance(node.target, torch._ops.OpOverload):
@@ -87,7 +92,8 @@ def base_of(node: fx.Node) -> fx.Node:
 def is_pure(node: fx.Node) -> bool:
     """Whether running the node again gives the same value and changes nothing else.
 
-    Random ops that draw from a generator, ops that mutate, communication and operators of higher order are not pure.
+    Random ops that draw from a generator, ops that mutate, that communicate or that PyTorch knows to have an effect (asserts,
+    ends of effect tokens, custom operators that were registered so), and operators of higher order are not pure.
     ``inductor_random`` is: it is a function of a seed tensor that was drawn once. So is attention without dropout.
     """
     if node.op in ("placeholder", "get_attr"):
@@ -96,7 +102,9 @@ def is_pure(node: fx.Node) -> bool:
         return False
     if isinstance(node.target, torch._ops.OpOverload):
         target = node.target
-        return not (target._schema.is_mutable or draws_random_state(node) or communicates(node))
+        schema = target._schema
+        changes = schema.is_mutable or not schema.returns or node.is_impure(impure_random=False)
+        return not (changes or draws_random_state(node) or communicates(node))
     return not isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
@@ -129,15 +137,21 @@ def source_of(node: fx.Node) -> str:
     return f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""
 
 
+def written_by(node: fx.Node) -> set[fx.Node]:
+    """The nodes whose memory a node writes to."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return set()
+    written: list[Any] = []
+    for index, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+            written += value if isinstance(value, (list, tuple)) else [value]
+    return {base_of(value) for value in written if isinstance(value, fx.Node)}
+
+
 def mutated_inputs(graph: fx.Graph) -> set[fx.Node]:
-    """Placeholders that a node of the graph writes to: what reads them must not run again later."""
-    mutated: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
-                if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
-                    mutated.add(base_of(value))
-    return mutated
+    """Memory that a node of the graph writes to: what reads it must not run again later."""
+    return set().union(*map(written_by, graph.nodes))
 
 
 def topological(items: Iterable[T], sources: Mapping[T, Collection[T]], key: Mapping[T, tuple[int, ...]]) -> list[T]:

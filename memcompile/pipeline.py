@@ -175,8 +175,6 @@ class KeepsBudget:
         return step_peak(
             forward,
             traces.get("backward"),
-            num_user_outputs=self.graphs.num_user_outputs,
-            num_symbols=self.graphs.num_saved_symbols(),
             tangents_held=self.graphs.tangents_held,
         )
 

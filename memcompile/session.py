@@ -48,8 +48,8 @@ from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, stora
 from memcompile.runtime.workspace import measuring
 from memcompile.shrinking import Shrinking
 from memcompile.swapping import measured, usable
-from memcompile.verify import VerificationError
 from memcompile.verify_arena import check_places
+from memcompile.verify_values import VerificationError
 
 log = get_logger(__name__)
 
@@ -157,12 +157,10 @@ class Session:
 
     def _check_places(self, plan: ArenaPlan) -> None:
         """Against the lowered code. Raises ``PassError``."""
-        traces, graphs = self.placing.traces, self.keeps.graphs
+        traces = self.placing.traces
         forward, backward = traces.get("inference") or traces["forward"], traces.get("backward")
-        places = plan.offsets, plan.height, plan.relays
-        outputs, symbols = graphs.num_user_outputs, graphs.num_saved_symbols()
         try:
-            check_places(forward, backward, *places, num_user_outputs=outputs, num_symbols=symbols)
+            check_places(forward, backward, plan.offsets, plan.height, plan.relays)
         except VerificationError as error:
             reason = f"{error}; options={{'arena': 'off'}} does without"
             raise surface(PassError("allocate", reason)) from error

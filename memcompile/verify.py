@@ -6,14 +6,11 @@ import torch
 from torch import fx
 
 from memcompile.facts import Facts, StepGraphs
-from memcompile.fxutil import is_pure, outputs_of
+from memcompile.fxutil import outputs_of
 from memcompile.passes.rematerialize import JointGraph
 from memcompile.solvers.problem import Solution
 from memcompile.solvers.simulate import validate
-
-
-class VerificationError(AssertionError):
-    """A pass broke an invariant. Always a bug of memcompile; the message names the node."""
+from memcompile.verify_values import VerificationError, check_values
 
 
 def verify(facts: Facts, solution: Solution, joint: JointGraph, graphs: StepGraphs) -> None:
@@ -23,32 +20,13 @@ def verify(facts: Facts, solution: Solution, joint: JointGraph, graphs: StepGrap
     """
     validate(facts.problem, solution.schedule)
     before = facts.graphs
-    check_runs_once(before, joint)
     check_signature(before, graphs)
+    check_values(before, graphs)
     joint.module.graph.lint()
     for module in (graphs.forward, graphs.backward):
         if module is not None:
             module.graph.lint()
             check_shapes(module)
-
-
-def check_runs_once(before: StepGraphs, joint: JointGraph) -> None:
-    """Every op with an effect or random state appears exactly as often as in the unplanned step."""
-
-    def effects(graph: fx.Graph) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for node in graph.nodes:
-            if node.op == "call_function" and not is_pure(node):
-                counts[str(node.target)] = counts.get(str(node.target), 0) + 1
-        return counts
-
-    expected = effects(before.forward.graph)
-    if before.backward is not None:
-        for name, count in effects(before.backward.graph).items():
-            expected[name] = expected.get(name, 0) + count
-    found = effects(joint.module.graph)
-    if found != expected:
-        raise VerificationError(f"ops with effects changed: {expected} before, {found} after")
 
 
 def check_signature(before: StepGraphs, after: StepGraphs) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from memcompile.codegen.trace import GraphTrace
 from memcompile.passes.allocate import HandedOn
-from memcompile.verify import VerificationError
+from memcompile.verify_values import VerificationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +35,28 @@ def check_places(
     offsets: Mapping[tuple[str, str], int],
     height: int,
     relays: Sequence[HandedOn] = (),
-    *,
-    num_user_outputs: int,
-    num_symbols: int = 0,
 ) -> None:
     """No two buffers that have names at the same time share a byte, in the arena or in a relay, and nothing in these outlives
     the step.
 
-    ``offsets``: (half, buffer) -> bytes. Arguments of the halves as in ``trace.step_peak``. Raises VerificationError.
+    ``offsets``: (half, buffer) -> bytes. Which output becomes which input of the backward is read from the names of both.
+    Raises VerificationError.
     """
     places = _Places(offsets, height, relays)
     used = places.run(forward, "forward", {})
-    handed = {index: used[name] for index, name in enumerate(forward.outputs) if name in used}
-    for index, place in handed.items():
-        if index < num_user_outputs or backward is None:
+    received: dict[str, Range] = {}
+    wanted = [] if backward is None else [name for name, _ in backward.inputs]
+    for index in reversed(range(len(forward.outputs))):  # what is returned and saved is saved by its last place
+        buffer, node = forward.outputs[index], forward.output_nodes[index]
+        if node in wanted:
+            wanted.remove(node)
+            if buffer in used:
+                received[node] = used[buffer]
+        elif buffer in used:
+            place = used[buffer]
             raise VerificationError(f"output {index} of the forward lies in the arena, at {place}, and the user holds it")
     if backward is None:
         return
-    received: dict[str, Range] = {}
-    for position, (name, _) in enumerate(backward.inputs):
-        index = num_user_outputs + position - num_symbols
-        if position >= num_symbols and index in handed:
-            received[name] = handed[index]
     left = places.run(backward, "backward", received)
     for name in backward.outputs:
         if name in left:

@@ -39,9 +39,9 @@ def lowered(*events: tuple) -> dict:
         read.append(Event(kind, name, rest[0] if rest else 0))
         if kind == "alloc":
             buffers[name] = Buffer(name, rest[0], tuple(rest[1:]))
-    trace = GraphTrace((), (), (), tuple(read), buffers)
-    peak = step_peak(GraphTrace((), (), (), (), {}), trace)
-    return {"traces": {"forward": GraphTrace((), (), (), (), {}), "backward": trace}, "peak": peak}
+    trace = GraphTrace((), (), (), (), tuple(read), buffers)
+    peak = step_peak(GraphTrace((), (), (), (), (), {}), trace)
+    return {"traces": {"forward": GraphTrace((), (), (), (), (), {}), "backward": trace}, "peak": peak}
 
 
 def workspaces(facts: Facts) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ def check(plan: ArenaPlan, lives, end: int) -> None:
 
 
 def test_saved_tensors_and_temporaries_share_one_arena():
-    found = step_peak(FORWARD, BACKWARD, num_user_outputs=1)
+    found = step_peak(FORWARD, BACKWARD)
     plan = plan_arena(found, ALL, None)
     check(plan, found.lives, found.end)
     assert set(plan.offsets) == {("forward", "saved"), ("forward", "t"), ("backward", "g")}, "not what the user holds"
@@ -71,13 +71,13 @@ def test_the_scratch_of_a_kernel_is_not_the_buffer_that_it_writes():
 
 
 def test_only_what_the_code_allocates_itself():
-    found = step_peak(FORWARD, BACKWARD, num_user_outputs=1)
+    found = step_peak(FORWARD, BACKWARD)
     assert set(plan_arena(found, {("forward", "t")}, None).offsets) == {("forward", "t")}
     assert plan_arena(found, set(), None).height == 0
 
 
 def test_saved_tensors_outside_where_each_half_has_its_own():
-    found = step_peak(FORWARD, BACKWARD, num_user_outputs=1)
+    found = step_peak(FORWARD, BACKWARD)
     plan = plan_arena(found, ALL, None, across=False)
     assert set(plan.offsets) == {("forward", "t"), ("backward", "g")}
     assert plan.height == UNIT, "one after the other, at the same place"

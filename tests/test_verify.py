@@ -13,7 +13,8 @@ from memcompile.facts import Facts
 from memcompile.solvers.decode import decode
 from memcompile.solvers.index import Index
 from memcompile.solvers.problem import Schedule, Solution
-from memcompile.verify import VerificationError, verify
+from memcompile.verify import verify
+from memcompile.verify_values import VerificationError
 from tests.planned_eagerly import Planned, Planner
 
 
@@ -61,21 +62,38 @@ def test_a_schedule_that_reads_what_is_not_there(planned):
 
 
 def test_random_state_drawn_twice(planned):
-    graph = planned.joint.module.graph
+    graph = planned.graphs.forward.graph
     seeds = next(n for n in graph.nodes if "inductor_seeds" in str(n.target))
     with graph.inserting_before(graph.output_node()):
         graph.node_copy(seeds, lambda node: node)
-    with pytest.raises(VerificationError, match="inductor_seeds"):
+    with pytest.raises(VerificationError, match=r"effects of the forward .* before, .*inductor_seeds.*inductor_seeds.* after"):
         check(planned)
 
 
 def test_a_mutation_that_went_missing(planned):
-    graph = planned.joint.module.graph
+    graph = planned.graphs.forward.graph
     copy = next(n for n in graph.nodes if str(n.target) == "aten.copy_.default")
     copy.replace_all_uses_with(copy.args[0])
     graph.erase_node(copy)
-    with pytest.raises(VerificationError, match="copy_"):
+    with pytest.raises(VerificationError, match="the forward leaves other values in primals"):
         check(planned)
+
+
+def test_a_mutation_that_happens_twice(planned):
+    graph = planned.graphs.forward.graph
+    copy = next(n for n in graph.nodes if str(n.target) == "aten.copy_.default")
+    with graph.inserting_after(copy):
+        graph.node_copy(copy, lambda node: node)
+    with pytest.raises(VerificationError, match="the forward leaves other values in primals"):
+        check(planned)
+
+
+def test_operands_that_changed_places(planned):
+    graph = planned.graphs.backward.graph
+    product = next(n for n in graph.nodes if str(n.target) == "aten.mm.default")
+    product.args = product.args[::-1]
+    with pytest.raises(VerificationError, match=r"of the backward, .* is another value"):
+        checks.check_values(planned.facts.graphs, planned.graphs)
 
 
 @pytest.mark.parametrize("half", ["forward", "backward"])

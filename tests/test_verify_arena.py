@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from memcompile.codegen.trace import step_peak
 from memcompile.passes.allocate import HandedOn, plan_arena
-from memcompile.verify import VerificationError
 from memcompile.verify_arena import check_places
+from memcompile.verify_values import VerificationError
 from tests.test_trace import trace
 
 FORWARD = trace(
@@ -31,6 +31,7 @@ FORWARD = trace(
         ("free", "d"),
     ],
     ["out", "c"],
+    ["out", "saved"],
 )
 BACKWARD = trace(
     {"saved": 64, "tangent": 64},
@@ -41,7 +42,7 @@ SLOTS = {("forward", name) for name in ("a", "b", "d", "more", "out")} | {("back
 
 
 def check(offsets, height=4096, relays=()):
-    check_places(FORWARD, BACKWARD, offsets, height, relays, num_user_outputs=1)
+    check_places(FORWARD, BACKWARD, offsets, height, relays)
 
 
 def relay(half, *buffers, size_bytes=256):
@@ -49,7 +50,7 @@ def relay(half, *buffers, size_bytes=256):
 
 
 def test_the_plan_of_the_pass_holds():
-    plan = plan_arena(step_peak(FORWARD, BACKWARD, num_user_outputs=1), SLOTS, None)
+    plan = plan_arena(step_peak(FORWARD, BACKWARD), SLOTS, None)
     assert set(plan.offsets) == SLOTS - {("forward", "out"), ("backward", "g")}
     check(plan.offsets, plan.height)
 
@@ -106,7 +107,7 @@ def test_relays_beside_each_other_share_nothing():
 @given(st.data())
 def test_any_planted_overlap_is_found(data):
     """Move one buffer of a right plan onto another that is alive with it."""
-    step = step_peak(FORWARD, BACKWARD, num_user_outputs=1)
+    step = step_peak(FORWARD, BACKWARD)
     plan = plan_arena(step, SLOTS, None)
     lives = {(life.where, life.name): life for life in step.lives if (life.where, life.name) in plan.offsets}
     together = [

@@ -26,7 +26,7 @@ from memcompile.codegen.scheduled import Scheduling
 from memcompile.codegen.supplied import Supplied, Supply
 from memcompile.codegen.trace import GraphTrace
 from memcompile.facts import UNPLANNED, Planned
-from memcompile.fxutil import outputs_of
+from memcompile.fxutil import output_names, outputs_of
 
 Accept = Callable[[GraphTrace, str], bool]
 Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
@@ -96,7 +96,7 @@ def real_code(
         added = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")[len(inputs) :]]
         kept = plan()
         scheduled = (scheduling or Scheduling(enabled=False)).when(kept is UNPLANNED)
-        with recording(accept, settled, place=place, scheduling=scheduled), planned(kept):
+        with recording(output_names(graph.graph), accept, settled, place=place, scheduling=scheduled), planned(kept):
             code = compile_fx_inner(graph, [*inputs, *added], **kwargs)
         on_code(getattr(code, "source_code", ""), kind)
         return Supplied(code, supply) if added and supply is not None else code
@@ -132,6 +132,7 @@ _TRIAL_SETTINGS = {**_UNCACHED, "cpp.simdlen": 1}
 
 @contextlib.contextmanager
 def recording(
+    output_nodes: tuple[str, ...],
     accept: Accept,
     settled: Settled,
     shares: Sequence[float] = REUSE_SHARES,
@@ -140,11 +141,11 @@ def recording(
 ) -> Iterator[None]:
     """While active, ``accept(trace, kind)`` is asked about each top-level graph that Inductor lowers.
 
-    ``kind`` is "forward", "backward" or "inference". Inductor holds a dead buffer for a later allocation of the same size
-    (fresh memory costs page faults): as long as the answer is no, it does so less. The last trace asked about is the one
-    that is used, and ``settled`` is told whether it was accepted. ``shares``: see ``REUSE_SHARES``. ``place(graph, kind)``
-    may then answer with a function that rewrites the lines of a wrapper that holds no dead buffers. ``scheduling`` orders the
-    kernels of graphs without a plan, and says how far dead buffers may be held without undoing that. Wrapper classes are
+    ``output_nodes``: what the graph returns, as it comes. ``kind`` is "forward", "backward" or "inference". Inductor holds a
+    dead buffer for a later allocation of the same size (fresh memory costs page faults): as long as the answer is no, it does
+    so less. The last trace asked about is the one that is used, and ``settled`` is told whether it was accepted. ``shares``:
+    see ``REUSE_SHARES``. ``place(graph, kind)`` may then answer with a function that rewrites the lines of a wrapper that holds
+    no dead buffers. ``scheduling`` orders the kernels of graphs without a plan, and says how far dead buffers may be held without undoing that. Wrapper classes are
     swapped for recording subclasses for the time of the context only; code that is lowered outside of it is untouched.
     """
     from torch._inductor.codegen.common import device_codegens, init_backend_registration
@@ -154,7 +155,7 @@ def recording(
     before = dict(device_codegens)
     for device, entry in before.items():
         if entry.wrapper_codegen is not None:
-            wrapper = _recording_wrapper(entry.wrapper_codegen, accept, settled, shares, place, scheduling)
+            wrapper = _recording_wrapper(entry.wrapper_codegen, output_nodes, accept, settled, shares, place, scheduling)
             device_codegens[device] = dataclasses.replace(entry, wrapper_codegen=wrapper)
     try:
         with scheduling.active():
@@ -165,7 +166,13 @@ def recording(
 
 
 def _recording_wrapper(
-    base: Any, accept: Accept, settled: Settled, shares: Sequence[float], place: Place | None, scheduling: Scheduling
+    base: Any,
+    output_nodes: tuple[str, ...],
+    accept: Accept,
+    settled: Settled,
+    shares: Sequence[float],
+    place: Place | None,
+    scheduling: Scheduling,
 ) -> Any:
     from torch._inductor.virtualized import V
 
@@ -209,7 +216,7 @@ def _recording_wrapper(
                 if hasattr(line, "is_reused"):
                     line.is_reused = False
             super().run_wrapper_ir_passes(is_inference)
-            return trace_of(self.lines, V.graph)
+            return trace_of(self.lines, V.graph, output_nodes)
 
     return RecordingWrapper
 
@@ -261,7 +268,7 @@ def lower(
     static = list(range(count_tangents(trial))) if kind == "backward" else []
     with contextlib.ExitStack() as stack:
         scheduled = (scheduling or Scheduling(enabled=False)).when(plan is UNPLANNED)
-        stack.enter_context(recording(catch, stop, shares, scheduling=scheduled))
+        stack.enter_context(recording(output_names(trial.graph), catch, stop, shares, scheduling=scheduled))
         stack.enter_context(planned(plan))
         stack.enter_context(config.patch(_TRIAL_SETTINGS))
         stack.enter_context(_attribute(inductor_graph, "get_donated_idxs", lambda: list(donated)))
@@ -277,8 +284,8 @@ def lower(
                 boxed_forward_device_index=BoxedDeviceIndex(None),
             )
     if not caught:  # a graph without any call is not lowered at all
-        outputs = tuple(out.name if isinstance(out, fx.Node) else "" for out in outputs_of(trial.graph))
-        catch(GraphTrace(tuple((n.name, 0) for n in placeholders), outputs, (None,) * len(outputs), (), {}), kind)
+        outputs = output_names(trial.graph)
+        catch(GraphTrace(tuple((n.name, 0) for n in placeholders), outputs, outputs, (None,) * len(outputs), (), {}), kind)
     return caught[0]
 
 
@@ -357,22 +364,23 @@ def lower_step(
     """Trial lowering of both halves, the backward with the layouts that the lowered forward gives its saved tensors."""
     common = {"plan": plan, "accept": accept, "shares": shares, "scheduling": scheduling}
     forward_trace = lower(forward, kind="forward", num_user_outputs=num_user_outputs, **common)  # type: ignore[arg-type]
-    saved_nodes = outputs_of(forward.graph)[num_user_outputs:]
-    symbols = sum(1 for node in saved_nodes if not isinstance(node.meta["val"], torch.Tensor))
+    saved = {name: index for index, name in enumerate(forward_trace.output_nodes) if name}
     strides = {
-        symbols + i: stride for i, stride in enumerate(forward_trace.output_strides[num_user_outputs:]) if stride is not None
+        position: stride
+        for position, node in enumerate(backward.graph.find_nodes(op="placeholder"))
+        if (index := saved.get(node.name)) is not None and (stride := forward_trace.output_strides[index]) is not None
     }
     backward_trace = lower(
         backward,
         kind="backward",
         input_strides=strides,
-        donated=donated_inputs(forward, backward, num_user_outputs, symbols),
+        donated=donated_inputs(forward, backward, num_user_outputs),
         **common,  # type: ignore[arg-type]
     )
     return forward_trace, backward_trace
 
 
-def donated_inputs(forward: fx.GraphModule, backward: fx.GraphModule, num_user_outputs: int, num_symbols: int) -> list[int]:
+def donated_inputs(forward: fx.GraphModule, backward: fx.GraphModule, num_user_outputs: int) -> list[int]:
     """Indices of backward inputs that nobody else holds: saved tensors that alias no input, user output or gradient."""
     from torch._functorch import config
 
@@ -382,10 +390,13 @@ def donated_inputs(forward: fx.GraphModule, backward: fx.GraphModule, num_user_o
     held = {_storage_key(n) for n in forward.graph.find_nodes(op="placeholder")}
     held |= {_storage_key(n) for n in outputs[:num_user_outputs] if isinstance(n, fx.Node)}
     held |= {_storage_key(n) for n in outputs_of(backward.graph) if isinstance(n, fx.Node)}
+    saved = {node.name: node for node in outputs[num_user_outputs:] if isinstance(node, fx.Node)}
     return [
-        num_symbols + index
-        for index, node in enumerate(outputs[num_user_outputs:])
-        if isinstance(node.meta["val"], torch.Tensor) and _storage_key(node) not in held
+        position
+        for position, node in enumerate(backward.graph.find_nodes(op="placeholder"))
+        if (source := saved.get(node.name)) is not None
+        and isinstance(source.meta.get("val"), torch.Tensor)
+        and _storage_key(source) not in held
     ]
 
 

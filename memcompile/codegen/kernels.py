@@ -248,15 +248,16 @@ def _freeable_inputs(graph: Any) -> list[str]:
 
 def _saved_storages(graph: Any, forward: GraphTrace) -> dict[str, tuple[str, int] | None]:
     """Name of a saved tensor -> the storage of the lowered forward that it lies in, with its bytes; None where the user or the
-    caller holds that. Saved tensors are the forward's last outputs: with symbols behind them there, before them here.
+    caller holds that.
     """
-    saved = [(name, value) for name, value in graph.graph_inputs.items() if not name.startswith("tangents")]
-    tensors = [name for name, value in saved if hasattr(value, "get_layout")]
+    last = {name: index for index, name in enumerate(forward.output_nodes) if name}
+    saved = {name: last[name] for name, value in graph.graph_inputs.items() if name in last and hasattr(value, "get_layout")}
     root, size_bytes = forward.storages()
-    first = len(forward.outputs) - len(saved)
-    held = {name for name, _ in forward.inputs} | {root.get(name, "") for name in forward.outputs[: max(0, first)]}
+    users = [name for index, name in enumerate(forward.outputs) if index not in saved.values()]
+    held = {name for name, _ in forward.inputs} | {root.get(name, "") for name in users}
     found: dict[str, tuple[str, int] | None] = {}
-    for name, output in zip(tensors, forward.outputs[max(0, first) :], strict=False):
+    for name, index in saved.items():
+        output = forward.outputs[index]
         storage = root.get(output, output)
         found[name] = None if storage in held or storage not in size_bytes else (storage, size_bytes[storage])
     return found

@@ -24,14 +24,14 @@ from memcompile.streaming.program import PROGRAMS
 CUDA_BLOCK_BYTES = 512
 
 
-def trace_of(lines: Sequence[Any], graph: Any) -> GraphTrace:
-    """Read the planned wrapper lines of a top-level ``GraphLowering``."""
+def trace_of(lines: Sequence[Any], graph: Any, output_nodes: tuple[str, ...]) -> GraphTrace:
+    """Read the planned wrapper lines of a top-level ``GraphLowering``. ``output_nodes``: see ``GraphTrace``."""
     reader = _Reader(graph, lines)
     for line in lines:
         reader.read(line)
     outputs, strides = reader.outputs()
     inputs = tuple((name, reader.input_bytes(value)) for name, value in graph.graph_inputs.items())
-    return GraphTrace(inputs, outputs, strides, tuple(reader.events), reader.buffers)
+    return GraphTrace(inputs, outputs, output_nodes, strides, tuple(reader.events), reader.buffers)
 
 
 class _Reader:

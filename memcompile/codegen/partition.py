@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from memcompile.facts import StepGraphs
-from memcompile.fxutil import base_of, mutated_inputs, outputs_of
+from memcompile.fxutil import base_of, is_pure, mutated_inputs, outputs_of
 from memcompile.passes.rematerialize import JointGraph, saved_nodes
 
 
@@ -52,9 +52,18 @@ def _save_before_overwriting(forward: fx.GraphModule, backward: fx.GraphModule, 
 
 
 def extract(joint: JointGraph, before: StepGraphs) -> StepGraphs:
-    """Forward and backward of a planned joint graph; what crosses is saved. ``before``: the unplanned halves."""
+    """Forward and backward of a planned joint graph; what crosses is saved. ``before``: the unplanned halves.
+
+    PyTorch leaves out of a half what has an effect and is tagged for the other one: every node gets the tag of its own.
+    """
     from torch._functorch.partitioners import _extract_fwd_bwd_modules
 
+    if before.backward is None:
+        return dataclasses.replace(before, forward=joint.module, planned=joint.planned())
+    for node in joint.module.graph.nodes:
+        node.meta.pop("partitioner_tag", None)
+        if node.op == "call_function" and not is_pure(node):
+            node.meta["partitioner_tag"] = "must_be_in_forward" if node in joint.forward_nodes else "must_be_in_backward"
     tensors, symbols = saved_nodes(joint)
     forward, backward = _extract_fwd_bwd_modules(
         joint.module, tensors, saved_sym_nodes=symbols, num_fwd_outputs=joint.num_user_outputs

@@ -22,6 +22,7 @@ from memcompile.codegen.arena_lines import use_slots
 from memcompile.codegen.inductor import recording
 from memcompile.codegen.storage import view_of
 from memcompile.codegen.trace import GraphTrace, step_peak
+from memcompile.fxutil import output_names
 from memcompile.runtime.arena import Slot
 from memcompile.solvers.packing import Buffer, pack, validate
 from memcompile.solvers.simulate import alive
@@ -63,7 +64,7 @@ def compile_block(graph: fx.GraphModule, *, run: bool = True) -> Block:
     function: Any = None
     with (
         tracing(context),
-        recording(lambda _trace, _kind: True, lambda _accepted: None, (0.0,), place),
+        recording(output_names(body.graph), lambda _trace, _kind: True, lambda _accepted: None, (0.0,), place),
         config.patch(pattern_matcher=False),  # a product and its bias stay apart (region.body)
         contextlib.suppress(_Counted),
     ):

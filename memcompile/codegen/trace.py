@@ -46,15 +46,26 @@ class Buffer:
 class GraphTrace:
     """One lowered graph.
 
-    ``inputs``: (buffer name, bytes) per graph input, in order; bytes is 0 for symbols. ``outputs``: buffer name per graph
-    output, "" for None and constants. ``output_strides``: per output, None where it has none.
+    ``inputs``: (name of the FX node and of its buffer, bytes) per graph input, in order; bytes is 0 for symbols. ``outputs``:
+    buffer name per graph output, "" for None and constants; ``output_nodes``: the FX node that it was as the graph came, which
+    is what the backward calls a saved one. ``output_strides``: per output, None where it has none.
     """
 
     inputs: tuple[tuple[str, int], ...]
     outputs: tuple[str, ...]
+    output_nodes: tuple[str, ...]
     output_strides: tuple[tuple[int, ...] | None, ...]
     events: tuple[Event, ...]
     buffers: dict[str, Buffer]
+
+    def saved_for(self, backward: GraphTrace) -> dict[str, int]:
+        """Input of the backward -> which output of this forward it is.
+
+        By name: effect tokens are outputs when a step is partitioned, and are none when it is lowered. What the user receives
+        may be saved as well, behind all that is the user's.
+        """
+        index = {name: i for i, name in enumerate(self.output_nodes) if name}
+        return {name: index[name] for name, _ in backward.inputs if name in index}
 
     def storages(self) -> tuple[dict[str, str], dict[str, int]]:
         """Buffer -> the buffer or input whose storage it shares; bytes of the storages that the graph allocates."""
@@ -190,17 +201,16 @@ def step_peak(
     forward: GraphTrace,
     backward: GraphTrace | None = None,
     *,
-    num_user_outputs: int = 0,
-    num_symbols: int = 0,
     tangents_held: bool = True,
 ) -> StepPeak:
     """Replay forward and backward.
 
-    ``num_user_outputs``: leading forward outputs that the user holds. The backward's first inputs are ``num_symbols`` symbols,
-    then the saved tensors (the forward's outputs after the user's, in order), then the tangents. Saved tensors are handed over:
-    they die where the lowered code deletes them. ``tangents_held``: the tangents stay with the autograd engine until the
+    Outputs that the backward does not take are the user's. Saved tensors are handed over: they die where the lowered code
+    deletes them. What else the backward takes are tangents. ``tangents_held``: they stay with the autograd engine until the
     backward returns; zeros that stand for missing ones die as saved tensors do.
     """
+    handed_over = {} if backward is None else forward.saved_for(backward)
+    saved = set(handed_over.values())
     replay = _Replay()
     for name, size in forward.inputs:
         if size:
@@ -221,11 +231,10 @@ def step_peak(
         return highest
 
     forward_peak = follow(replay.run(forward, "forward", "f."))
-    kept = forward.outputs
-    for index, name in enumerate(kept):
+    for index, name in enumerate(forward.outputs):
         storage = replay.root.get("f." + name) if name else None
         if storage is not None:
-            replay.bind(f"{'user' if index < num_user_outputs else 'saved'}.{index}", storage)
+            replay.bind(f"{'saved' if index in saved else 'user'}.{index}", storage)
     replay.clock = boundary = replay.clock + 1
     for name in [n for n in replay.root if n.startswith("f.")]:
         replay.free(name)
@@ -233,14 +242,12 @@ def step_peak(
     backward_peak = 0
     user = sum({replay.root[n]: replay.size[replay.root[n]] for n in replay.root if n.startswith("user.")}.values())
     if backward is not None:
-        saved = len(kept) - num_user_outputs - num_symbols
-        for position, (name, size) in enumerate(backward.inputs):
-            index = num_user_outputs + position - num_symbols
-            source = f"saved.{index}"
-            if 0 <= position - num_symbols < saved and source in replay.root:
+        for name, size in backward.inputs:
+            source = f"saved.{handed_over.get(name)}"
+            if source in replay.root:
                 replay.bind("b." + name, replay.root[source])
                 replay.free(source)
-            elif position - num_symbols >= saved and size:
+            elif name not in handed_over and size:
                 storage = replay.new("b." + name, size, name)
                 if tangents_held:
                     replay.bind("tangent." + name, storage)
