@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import heapq
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from operator import getitem
 from typing import Any, TypeVar, cast
 
@@ -150,8 +150,17 @@ def written_by(node: fx.Node) -> set[fx.Node]:
 
 
 def mutated_inputs(graph: fx.Graph) -> set[fx.Node]:
-    """Memory that a node of the graph writes to: what reads it must not run again later."""
-    return set().union(*map(written_by, graph.nodes))
+    """Memory that a node of the graph writes to, and inputs that get a new value as the graph returns: what reads them must not
+    run again later."""
+    return set().union(*map(written_by, graph.nodes), _written_on_return(graph))
+
+
+def _written_on_return(graph: fx.Graph) -> Iterator[fx.Node]:
+    """Inputs whose new value is an output, that AOTAutograd copies into them: so say the descriptions of both."""
+    descriptions = graph.output_node().meta.get("desc") or ()
+    written = {d.mutated_input for d in descriptions if type(d).__name__ == "InputMutationAOTOutput"}
+    if written:
+        yield from (node for node in graph.find_nodes(op="placeholder") if node.meta.get("desc") in written)
 
 
 def topological(items: Iterable[T], sources: Mapping[T, Collection[T]], key: Mapping[T, tuple[int, ...]]) -> list[T]:

@@ -45,9 +45,10 @@ def check_signature(before: StepGraphs, after: StepGraphs) -> None:
 
 
 def check_shapes(module: fx.GraphModule) -> None:
-    """Every node carries the value that shape propagation needs."""
+    """Every node that yields anything carries the value that shape propagation needs."""
     for node in module.graph.nodes:
-        if node.op in ("placeholder", "call_function") and "val" not in node.meta:
+        yields = not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.returns
+        if node.op in ("placeholder", "call_function") and yields and "val" not in node.meta:
             raise VerificationError(f"{node} ({node.target}) has no fake value")
 
 

@@ -18,6 +18,7 @@ from memcompile.cost import CostModel
 from memcompile.device import DeviceModel
 from memcompile.dryrun import predict_graphs
 from memcompile.facts import Facts, StepGraphs, gather_facts
+from memcompile.fxutil import outputs_of
 from memcompile.passes.rematerialize import JointGraph, apply
 from memcompile.pipeline import Lowered, lower_graphs
 from memcompile.runtime.swap_ops import MOVED, Mover
@@ -41,7 +42,7 @@ class Planned:
 
 @dataclass
 class Planner:
-    """A Dynamo backend that plans every training graph by ``choose`` and interprets the result.
+    """A Dynamo backend that plans every graph by ``choose`` and interprets the result.
 
     ``lowering``: how it is known what is materialised: the trial lowering, or its (much faster) model. ``mover``: runs moves.
     """
@@ -67,10 +68,18 @@ class Planner:
 
         settings = {"custom_partitioner_fn": Partitioner(), "fx_graph_cache": False, "fx_graph_remote_cache": False}
         with functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True):
-            return compile_fx(gm, list(inputs), inner_compile=interpreted, config_patches=settings)
+            return compile_fx(gm, list(inputs), inner_compile=self.inner_compile, config_patches=settings)
+
+    def inner_compile(self, graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+        if kwargs.get("is_inference"):
+            graph = self.plan(StepGraphs(graph, None, len(outputs_of(graph.graph)))).forward
+        return interpreted(graph, inputs, **kwargs)
 
     def partition(self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any) -> Any:
-        graphs = default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
+        new = self.plan(default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs))
+        return new.forward, new.backward
+
+    def plan(self, graphs: StepGraphs) -> StepGraphs:
         lowered = self.lowering(graphs)
         facts = gather_facts(graphs, lowered.traces, COSTS, lowered.peak.entry_bytes)
         schedule = self.choose(facts)
@@ -78,7 +87,7 @@ class Planner:
         new = extract(joint, graphs)
         verify(facts, Solution(schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0), joint, new)
         self.planned.append(Planned(facts, schedule, joint, new))
-        return new.forward, new.backward
+        return new
 
 
 def unplanned(facts: Facts) -> Schedule:

@@ -144,9 +144,10 @@ def recording(
     ``output_nodes``: what the graph returns, as it comes. ``kind`` is "forward", "backward" or "inference". Inductor holds a
     dead buffer for a later allocation of the same size (fresh memory costs page faults): as long as the answer is no, it does
     so less. The last trace asked about is the one that is used, and ``settled`` is told whether it was accepted. ``shares``:
-    see ``REUSE_SHARES``. ``place(graph, kind)`` may then answer with a function that rewrites the lines of a wrapper that holds
-    no dead buffers. ``scheduling`` orders the kernels of graphs without a plan, and says how far dead buffers may be held without undoing that. Wrapper classes are
-    swapped for recording subclasses for the time of the context only; code that is lowered outside of it is untouched.
+    see ``REUSE_SHARES``. ``place(graph, kind)`` may then answer with a function that rewrites the lines of a wrapper that
+    holds no dead buffers. ``scheduling`` orders the kernels of graphs without a plan, and says how far dead buffers may be
+    held without undoing that. Wrapper classes are swapped for recording subclasses for the time of the context only; code that
+    is lowered outside of it is untouched.
     """
     from torch._inductor.codegen.common import device_codegens, init_backend_registration
 
