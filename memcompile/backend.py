@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from memcompile.codegen.dynamo import call_at_reset
 from memcompile.codegen.seams import require_seams
 from memcompile.codegen.surface import surfacing
 from memcompile.errors import InvalidOptionError, ScratchpadError
 from memcompile.options import Options
 from memcompile.report.data import Report
+from memcompile.runtime import reports
 from memcompile.runtime.ledger import LEDGER
 from memcompile.session import Session
 from memcompile.support import check_devices, check_torch
@@ -37,6 +39,7 @@ def memcompile(
             "nothing that is compiled runs in a scratchpad", "Plan it: memcompile.plan(model, *args, options=...)"
         )
     device = check_devices(t.device for t in example_inputs if isinstance(t, torch.Tensor))
+    call_at_reset(LEDGER)
     return Session(gm, example_inputs, parsed, device).compile()
 
 
@@ -51,9 +54,9 @@ def plan(
 
 def report(model: Callable[..., Any]) -> Report:
     """The report of a compiled model. Raises ``NoReportError`` when it was not compiled by this backend, or not yet."""
-    return LEDGER.report(model)
+    return reports.report_on(LEDGER, model)
 
 
 def last_report() -> Report:
     """The report of the model compiled last. Raises ``NoReportError`` when there is none."""
-    return LEDGER.last_report()
+    return reports.last_report(LEDGER)

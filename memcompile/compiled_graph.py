@@ -37,23 +37,25 @@ class CompiledGraph:
         self.programs = [*(s.program for s in streamed), *(p.program for p in tiled)]  # and these by key
         chosen = None if session.outcome is None else session.outcome.chosen
         self.moved = () if chosen is None else chosen.joint.moved  # and these too
-        self.variants: dict[tuple[object, ...], Callable[..., Any]] = {(accumulates, self.tangents_held): function}
+        self.variants: dict[tuple[object, ...], tuple[Callable[..., Any], GraphEntry]] = {}
+        self.variants[accumulates, self.tangents_held] = function, entry
         self.planned = session.outcome is not None and session.outcome.budget_bytes is not None
         self.parameters = [weakref.ref(t) for t in session.tensors if t.is_leaf and t.requires_grad] if self.planned else []
         session.inputs, session.tensors = [], []
 
     def __call__(self, *args: Any) -> Any:
-        function = self._variant(args) if self.planned else self.function
+        function, entry = self._variant(args) if self.planned else (self.function, self.entry)
+        LEDGER.ran(entry, args)
         outputs = function(*args)
-        if self.entry.report.kind == "train":
-            LEDGER.hold(self.entry, outputs, self._see_tangents)
+        if entry.report.kind == "train":
+            LEDGER.hold(entry, outputs, self._see_tangents)
         return outputs
 
     def _see_tangents(self, tangents: Sequence[torch.Tensor | None]) -> None:
         """What the backward received: more than the gradient of a scalar means that such tensors are alive throughout."""
         self.tangents_held = self.tangents_held or any(t is not None and t.dim() > 0 for t in tangents)
 
-    def _variant(self, args: Sequence[Any]) -> Callable[..., Any]:
+    def _variant(self, args: Sequence[Any]) -> tuple[Callable[..., Any], GraphEntry]:
         """The plan for this step: with or without gradients alive at entry, and for what the backward receives."""
         accumulates = any((p := ref()) is not None and p.grad is not None for ref in self.parameters)
         key: tuple[object, ...] = (accumulates, self.tangents_held)
@@ -66,7 +68,7 @@ class CompiledGraph:
             copied = copy.deepcopy(self.original)
             again = type(before)(copied, args, before.options, before.device, tangents_held=self.tangents_held)
             variant = again.compile()
-            self.variants[key] = variant.function
+            self.variants[key] = variant.function, variant.entry
             self.arenas += variant.arenas
             self.moved += variant.moved
         return self.variants[key]

@@ -29,6 +29,7 @@ from memcompile.codegen.dry import fake_code
 from memcompile.codegen.dynamo import recompiling_freely
 from memcompile.codegen.inductor import compile_graph
 from memcompile.codegen.partition import default_partition
+from memcompile.codegen.region import region_of
 from memcompile.codegen.seams import require_seams
 from memcompile.codegen.surface import surface, surfacing
 from memcompile.errors import DryRunError, ScratchpadError
@@ -39,7 +40,8 @@ from memcompile.options import Options
 from memcompile.pipeline import KeepsBudget, Lowered, lower_graphs
 from memcompile.report.data import GraphReport, Report
 from memcompile.report.scratchpad_data import ScratchpadReport
-from memcompile.runtime.ledger import Group, Ledger, report_of
+from memcompile.runtime.ledger import GraphEntry, Ledger
+from memcompile.runtime.reports import report_over
 from memcompile.scratchpad.memories import Memories
 from memcompile.session import Session
 from memcompile.support import check_devices, check_torch
@@ -69,21 +71,25 @@ def plan(
     parsed = options if isinstance(options, Options) else Options.from_mapping(options)
     model = getattr(model, "_orig_mod", model)
     device = _device(model, (args, kwargs))
-    ledger = Ledger()
+    ledger, entries = Ledger(), list[GraphEntry]()
     fakes = _Fakes(device)
     fake_args, fake_kwargs = _pytree.tree_map_only(torch.Tensor, fakes.of, (args, kwargs))
 
     @surfacing
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         with unset_fake_temporarily():
-            return DrySession(gm, example_inputs, parsed, device, ledger, _weights(model)).plan()
+            entry, call = DrySession(gm, example_inputs, parsed, device, ledger, _weights(model)).plan()
+        entries.append(entry)
+        return call
 
     try:
         with recompiling_freely(), fakes.inside(model):
             torch.compile(_fresh(model), backend=backend)(*fake_args, **fake_kwargs)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise DryRunError(str(error)) from error
-    return _report(ledger, type(model).__name__, parsed)
+    report = report_over([run for entry in entries for run in entry.runs.values()], model=region_of(model).name)
+    report.options = parsed.to_mapping()
+    return report
 
 
 def captured(
@@ -129,8 +135,8 @@ class DrySession(Session):
         self.predicted = False
         self.final: Lowered | None = None
 
-    def plan(self) -> Callable[..., Any]:
-        """Enter the graph's plan into the ledger; returns a callable that makes fake outputs."""
+    def plan(self) -> tuple[GraphEntry, Callable[..., Any]]:
+        """Enter the graph's plan into the ledger; returns it, and a callable that makes fake outputs."""
         function = compile_graph(
             self.gm, self.inputs, self._partition, fake_code(self._rewrite_inference), self.options.inductor
         )
@@ -138,12 +144,13 @@ class DrySession(Session):
         entry = self._enter(self._completed(explain.graph_report(self, peak)), peak, (self.options.dump,))
 
         def call(*args: Any) -> Any:
+            self.ledger.ran(entry, args)
             outputs = function(*args)
             if entry.report.kind == "train":
                 self.ledger.hold(entry, outputs)
             return outputs
 
-        return call
+        return entry, call
 
     def _partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
@@ -288,12 +295,3 @@ def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
         return model(*args, **kwargs)
 
     return types.FunctionType(step.__code__.replace(), step.__globals__, "step", None, step.__closure__)
-
-
-def _report(ledger: Ledger, name: str, options: Options) -> Report:
-    """All graphs of the step as one report."""
-    entries = [entry for group in ledger.groups for entry in group.entries]
-    chains = [chain for group in ledger.groups for chain in group.chains]
-    report = report_of(Group(entries, chains), name)
-    report.options = options.to_mapping()
-    return report

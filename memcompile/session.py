@@ -6,7 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -170,8 +169,9 @@ class Session:
         for folder in folders:
             if folder is not None:
                 explain.save(report, folder)
-        entry = GraphEntry(self._profile(peak), report, tuple(weakref.ref(t) for t in self._owned()), self.capture.code)
-        self.ledger.add(entry)
+        owned = tuple(index for index, value in enumerate(self.inputs) if self._is_owned(value))
+        entry = GraphEntry(self._profile(peak), report, owned)
+        self.ledger.add(entry, self.inputs)
         return entry
 
     def _partition(
@@ -322,9 +322,9 @@ class Session:
             peak.held_bytes,
             peak.forward_peak_bytes,
             peak.backward_peak_bytes,
-            sum(t.untyped_storage().nbytes() for t in self._owned() if t.requires_grad),
+            sum(t.untyped_storage().nbytes() for t in self.tensors if self._is_owned(t) and t.requires_grad),
         )
 
-    def _owned(self) -> list[torch.Tensor]:
-        """Parameters among the inputs: they outlive the step."""
-        return [t for t in self.tensors if isinstance(t, torch.nn.Parameter) or is_ticket(t)]
+    def _is_owned(self, value: object) -> bool:
+        """Whether an input is a parameter: it outlives the step."""
+        return isinstance(value, torch.Tensor) and (isinstance(value, torch.nn.Parameter) or is_ticket(value))

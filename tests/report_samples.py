@@ -1,6 +1,6 @@
 """Reports made by hand for the tests of the renderers."""
 
-from memcompile.report import DecisionRow, GraphReport, KernelInfo, PassReport, PeakPoint, Report, TimelinePoint
+from memcompile.report import DecisionRow, GraphReport, KernelInfo, PassReport, PeakPoint, Report, StepReport, TimelinePoint
 from memcompile.report.patch_data import PatchOperator, PatchReport, PatchStage
 from memcompile.report.patched import patch_summary
 
@@ -122,5 +122,5 @@ def single() -> Report:
 
 
 def several() -> Report:
-    """Two graphs whose ledger says more than either."""
-    return Report([train_graph(), inference_graph()], step_peak_bytes=int(7.99 * GIB))
+    """Two graphs of one step, which takes more than either."""
+    return Report([train_graph(), inference_graph()], (StepReport(("0/0", "1/0"), int(7.99 * GIB), 8 * GIB),))

@@ -8,7 +8,7 @@ import pytest
 
 import memcompile
 from memcompile import cli, doctor
-from memcompile.report import Report
+from memcompile.report import Report, StepReport
 from memcompile.target import load_target
 from tests import report_samples
 
@@ -53,7 +53,7 @@ def test_show(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_show_says_by_its_status_that_a_plan_does_not_fit(tmp_path: Path) -> None:
     report = report_samples.single()
-    report.step_peak_bytes = 2**50
+    report.steps = (StepReport(("0/0",), 2**50, 2**40),)
     assert cli.main(["show", str(report.save(tmp_path))]) == 1
 
 

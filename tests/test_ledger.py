@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import gc
-import weakref
 
 import pytest
 import torch
 from torch import nn
 
-import memcompile
 from memcompile.errors import NoReportError
-from memcompile.report.data import GraphReport
+from memcompile.report.data import GraphReport, Report, StepReport
+from memcompile.report.html import render_html
 from memcompile.runtime.ledger import GraphEntry, Ledger, Profile, chain_peak, gradient_bytes, storages
-from tests.steps import QUICK
+from memcompile.runtime.reports import last_report, report_over
 
 
-def report(name: str = "0") -> GraphReport:
-    return GraphReport(graph_id=name, kind="train", device="cpu", planned_peak_bytes=1, unplanned_peak_bytes=1)
+def report(name: str = "0", planned_peak_bytes: int = 1, budget_bytes: int | None = None) -> GraphReport:
+    peaks = {"planned_peak_bytes": planned_peak_bytes, "unplanned_peak_bytes": planned_peak_bytes}
+    return GraphReport(graph_id=name, kind="train", device="cpu", budget_bytes=budget_bytes, **peaks)
 
 
-def entry(profile: Profile | None = None, tensors=(), code: object = None, name: str = "0") -> GraphEntry:
-    return GraphEntry(profile or Profile({1: 10}, 5, 20, 30), report(name), tuple(map(weakref.ref, tensors)), code)
+def entry(profile: Profile | None = None, **of_report: object) -> GraphEntry:
+    return GraphEntry(profile or Profile({1: 10}, 5, 20, 30), report(**of_report))
 
 
 def output(size: int = 4) -> torch.Tensor:
@@ -126,50 +126,68 @@ class TestOutsideBytes:
         assert ledger.outside_bytes([shared, out]) == 100 + 40  # ``out`` is this graph's own input
 
 
-class TestGroups:
-    def test_graphs_of_one_step_are_one_group(self):
+class TestSteps:
+    """What ran together, and what of it keeps which budget; peaks in bytes."""
+
+    def test_graphs_of_one_step(self):
         ledger, first, second = Ledger(), entry(name="a"), entry(Profile({2: 7}, 1, 90, 30), name="b")
         ledger.add(first)
         out = output()
         ledger.hold(first, [out])
         ledger.add(second)
-        assert [g.graph_id for g in ledger.last_report().graphs] == ["a", "b"]
-        assert ledger.last_report().step_peak_bytes == 10 + 7 + 5 + 83
+        report = last_report(ledger)
+        assert [graph.graph_id for graph in report.graphs] == ["a", "b"]
+        assert report.steps == (StepReport(("a", "b"), 10 + 7 + 5 + 83),)
 
-    def test_graphs_that_share_a_parameter_are_one_group(self):
-        ledger, parameter, other = Ledger(), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-        for tensors in ([parameter], [other], [parameter, other]):
-            ledger.add(entry(tensors=tensors))
-        assert [len(group.entries) for group in ledger.groups] == [2, 1]
+    @pytest.mark.parametrize(
+        ("steps", "fits", "budget", "planned"),
+        [
+            ([[("train", 60, 59)], [("eval", 12, 11)]], True, 60, 59),
+            ([[("train", 60, 59)], [("short batch", 30, 29)]], True, 60, 59),
+            ([[("train", 60, 59)], [("eval", 12, 13)]], False, 12, 13),
+            ([[("train", 60, 70)], [("eval", 12, 20)]], False, 60, 70),
+            ([[("before the break", 6, 5), ("after", 12, 11)]], True, 12, 11),
+            ([[("generator", 6, 5), ("critic", 12, 11)], [("critic", 8, 8)]], True, 12, 11),
+            ([[("planned", None, 59)], [("eval", 12, 11)]], True, None, 59),
+            ([[("planned", None, 59)], [("eval", 12, 13)]], False, 12, 13),
+            ([[("none", None, 59)]], True, None, 59),
+        ],
+    )
+    def test_each_against_its_own_budget(self, steps, fits, budget, planned):
+        """(graph, budget, planned peak) by steps; what the report says of them."""
+        ledger, kept = Ledger(), []
+        for step in steps:
+            outs = []
+            for name, budget_bytes, peak in step:
+                graph = entry(Profile({}, 0, peak, peak), name=name, planned_peak_bytes=peak, budget_bytes=budget_bytes)
+                ledger.add(graph)
+                outs.append(output())
+                ledger.hold(graph, outs[-1:])
+                kept.append(graph)
+            del outs
+        runs = [run for graph in kept for run in graph.runs.values()]
+        report = report_over(runs)
+        assert (report.fits, report.budget_bytes, report.telling.planned_peak_bytes) == (fits, budget, planned)
+        assert [len(step.graph_ids) for step in report.steps] == [len(step) for step in steps]
+        assert ("does not fit" in str(report)) is not fits
+        assert ("does not fit" in render_html(report)) is not fits
+        assert Report.from_json(report.to_json()) == report
 
     def test_the_last_report_is_that_of_the_model_compiled_last(self):
         ledger = Ledger()
         with pytest.raises(NoReportError):
-            ledger.last_report()
-        ledger.add(entry(tensors=[nn.Parameter(torch.ones(2))], name="x"))
-        assert ledger.last_report().graphs[0].graph_id == "x"
+            last_report(ledger)
+        ledger.add(entry(name="x"))
+        assert last_report(ledger).graphs[0].graph_id == "x"
 
-    def test_a_module_without_parameters_is_known_by_its_code(self):
-        class Plain(nn.Module):
-            def forward(self, x):
-                return x.sin().cos().sum()
-
-        torch._dynamo.reset()
-        model = Plain()
-        torch.compile(model, backend="memcompile", options={"inductor": QUICK})(torch.randn(8))
-        assert len(memcompile.report(model).graphs) == 1
-
-        class Owning(Plain):
-            def __init__(self) -> None:
-                super().__init__()
-                self.weight = nn.Parameter(torch.ones(8))
-
-            def forward(self, x):
-                return (x * self.weight).sum()
-
-        torch.compile(Owning(), backend="memcompile", options={"inductor": QUICK})(torch.randn(8))
-        with pytest.raises(NoReportError):
-            memcompile.report(Owning())
+    def test_a_graph_that_nothing_runs_is_forgotten_but_the_last(self):
+        ledger = Ledger()
+        for name in "abc":
+            ledger.add(entry(name=name))
+            gc.collect()
+        assert [graph.report.graph_id for graph in ledger.entries] == ["c"]
+        ledger.reset()
+        assert not ledger.entries and last_report(ledger).graphs[0].graph_id == "c"
 
 
 def test_distinct_storages():

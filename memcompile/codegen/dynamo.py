@@ -5,15 +5,14 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureInfo:
-    """``graph_break``: the step goes on after this graph, in Python and in further graphs. ``code``: the captured function."""
+    """``graph_break``: the step goes on after this graph, in Python and in further graphs."""
 
     graph_break: bool = False
-    code: CodeType | None = None
 
 
 def capture_info() -> CaptureInfo:
@@ -25,7 +24,22 @@ def capture_info() -> CaptureInfo:
     except AttributeError:  # thread-local state that only a capture sets
         return CaptureInfo()
     reason = translator.output.compile_subgraph_reason
-    return CaptureInfo(bool(reason is not None and reason.graph_break), translator.output.root_tx.f_code)
+    return CaptureInfo(bool(reason is not None and reason.graph_break))
+
+
+class Resettable(Protocol):
+    """What Dynamo takes for a backend."""
+
+    def reset(self) -> None:
+        """Dynamo forgets all that it compiled."""
+
+
+def call_at_reset(what: Resettable) -> None:
+    """The next ``torch._dynamo.reset()`` calls ``what.reset()``."""
+    from torch._dynamo.eval_frame import cached_backends
+
+    backends: dict[int, Any] = cached_backends
+    backends[id(what)] = what
 
 
 def debug_folder() -> Path | None:

@@ -10,7 +10,8 @@ from memcompile.report.data import (
     PassReport,
     PeakPoint,
     Report,
+    StepReport,
     TimelinePoint,
 )
 
-__all__ = ["DecisionRow", "GraphReport", "KernelInfo", "PassReport", "PeakPoint", "Report", "TimelinePoint"]
+__all__ = ["DecisionRow", "GraphReport", "KernelInfo", "PassReport", "PeakPoint", "Report", "StepReport", "TimelinePoint"]

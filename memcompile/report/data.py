@@ -20,7 +20,7 @@ Status = Literal["optimal", "bounded", "heuristic", "none"]
 Phase = Literal["forward", "backward"]
 Language = Literal["cpp", "python"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,16 +184,35 @@ class GraphReport:
         return self.budget_bytes is None or self.planned_peak_bytes <= self.budget_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """Graphs of one step: their forwards in order, their backwards in reverse. Those of other models may be among them.
+
+    ``budget_bytes``: the largest that any of them has to keep: a share of the peak is more for the last graph of a step than
+    for the first.
+    """
+
+    graph_ids: tuple[str, ...]
+    planned_peak_bytes: int
+    budget_bytes: int | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the planned peak keeps the budget (always, without one)."""
+        return self.budget_bytes is None or self.planned_peak_bytes <= self.budget_bytes
+
+
 @dataclass(slots=True)
 class Report:
     """Everything known about one compiled model: a `GraphReport` for each compiled graph, in the order they run.
 
-    ``step_peak_bytes``: the ledger's planned peak of the whole step over all graphs; without it, the highest of the graphs.
-    ``measured_peak_bytes`` and ``measured_seconds`` are None until a step was measured (`memcompile.runtime.measure`).
+    ``steps``: which of them make a step together; training, evaluation and a short last batch are steps of their own. Without
+    them, each graph is one. ``measured_peak_bytes`` and ``measured_seconds`` are None until a step was measured
+    (`memcompile.runtime.measure`).
     """
 
     graphs: list[GraphReport] = field(default_factory=list)
-    step_peak_bytes: int | None = None
+    steps: tuple[StepReport, ...] = ()
     measured_peak_bytes: int | None = None
     measured_seconds: float | None = None
     model: str = ""
@@ -201,11 +220,24 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def is_one_graph(self) -> bool:
+        """Whether there is one graph, and nothing else in its steps."""
+        names = {name for step in self.steps for name in step.graph_ids}
+        return len(self.graphs) == 1 and len(self.steps) <= 1 and names <= {self.graphs[0].graph_id}
+
+    @property
+    def telling(self) -> StepReport:
+        """The step that speaks for all: the one that misses its budget by most, else the one with the highest planned peak."""
+        alone = [StepReport((g.graph_id,), g.planned_peak_bytes, g.budget_bytes) for g in self.graphs]
+        missed = [step for step in (*self.steps, *alone) if not step.fits]
+        if missed:
+            return max(missed, key=lambda step: step.planned_peak_bytes - (step.budget_bytes or 0))
+        return max(self.steps or alone, key=lambda step: step.planned_peak_bytes, default=StepReport((), 0))
+
+    @property
     def planned_peak_bytes(self) -> int:
-        """Peak of the step as planned, over all graphs; 0 before anything was compiled."""
-        if self.step_peak_bytes is not None:
-            return self.step_peak_bytes
-        return max((graph.planned_peak_bytes for graph in self.graphs), default=0)
+        """The highest peak of a step as planned, over all of its graphs; 0 before anything was compiled."""
+        return max((each.planned_peak_bytes for each in self.steps or self.graphs), default=0)
 
     @property
     def unplanned_peak_bytes(self) -> int:
@@ -214,8 +246,8 @@ class Report:
 
     @property
     def budget_bytes(self) -> int | None:
-        """The budget in bytes: the smallest that any of the graphs has to keep; None without one."""
-        return min((graph.budget_bytes for graph in self.graphs if graph.budget_bytes is not None), default=None)
+        """The budget in bytes of the `telling` step; None without one."""
+        return self.telling.budget_bytes
 
     @property
     def lower_bound_bytes(self) -> int:
@@ -254,8 +286,8 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether the planned peak of the step keeps the budget (always, without one)."""
-        return self.budget_bytes is None or self.planned_peak_bytes <= self.budget_bytes
+        """Whether each graph and each step keeps its own budget (always, without one)."""
+        return self.telling.fits
 
     def __str__(self) -> str:
         from memcompile.report.terminal import render_text

@@ -15,6 +15,7 @@ from memcompile.report.patched import images_text
 from memcompile.report.placed import arena_chart, arena_text
 from memcompile.report.scratchpad_chart import scratchpad_chart
 from memcompile.report.scratchpad_text import scratchpad_text
+from memcompile.report.terminal import step_text
 from memcompile.units import format_bytes, format_change, format_pair, format_seconds
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -33,7 +34,8 @@ def render_html(report: Report) -> str:
         scratchpad_text=scratchpad_text,
     )
     environment.globals.update(change=format_change, pair=format_pair)
-    single = len(report.graphs) == 1
+    environment.globals.update(step_text=step_text)
+    single = report.is_one_graph
     graphs = [(graph, _chart(graph, report if single else None), _counts(graph.decisions)) for graph in report.graphs]
     return environment.get_template("report.html.j2").render(report=report, graphs=graphs)
 

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from memcompile.report.data import DecisionRow, GraphReport, OrderReport, PeakPoint, Report, TimelinePoint
+from memcompile.report.data import DecisionRow, GraphReport, OrderReport, PeakPoint, Report, StepReport, TimelinePoint
 from memcompile.report.patched import images_text
 from memcompile.report.placed import arena_text
 from memcompile.report.scratchpad_text import scratchpad_text
@@ -44,9 +44,9 @@ def render(report: Report) -> RenderableType:
 
 
 def _parts(report: Report) -> Iterator[RenderableType]:
-    single = len(report.graphs) == 1
+    single = report.is_one_graph
     if not single:
-        yield _step_line(report)
+        yield from _step_lines(report)
     for graph in report.graphs:
         if not single:
             yield Text()
@@ -80,9 +80,23 @@ def _verdict(fits: bool, budget_bytes: int | None, planned_bytes: int, measured_
     return text
 
 
-def _step_line(report: Report) -> Text:
-    text = Text.assemble(("memcompile", "bold"), f"  step of {len(report.graphs)} graphs  ")
-    return text.append_text(_verdict(report.fits, report.budget_bytes, report.planned_peak_bytes, report.measured_peak_bytes))
+def _step_lines(report: Report) -> Iterator[Text]:
+    """What holds for all, then the steps of more than one graph where there are several."""
+    step, number = report.telling, len(report.graphs)
+    graphs = f"{number} graph{'s' * (number != 1)}"
+    what = f"step of {graphs}" if len(report.steps) == 1 else f"{graphs}, {len(report.steps) or number} steps"
+    line = Text.assemble(("memcompile", "bold"), f"  {what}  ")
+    yield line.append_text(_verdict(step.fits, step.budget_bytes, step.planned_peak_bytes, report.measured_peak_bytes))
+    for step in report.steps if len(report.steps) > 1 or number == 1 else ():
+        if len(step.graph_ids) > 1:
+            verdict = _verdict(step.fits, step.budget_bytes, step.planned_peak_bytes, None)
+            yield Text(f" step of graphs {step_text(report, step)}  ").append_text(verdict)
+
+
+def step_text(report: Report, step: StepReport) -> str:
+    """Its graphs by their names; those that are not in the report are other models'."""
+    mine = {graph.graph_id for graph in report.graphs}
+    return ", ".join(name if name in mine else f"{name} (another model's)" for name in step.graph_ids)
 
 
 def _graph_line(graph: GraphReport, report: Report | None) -> Text:

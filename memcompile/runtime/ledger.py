@@ -1,8 +1,8 @@
-"""One ledger for the process: what every compiled graph keeps alive, and which graphs make one step.
+"""One ledger for the process: what every compiled graph keeps alive, for whom it ran, and which graphs make one step.
 
 A step may consist of several compiled graphs (graph breaks). While the second one is compiled, the saved tensors of the first
 are alive: they count towards the budget of both. A graph *holds* memory from the end of its forward until its backward has run
-or its autograd node has died.
+or its autograd node has died. A graph is in the books while Dynamo keeps it, those of the program compiled last always.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import gc
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from memcompile.errors import NoReportError
-from memcompile.report.data import GraphReport, Report
+from memcompile.codegen.region import Region, region_under_way
+from memcompile.report.data import GraphReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,31 +36,47 @@ class Profile:
         return sum(self.entry.values())
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A compiled graph at work for one module or function. Copies, and blocks with the same code, share a graph: each is a run.
+
+    ``number``: runs count up. ``profile``: with the storages that it reads itself. ``read``: its parameters. ``before``: what
+    held memory as it ran first, in order.
+    """
+
+    number: int
+    profile: Profile
+    report: GraphReport
+    region: Region | None = None
+    read: tuple[weakref.ref[torch.Tensor], ...] = ()
+    before: tuple[Run, ...] = ()
+
+    def is_for(self, region: Region | None, read: Sequence[torch.Tensor]) -> bool:
+        """Whether it is that of a call in ``region`` with those parameters."""
+        return self.region == region and (not read or self.read[0]() is read[0])
+
+    def is_over(self) -> bool:
+        """Whether what it ran for is gone."""
+        return (self.region is not None and self.region.is_over) or (bool(self.read) and self.read[0]() is None)
+
+
 @dataclass(eq=False)
 class GraphEntry:
-    """One compiled graph of a model."""
+    """One compiled graph. ``owned``: which of its inputs are parameters; ``runs``: what it ran for; ``latest``: the last."""
 
     profile: Profile
     report: GraphReport
-    tensors: tuple[weakref.ref[torch.Tensor], ...]
-    code: object = None
-
-
-@dataclass(eq=False)
-class Group:
-    """The graphs of one model, in the order in which they were compiled."""
-
-    entries: list[GraphEntry] = field(default_factory=list)
-    chains: list[tuple[GraphEntry, ...]] = field(default_factory=list)
-    measured_peak_bytes: int | None = None
+    owned: tuple[int, ...] = ()
+    runs: dict[tuple[int, ...], Run] = field(default_factory=dict)
+    latest: Run | None = None
 
 
 class _Hold:
     """A forward that ran and whose backward has not."""
 
     def __init__(self, ledger: Ledger, entry: GraphEntry) -> None:
-        self.ledger, self.entry = ledger, entry
-        ledger.live[id(self)] = entry
+        self.ledger = ledger
+        ledger.live[id(self)] = entry, entry.latest
 
     def release(self) -> None:
         self.ledger.live.pop(id(self), None)
@@ -70,13 +85,17 @@ class _Hold:
 
 
 class Ledger:
-    """The books of the process. Use the one instance, ``LEDGER``."""
+    """The books of the process. Use the one instance, ``LEDGER``.
+
+    ``last``: the graphs of what was compiled last.
+    """
 
     def __init__(self) -> None:
-        self.groups: list[Group] = []
-        self.live: dict[int, GraphEntry] = {}
-        self.last: Group | None = None
-        self._ids = itertools.count()
+        self.entries: weakref.WeakSet[GraphEntry] = weakref.WeakSet()
+        self.live: dict[int, tuple[GraphEntry, Run | None]] = {}
+        self.last: list[GraphEntry] = []
+        self._last_compiler: object = None
+        self._ids, self._runs = itertools.count(), itertools.count()
 
     def next_id(self) -> str:
         """A name for the next graph: its number in the process."""
@@ -84,7 +103,7 @@ class Ledger:
 
     def chain(self) -> tuple[GraphEntry, ...]:
         """Graphs whose forward has run and whose backward is still to come, in order."""
-        return tuple(dict.fromkeys(self.live.values()))
+        return tuple(dict.fromkeys(entry for entry, _ in self.live.values()))
 
     def outside_bytes(self, tensors: Sequence[torch.Tensor]) -> int:
         """Bytes that are alive beside the inputs of a graph compiled now: what earlier graphs of the step read and hold, and
@@ -101,16 +120,41 @@ class Ledger:
         passed_on = sum(size for key, size in own.items() if is_activation(key)) if chain else 0
         return others + max(0, held - passed_on) + gradient_bytes(tensors)
 
-    def add(self, entry: GraphEntry) -> None:
-        """Enter a graph: into the group of the step under way, or of the model whose tensors it reads."""
-        chain = self.chain()
-        group = self._group_of(chain[-1]) if chain else self._group_sharing(entry)
-        if group is None:
-            group = Group()
-            self.groups.append(group)
-        group.entries.append(entry)
-        group.chains.append((*chain, entry))
-        self.last = group
+    def add(self, entry: GraphEntry, inputs: Sequence[object] = ()) -> None:
+        """Enter a graph that was compiled, for a call with ``inputs`` that is under way."""
+        region = region_under_way()
+        compiler = None if region is None else region.compiler
+        if compiler is None or compiler is not self._last_compiler:
+            self.last = list(self.chain()) if compiler is None else []
+        self._last_compiler = compiler
+        self.last.append(entry)
+        self.entries.add(entry)
+        self.ran(entry, inputs)
+
+    def ran(self, entry: GraphEntry, inputs: Sequence[object]) -> None:
+        """A graph is called with ``inputs``, maybe for another module than the one that it was compiled for."""
+        region = region_under_way()
+        read = [t for t in (inputs[index] for index in entry.owned) if isinstance(t, torch.Tensor)]
+        key = (*map(id, () if region is None else (region.compiler, region.module, region.code)), *map(id, read[:1]))
+        run = entry.runs.get(key)
+        if run is None or not run.is_for(region, read):
+            profile = entry.profile
+            if entry.runs:
+                tensors = (t for t in inputs if isinstance(t, torch.Tensor))
+                profile = replace(profile, entry=storages(tensors))
+            before = dict.fromkeys(run for _, run in self.live.values() if run is not None)
+            chain = tuple(replace(run, before=()) for run in before)
+            run = Run(next(self._runs), profile, entry.report, region, tuple(map(weakref.ref, read)), chain)
+            entry.runs = {key: run for key, run in entry.runs.items() if not run.is_over()}
+            entry.runs[key] = run
+            if region is not None and region.compiler is self._last_compiler and entry not in self.last:
+                self.last.append(entry)
+        entry.latest = run
+
+    def reset(self) -> None:
+        """Forget what Dynamo forgets: it calls this for ``torch._dynamo.reset()``."""
+        self.entries.clear()
+        self._last_compiler = None
 
     def hold(
         self,
@@ -132,58 +176,6 @@ class Ledger:
                     on_backward(received)
 
             node.register_hook(done)
-
-    def report(self, model: Callable[..., Any]) -> Report:
-        """All graphs of a compiled model or function."""
-        group = self._group_for(model)
-        if group is None:
-            raise NoReportError()
-        return report_of(group, type(getattr(model, "_orig_mod", model)).__name__)
-
-    def last_report(self) -> Report:
-        """All graphs of the model compiled last."""
-        if self.last is None:
-            raise NoReportError("any model")
-        return report_of(self.last)
-
-    def _group_of(self, entry: GraphEntry) -> Group | None:
-        return next((group for group in self.groups if entry in group.entries), None)
-
-    def _group_sharing(self, entry: GraphEntry) -> Group | None:
-        mine = {id(ref()) for ref in entry.tensors if ref() is not None}
-        for group in self.groups:
-            for other in group.entries:
-                if any(id(ref()) in mine for ref in other.tensors if ref() is not None):
-                    return group
-                if not mine and not other.tensors and entry.code is not None and other.code is entry.code:
-                    return group
-        return None
-
-    def _group_for(self, model: Callable[..., Any]) -> Group | None:
-        module = getattr(model, "_orig_mod", model)
-        if isinstance(module, torch.nn.Module):
-            mine = {id(t) for t in itertools.chain(module.parameters(), module.buffers())}
-            for group in reversed(self.groups):
-                if any(id(ref()) in mine for entry in group.entries for ref in entry.tensors):
-                    return group
-            # A module that reads no parameter is known by its code; another instance's graphs are not its own.
-            code = getattr(module.forward, "__code__", None)
-            found = (g for g in reversed(self.groups) if any(e.code is code and not e.tensors for e in g.entries))
-            return next(found, None) if code is not None else None
-        code = getattr(getattr(module, "_torchdynamo_orig_callable", module), "__code__", None)
-        found = (g for g in reversed(self.groups) if code is not None and any(e.code is code for e in g.entries))
-        return next(found, None)
-
-
-def report_of(group: Group, model: str = "") -> Report:
-    """A report over the graphs of a group; the step's peak is the highest of its chains."""
-    return Report(
-        graphs=[entry.report for entry in group.entries],
-        step_peak_bytes=max((chain_peak([e.profile for e in chain]) for chain in group.chains), default=None),
-        measured_peak_bytes=group.measured_peak_bytes,
-        model=model,
-        versions={"torch": torch.__version__},
-    )
 
 
 def chain_peak(profiles: Sequence[Profile]) -> int:
