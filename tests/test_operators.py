@@ -55,6 +55,8 @@ CHOSEN = {
         "where",
     ],
     "module": ["nn.BatchNorm2d", "nn.LSTM", "nn.MultiheadAttention"],
+    "optim": ["SGD", "Adam"],
+    "hop": ["cond.simple", "map.simple"],
     "custom": ["NumpyCubeCustomOp", "NumpySplitCopyCustomOp"],
     "autograd": ["NumpyMulAutogradFunction", "NumpySortAutogradFunction"],
 }

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import fx
 
-from memcompile.facts import Facts, OpFacts, Planned
+from memcompile.facts import Facts, OpFacts, Planned, StepGraphs
 from memcompile.fxutil import is_symbol, outputs_of
 from memcompile.passes.moving import Moving, Step
 from memcompile.runtime.swap_ops import Moved, Mover
@@ -139,7 +140,7 @@ class _Writer:
             self._enter_backward(graphs.forward.graph)
         self._close()
         return JointGraph(
-            fx.GraphModule(graphs.forward, self.graph),
+            fx.GraphModule(_attributes(graphs), self.graph),
             frozenset(self.forward_nodes),
             graphs.num_user_outputs,
             frozenset(self.recomputed),
@@ -269,6 +270,12 @@ class _Writer:
                 else:
                     stack.append(source)
         return tuple(sorted(stamps))
+
+
+def _attributes(graphs: StepGraphs) -> dict[str, Any]:
+    """What either half refers to by name: the bodies of ``cond`` and its like, constants."""
+    halves = [half for half in (graphs.forward, graphs.backward) if half is not None]
+    return {str(n.target): attrgetter(str(n.target))(half) for half in halves for n in half.graph.find_nodes(op="get_attr")}
 
 
 def _written(op: OpFacts) -> Iterator[fx.Node]:
