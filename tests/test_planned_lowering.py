@@ -8,6 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from memcompile.codegen.inductor import lower
 from memcompile.codegen.trace import GraphTrace
 from memcompile.facts import UNPLANNED, Planned
+from tests.planned_eagerly import Planner, unplanned, with_lowering
 
 
 def lowered(function, inputs, plan: Planned) -> GraphTrace:
@@ -50,3 +51,14 @@ def test_loops_that_a_plan_keeps_apart_are_kernels_of_their_own():
         for plan in (Planned(stored=stored), Planned(stored=stored, apart=stored))
     ]
     assert kernels == [1, 2]
+
+
+def test_a_trial_lowering_leaves_dynamic_sizes_dynamic():
+    """A saved tensor whose strides hold a size: comparing them with the lowered ones must not fix it."""
+    x, y = torch.randn(48, 8, requires_grad=True), torch.randn(48, 8)
+    for tensor in (x, y):
+        torch._dynamo.mark_dynamic(tensor, 0)
+    planner = Planner(unplanned, lowering=with_lowering)
+    torch._dynamo.reset()
+    torch.compile(lambda a, b: torch.einsum("ij,ik->jk", a, b) * 0.5, backend=planner)(x, y).sum().backward()
+    assert len(planner.planned) == 1

@@ -26,7 +26,7 @@ from memcompile.codegen.scheduled import Scheduling
 from memcompile.codegen.supplied import Supplied, Supply
 from memcompile.codegen.trace import GraphTrace
 from memcompile.facts import UNPLANNED, Planned
-from memcompile.fxutil import output_names, outputs_of
+from memcompile.fxutil import hint, output_names, outputs_of
 
 Accept = Callable[[GraphTrace, str], bool]
 Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
@@ -260,7 +260,7 @@ def lower(
     placeholders = trial.graph.find_nodes(op="placeholder")
     inputs = [node.meta["val"] for node in placeholders]
     for index, stride in (input_strides or {}).items():
-        if isinstance(inputs[index], torch.Tensor) and tuple(inputs[index].stride()) != stride:
+        if isinstance(inputs[index], torch.Tensor) and tuple(map(hint, inputs[index].stride())) != stride:
             inputs[index] = inputs[index].as_strided(inputs[index].size(), stride)
     output = trial.graph.output_node()
     count = len(outputs_of(trial.graph)) if kind != "forward" or num_user_outputs is None else num_user_outputs

@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--compiled-every", type=int, default=20, help="compile one in so many programs; 0: none")
     parser.add_argument("--shrink-seconds", type=float, default=60.0, help="for each new kind of fault")
     parser.add_argument("--log", type=Path, default=Path("fuzz-log"), help="folder of the log")
+    parser.add_argument("--nnsmith", action="store_true", help="networks of NNSmith instead of our own programs (see smith.py)")
     parser.add_argument("--show", action="store_true", help="print the program of --seed, and end")
     args = parser.parse_args()
     cache = Path(tempfile.gettempdir()) / f"memcompile-fuzz-{os.getuid()}"
@@ -33,8 +34,11 @@ def main() -> int:
 
     import torch
 
+    from tests.fuzz import generate as ours
+    from tests.fuzz import smith
     from tests.fuzz.campaign import Campaign
-    from tests.fuzz.generate import generate
+
+    generate = smith.generate if args.nnsmith else ours.generate
 
     if args.show:
         print(generate(args.seed))

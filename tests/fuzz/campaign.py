@@ -32,7 +32,7 @@ class Campaign:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("torch", "memcompile"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         gc.freeze()  # what is imported stays: collections between programs need not look at it
         self.log = (self.folder / "programs.jsonl").open("a")
 
@@ -62,7 +62,9 @@ class Campaign:
         key = f"{outcome.status}: {outcome.signature}"
         if self.reasons[f"{setting.level} {key}"] > 3 or (key in self.faults and outcome.status == "crash"):
             return
-        small, setting, outcome = shrink(program, setting, outcome, self.shrink_seconds)
+        small = program
+        if program.body:
+            small, setting, outcome = shrink(program, setting, outcome, self.shrink_seconds)
         key = f"{outcome.status}: {outcome.signature} [{', '.join(sorted({line.feature for line in small.body}))}]"
         if key in self.faults:
             return
