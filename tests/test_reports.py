@@ -9,12 +9,16 @@ import copy
 import dataclasses
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import memcompile
 from memcompile import explain
@@ -362,24 +366,24 @@ def test_one_function_that_uses_both() -> None:
     assert ids(generator) == ids(critic) == ids(step) == [0]
 
 
-def test_parameters_that_are_not_the_models_own() -> None:
-    """As FSDP does it: what a graph reads is put in the place of the parameters for the call alone."""
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
-    class Gathered(Net):
-        def gathered(self, full: bool) -> None:
-            for module in self.children():
-                for name, tensor in list(module.named_parameters(recurse=False)):
-                    swapped = self.full.setdefault((id(module), name), nn.Parameter(tensor.detach().clone()))
-                    module._parameters[name], self.full[id(module), name] = swapped, tensor
-            del full
 
-    model = Gathered()
-    model.full = {}
-    model.register_forward_pre_hook(lambda module, _: module.gathered(True))
-    model.register_forward_hook(lambda module, *_: module.gathered(False))
-    compiled = comp(model)
-    compiled(x()).backward()
-    assert len(ids(compiled)) == len(ids(model)) == 1
+@pytest.mark.parametrize("regional", [False, True])
+def test_fully_sharded(one_process: None, regional: bool) -> None:
+    """What graphs read is in the place of the parameters for the call alone."""
+    model, mesh = Stack(), init_device_mesh("cpu", (1,))
+    for part in (*model.blocks, model):
+        fully_shard(part, mesh=mesh)
+    compiled = [block.compile(backend="memcompile") for block in model.blocks] if regional else comp(model)
+    (model if regional else compiled)(x().requires_grad_()).sum().backward()
+    expected = [0]  # one graph, for three blocks
+    assert ids(model) == expected
+    assert all(ids(block) == expected for block in model.blocks) if regional else ids(compiled) == expected
 
 
 def test_last_report() -> None:
