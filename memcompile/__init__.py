@@ -157,7 +157,9 @@ def offload_parameters(
     ``tier``: "disk", or "host" for pinned memory beside a GPU. ``directory``: where a nameless file of the weights goes, gone
     with the model; None: the directory for temporary files. ``checkpoint``: a ``.safetensors`` file, or a directory of such
     files, whose tensors are read where they are, also for a model on the meta device. ``parameters``: glob patterns of names,
-    or a function of name and parameter; None: all. Buffers stay in memory, tied parameters stay tied.
+    or a function of name and parameter; None: all. Buffers stay in memory, tied parameters stay tied. Of a model on the meta
+    device, buffers that no checkpoint has (``persistent=False``) are made as transformers' `from_pretrained` makes them, or by
+    their module's ``reset_parameters()``; any that nothing makes are named in an error.
 
     Compiled for inference, reads are planned ahead of time within ``memory_budget``, and what it has room for stays in memory
     between calls. Without compiling, each use reads: right, but slow. Offloaded parameters cannot be trained; what is trained

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,25 @@ def read_checkpoint(path: Path | str) -> dict[str, Place]:
             places.update(_header(file))
         return places
     return _header(found)
+
+
+def find_place(names: Iterable[str], places: Mapping[str, Place]) -> Place | None:
+    """Where the tensor of those names is, tied ones under any of them."""
+    return next((places[name] for name in names if name in places), None)
+
+
+def same_bytes(one: Place, other: Place, block_bytes: int = 1 << 20) -> bool:
+    """Whether two places hold the same tensor. Raises `CheckpointError`."""
+    if one == other or (one.shape, one.dtype) != (other.shape, other.dtype):
+        return one == other
+    try:
+        with one.path.open("rb") as first, other.path.open("rb") as second:
+            first.seek(one.offset)
+            second.seek(other.offset)
+            sizes = (min(block_bytes, one.size_bytes - begin) for begin in range(0, one.size_bytes, block_bytes))
+            return all(first.read(size) == second.read(size) for size in sizes)
+    except OSError as error:
+        raise CheckpointError(one.path, error.strerror or str(error)) from error
 
 
 def _files(directory: Path) -> list[Path]:

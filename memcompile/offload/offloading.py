@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 import memcompile.runtime.fetch_ops  # noqa: F401 - the operators
 from memcompile.errors import CheckpointError, InvalidOptionError, OffloadError
-from memcompile.offload.checkpoint import Place, read_checkpoint
+from memcompile.offload.checkpoint import Place, find_place, read_checkpoint
 from memcompile.offload.files import WeightFile
 from memcompile.offload.modules import TICKET, new_ticket, offloaded_weights, replace_parameter, restore_parameters
+from memcompile.offload.staying import materialise, place_of
 from memcompile.offload.store import HOST_FIX, DiskStore, FilePlace, HostStore, read
 from memcompile.offload.weight import Weight, new_weight
 
@@ -76,8 +77,12 @@ def offload(
     places = None if checkpoint is None else read_checkpoint(checkpoint)
     device = _check(model, chosen, tier, places, checkpoint)
     make = _on_disk(directory, places) if tier == "disk" else _on_host(places)
-    if places is not None:
-        _materialise(model, chosen, places, checkpoint, device)
+    disk, leaving = DiskStore(), {owner for _, owners, _ in chosen for owner in owners}
+
+    def value(name: str, place: Place) -> Tensor:
+        return _value(name, place, disk, FilePlace(disk.open(place.path), place.offset, False), device)
+
+    materialise(model, leaving, places, checkpoint, device, value)
     ticket = new_ticket(device)
     size_bytes = 0
     for names, owners, parameter in chosen:
@@ -161,7 +166,7 @@ def _check(
                 "Call model.eval() for inference, or freeze it with requires_grad_(False).",
             )
         if places is not None:
-            _check_place(names, parameter, places, checkpoint)
+            _check_place(model, names, parameter, places, checkpoint)
         elif parameter.device.type == "meta":
             raise OffloadError(f"{names[0]!r} is on the meta device, it has no values", "Name a checkpoint with its weights.")
     if len(devices) > 1:
@@ -172,19 +177,15 @@ def _check(
     return device
 
 
-def _check_place(names: tuple[str, ...], parameter: Tensor, places: dict[str, Place], checkpoint: Path | str | None) -> None:
-    place = _find(names, places)
-    if place is None:
-        raise CheckpointError(checkpoint or "", f"it has no tensor {names[0]!r}")
+def _check_place(
+    model: nn.Module, names: tuple[str, ...], parameter: Tensor, places: dict[str, Place], checkpoint: Path | str | None
+) -> None:
+    place = place_of(model, names, places, checkpoint)
     if place.shape != tuple(parameter.shape):
         raise CheckpointError(checkpoint or "", f"{names[0]!r} has the shape {list(place.shape)}, not {list(parameter.shape)}")
     if place.dtype != parameter.dtype:
         reason = f"{names[0]!r} is {place.dtype} there and {parameter.dtype} in the model (cast it: model.to({place.dtype}))"
         raise CheckpointError(checkpoint or "", reason)
-
-
-def _find(names: Iterable[str], places: dict[str, Place]) -> Place | None:
-    return next((places[name] for name in names if name in places), None)
 
 
 Make = Callable[[tuple[str, ...], _Parameter], Weight]
@@ -196,7 +197,7 @@ def _on_disk(directory: Path | str | None, places: dict[str, Place] | None) -> M
         files = {path: store.open(path) for path in sorted({place.path for place in places.values()})}
 
         def found(names: tuple[str, ...], _box: _Parameter) -> Weight:
-            place = _find(names, places)
+            place = find_place(names, places)
             assert place is not None
             return new_weight(names[0], place.shape, place.dtype, store, FilePlace(files[place.path], place.offset, False))
 
@@ -216,7 +217,7 @@ def _on_host(places: dict[str, Place] | None) -> Make:
     files = {path: disk.open(path) for path in sorted({place.path for place in (places or {}).values()})}
 
     def pinned(names: tuple[str, ...], box: _Parameter) -> Weight:
-        place = _find(names, places) if places is not None else None
+        place = find_place(names, places) if places is not None else None
         if place is None:
             value = box.of().detach()
         else:
@@ -228,33 +229,6 @@ def _on_host(places: dict[str, Place] | None) -> Make:
 
 def _value(name: str, place: Place, disk: DiskStore, at: FilePlace, device: torch.device) -> Tensor:
     return read(Weight("", name, place.shape, place.dtype, disk, at), device)
-
-
-def _materialise(
-    model: nn.Module, chosen: list[Chosen], places: dict[str, Place], checkpoint: Path | str | None, device: torch.device
-) -> None:
-    """What is on the meta device and stays in memory: read from the checkpoint. Raises `CheckpointError`."""
-    leaving = {owner for _, owners, _ in chosen for owner in owners}
-    groups: dict[int, tuple[list[str], list[dict[str, Tensor | None]], Tensor]] = {}
-    for prefix, module in model.named_modules():
-        for own in (module._parameters, module._buffers):
-            for name, tensor in own.items():
-                if tensor is not None and tensor.device.type == "meta" and (module, name) not in leaving:
-                    names, owners, _ = groups.setdefault(id(tensor), ([], [], tensor))
-                    names.append(f"{prefix}.{name}" if prefix else name)
-                    owners.append(own)
-    disk = DiskStore()
-    made: list[tuple[list[str], list[dict[str, Tensor | None]], Tensor]] = []
-    for names, owners, tensor in groups.values():
-        place = _find(names, places)
-        if place is None or place.shape != tuple(tensor.shape):
-            reason = f"{names[0]!r} is on the meta device and not there: make it on the device before"
-            raise CheckpointError(checkpoint or "", reason)
-        value = _value(names[0], place, disk, FilePlace(disk.open(place.path), place.offset, False), device).to(tensor.dtype)
-        made.append((names, owners, nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value))
-    for names, owners, value in made:
-        for full, own in zip(names, owners, strict=True):
-            own[full.rpartition(".")[2]] = value
 
 
 def _ticket_device(module: nn.Module) -> torch.device:
