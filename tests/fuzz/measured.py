@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from memcompile.runtime.ledger import LEDGER, report_of
+import memcompile
+from memcompile.runtime.ledger import LEDGER
 from memcompile.runtime.measure import measure_peak
 from tests.fuzz.programs import Program
 from tests.fuzz.run import Seen, mode_of, run
@@ -16,7 +17,7 @@ from tests.fuzz.run import Seen, mode_of, run
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes. ``budget_bytes``: the smallest of any graph, None without one."""
+    """Bytes. ``budget_bytes``: of the step, None without one."""
 
     peak_bytes: int
     planned_bytes: int
@@ -42,7 +43,7 @@ def measure(program: Program, names: Names, backend: Callable[..., Any]) -> tupl
     if way.optimizer:
         return seen, None
     torch._dynamo.reset()
-    LEDGER.__init__()  # type: ignore[misc]
+    LEDGER.reset()
     loaded = program.load()
     model = loaded.model(way)
     function = torch.compile(model, backend=backend)
@@ -71,12 +72,8 @@ def measure(program: Program, names: Names, backend: Callable[..., Any]) -> tupl
     peak = measure_peak(step, model=model, inputs=given)
     alive = _sizes([*model.parameters(), *model.buffers(), *args])
     unread = sum(size for address, size in alive.items() if address not in names.addresses)
-    reports = [report_of(group) for group in LEDGER.groups]
-    budgets = [graph.budget_bytes for report in reports for graph in report.graphs if graph.budget_bytes is not None]
-    planned = max((report.planned_peak_bytes for report in reports), default=0)
-    return seen, Measured(
-        peak.peak_bytes - unread, planned, min(budgets, default=None), sum(len(report.graphs) for report in reports)
-    )
+    report = memcompile.report(function)
+    return seen, Measured(peak.peak_bytes - unread, report.planned_peak_bytes, report.budget_bytes, len(report.graphs))
 
 
 def _sizes(values: Iterable[Any]) -> dict[int, int]:

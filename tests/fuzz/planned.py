@@ -136,5 +136,6 @@ def planned_backend(options: Mapping[str, object], lowered: bool = True) -> Call
 def forget() -> None:
     """What the process still knows of earlier programs."""
     torch._dynamo.reset()
-    LEDGER.__init__()  # type: ignore[misc]
+    LEDGER.reset()
+    LEDGER.live.clear()
     gc.collect()
