@@ -155,13 +155,13 @@ class DrySession(Session):
     def _partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        self.joint_nodes = len(gm.graph.nodes)
+        self._measure(gm)
         if self.options.scratchpad is not None:
             raise surface(ScratchpadError("a training graph was captured, and it is for inference", NO_GRAD))
         return super()._partition(gm, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
 
     def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
-        self.joint_nodes = len(gm.graph.nodes)
+        self._measure(gm)
         if self.options.scratchpad is not None:
             with self._named("scratchpad"):
                 self.scratchpad = self._in_scratchpad(gm, self.options.scratchpad)
@@ -186,9 +186,13 @@ class DrySession(Session):
         wished = self.options.max_overhead is not None or self.options.memory_budget.to_option() is not None
         return super()._shrink(gm) if wished or self.options.scratchpad is None else gm
 
-    def _fit(self, graphs: StepGraphs) -> StepGraphs:
+    def _measure(self, gm: fx.GraphModule) -> None:
+        """The size of the graph as it was captured, and whether to lower one of that size."""
+        self.joint_nodes = len(gm.graph.nodes)
         lower = self.options.lower if self.options.scratchpad is None or self.options.lower != "auto" else False
         self.predicted = not (self.joint_nodes <= LOWERED_NODES if lower == "auto" else lower)
+
+    def _fit(self, graphs: StepGraphs) -> StepGraphs:
         fitted = super()._fit(graphs)
         self.final = self.outcome.final if self.outcome is not None else self.lowering(fitted, None)
         self.keeps.traces = dict(zip(_kinds(fitted), self.final.traces, strict=True))

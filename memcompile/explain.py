@@ -206,7 +206,8 @@ def _patches(session: Session) -> list[DecisionRow]:
         count = f"{stage.operators} operator{'s' * (stage.operators != 1)} from {stage.first} on"
         again = f", {', '.join(stage.again)} made again" if stage.again else ""
         bodies = f"{len(program.bodies)} kind{'s' * (len(program.bodies) != 1)} of tile"
-        why = f"{count} in {how_text(stage)}{again}: {bodies}, {format_bytes(program.workspace_bytes)} for one"
+        inside = format_bytes(program.workspace_bytes + program.scratch_bytes)
+        why = f"{count} in {how_text(stage)}{again}: {bodies}, {inside} for one"
         saves = stage.base_peak_bytes - stage.peak_bytes
         rows.append(DecisionRow("tile", stage.last, stage.source or patched.source, saves if saves > 0 else None, None, why))
     return rows

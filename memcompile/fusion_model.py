@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import getitem
+from typing import cast
 
 import torch
 from torch import fx
@@ -37,6 +38,7 @@ from memcompile.fxutil import (
     source_of,
     tensors_of,
 )
+from memcompile.streaming.program import PROGRAMS, padded_workspace
 
 REUSED_READS = 4
 """Reads from which a value with several readers gets a buffer (``realize_reads_threshold``)."""
@@ -212,15 +214,15 @@ class _Emitter:
         own = {node for kernel in group for node in kernel.written()}
         free = [node for node in dying if node not in own]
         root, is_loops = group[0].root, group[0].loops is not None
-        acc = base_of(root.args[0]) if root.target is MM_ADD else None  # type: ignore[arg-type]
-        reusable = {n: node_bytes(n) for n in free if n.op == "call_function" and (is_loops or n is acc)}
+        over = _written_over(root)
+        reusable = {n: node_bytes(n) for n in free if n.op == "call_function" and (is_loops or n in over)}
         made = []
         for kernel in group:
             for node in kernel.written():
                 if node in self.lowering.outputs or last.get(node, -1) > index or kernel.loops is None:
                     self._alloc(node, reusable, free)
                     made.append(node)
-        name, scratch = group[-1].root.name, max(scratch_bytes(kernel.root) for kernel in group)
+        name, scratch = group[-1].root.name, max(_beside(kernel.root) for kernel in group)
         self.events += [Event("workspace", name, scratch)] if scratch else []
         self.events.append(Event("kernel", name))
         unread = [node for node in made if node not in self.lowering.outputs and last.get(node, -1) <= index]
@@ -240,6 +242,24 @@ class _Emitter:
     def _output(self, out: object) -> str:
         value = self.lowering.values.get(out) if isinstance(out, fx.Node) else None
         return value.buffer.name if value is not None and value.buffer is not None else ""
+
+
+def _written_over(root: fx.Node) -> set[fx.Node]:
+    """Operands that a library kernel writes its results over."""
+    if root.target is MM_ADD:
+        return {base_of(root.all_input_nodes[0])}
+    if root.target is not torch.ops.memcompile.stream_rows.default:
+        return set()
+    key, operands = cast("tuple[str, list[fx.Node]]", root.args)
+    return {base_of(operands[index]) for index in PROGRAMS[key].in_place if index is not None}
+
+
+def _beside(root: fx.Node) -> int:
+    """Bytes alive only while a kernel runs: scratch, and the workspace of a program of blocks or tiles."""
+    if root.target is torch.ops.memcompile.stream_rows.default:
+        program = PROGRAMS[cast("str", root.args[0])]
+        return padded_workspace(program) + program.scratch_bytes
+    return scratch_bytes(root)
 
 
 def _all_reads(group: list[Kernel]) -> Iterator[fx.Node]:

@@ -97,7 +97,8 @@ class Shrinking:
         on_cpu = self.device.type == "cpu"
         trial: Compile = interpret if on_cpu else functools.partial(compile_block, run=False)
         compiler: Compile = trial if self.dry or on_cpu else compile_block
-        tools = TileTools(self._peak_of, trial, compiler, self.dry, CostModel(device_model(self.device)).prices)
+        prices, limit_s = CostModel(device_model(self.device)).prices, self.options.solver_time_limit_s
+        tools = TileTools(self._peak_of, trial, compiler, self.dry, prices, limit_s)
         self.tiled = tile(gm, wish, tools, self.options.bytes_per_element)
         if self.tiled is None:
             return gm

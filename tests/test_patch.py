@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import memcompile
+from memcompile import dryrun, shrinking
 from memcompile.errors import BudgetInfeasibleError, InvalidOptionError, UnknownOptionError
+from memcompile.patching import choose
 from memcompile.report.data import GraphReport
 from memcompile.runtime.measure import entry_storages, measure_peak
+from memcompile.solvers.tiling import paths
 
 SIZE = 64
 
@@ -182,6 +188,53 @@ def test_a_microcontroller_that_is_too_small_is_told_what_it_takes() -> None:
     with torch.no_grad():
         report = memcompile.plan(*_made(), options={"memory_budget": floor, "bytes_per_element": 1})
     assert report.graphs[0].patch is not None and report.graphs[0].patch.peak_bytes <= floor
+
+
+@pytest.mark.parametrize(
+    "kind, channels, options",
+    [(Net, 3, {"patch_kernel": "cpp"}), (Normed, 4, {"patch": {"max_overhead": 4.0}, "patch_kernel": "off"})],
+)
+def test_a_dry_run_that_lowers_nothing_counts_what_tiles_and_kernels_work_in(
+    kind: type[nn.Module], channels: int, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = _made(kind, channels)
+    with torch.no_grad():
+        (lowered,) = memcompile.plan(model, x, options={**options, "lower": True}).graphs
+        monkeypatch.setattr(dryrun, "lower_graphs", None)
+        (predicted,) = memcompile.plan(model, x, options={**options, "lower": False}).graphs
+    assert predicted.planned_peak_bytes == pytest.approx(lowered.planned_peak_bytes, rel=0.02)
+    tiled = [row for row in predicted.decisions if row.kind == "tile"]
+    assert tiled == [row for row in lowered.decisions if row.kind == "tile"]
+    assert not any(" 0 B for one" in row.why for row in tiled)
+
+
+def test_the_search_for_stages_keeps_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is left when it is over stays as it is."""
+    model, x = _made()
+    now, looked = [0.0], list[float]()
+
+    def ticking(*arguments: Any) -> Any:
+        now[0] += 1.0
+        looked.append(now[0])
+        return real(*arguments)
+
+    real = paths.tiled_ranges
+    monkeypatch.setattr(paths, "tiled_ranges", ticking)
+    tools = functools.partial(choose.Tools, clock=lambda: now[0])
+    monkeypatch.setattr(shrinking, "TileTools", tools)
+    with torch.no_grad():
+        memcompile.plan(
+            model,
+            x,
+            options={
+                "memory_budget": "50%",
+                "on_infeasible": "best_effort",
+                "patch_kernel": "off",
+                "solver_time_limit_s": 3.0,
+                "lower": False,
+            },
+        )
+    assert looked == [1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize("value", [-0.1, "little", True])

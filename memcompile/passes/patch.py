@@ -89,7 +89,7 @@ def _replace(graph: fx.Graph, network: Network, stage: Stage, compiler: Compile,
     program, operands = program_of(network, stage, lambda node: _stride(node, network, node in stored - returned))
     program = PROGRAMS.add(program)
     program.compile(compiler, dry=dry)
-    inside = _own(network, stage, kept)
+    inside = _own(network, stage, kept, operands)
     order = [node for node in graph.nodes if node in inside]
     source = {k: v for k, v in network.values[stage.last - 1].meta.items() if k == "stack_trace"}
     late, behind = waiting(order, operands), order[-1].next
@@ -100,15 +100,17 @@ def _replace(graph: fx.Graph, network: Network, stage: Stage, compiler: Compile,
         _take(graph, node, network, kept, inside)
     _move(late, after=behind.prev)
     for old in reversed(order):
-        if not old.users:
-            graph.erase_node(old)
+        for part in [user for user in old.users if user.target is getitem]:  # of a reduction whose parts were merged
+            graph.erase_node(part)
+        graph.erase_node(old)
     last = network.values[stage.last - 1]
     return Patched(node.name, source_of(node) or last.name, stage, program)
 
 
-def _own(network: Network, stage: Stage, kept: list[fx.Node]) -> set[fx.Node]:
-    """Nodes that make way: those of the stage without what others read of them on the way, such as views of its results."""
-    inside = {node for index in range(stage.first, stage.last) for node in network.inner[index]}
+def _own(network: Network, stage: Stage, kept: list[fx.Node], operands: list[fx.Node]) -> set[fx.Node]:
+    """Nodes that make way: those of the stage without what others, or the program, read of them on the way, such as views of
+    its results, and scales that are made once for all tiles."""
+    inside = {node for index in range(stage.first, stage.last) for node in network.inner[index]} - set(operands)
     while shared := {n for n in inside if n not in kept and any(user not in inside for user in n.users)}:
         inside -= shared
     return inside

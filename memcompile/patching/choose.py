@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from memcompile.fxutil import source_of
+from memcompile.fxutil import op_name, source_of
 from memcompile.logs import get_logger
 from memcompile.passes.patch import Compile, Patched, apply
 from memcompile.patching.describe import described, layerwise_bytes
 from memcompile.patching.network import Network, network_of
 from memcompile.patching.planes import NotLocalError
+from memcompile.patching.wrapping import gather_copies
 from memcompile.report.patch_data import PatchReport, PatchStage
+from memcompile.solvers.tiling.lives import Lives
 from memcompile.solvers.tiling.problem import FREE, Prices, Solution
-from memcompile.solvers.tiling.search import LimitError, plan
+from memcompile.solvers.tiling.search import LimitError, Search
 from memcompile.streaming.rules import NotRowLocalError
 
 log = get_logger(__name__)
@@ -29,6 +32,8 @@ SLACK = 1.05
 """What a plan may take above the smallest peak when that saves tiles."""
 TIME_SLACK = 0.1
 """What a plan may take, as a share of the time layer by layer, beside the overhead that is allowed: starts and copies."""
+LARGE = 0.8
+"""Share of the peak from which an operator that is only made at once is in the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +58,16 @@ class Tiled:
 @dataclass(frozen=True, slots=True)
 class Tools:
     """``peak_of``: exact peak of a graph as Inductor lowers it. ``trial``: lowers a body without compiling it; ``compiler``:
-    for good (the same in a dry run, ``dry``). ``prices``: of what takes time beside multiply-adds."""
+    for good (the same in a dry run, ``dry``). ``prices``: of what takes time beside multiply-adds. ``time_limit_s``: seconds by
+    ``clock`` that looking for stages may take."""
 
     peak_of: Callable[[fx.GraphModule], tuple[int, int]]
     trial: Compile
     compiler: Compile
     dry: bool = False
     prices: Prices = FREE
+    time_limit_s: float = math.inf
+    clock: Callable[[], float] = time.monotonic
 
 
 def tile(gm: fx.GraphModule, wish: Wish, tools: Tools, bytes_per_element: int | None = None) -> Tiled | None:
@@ -68,8 +76,9 @@ def tile(gm: fx.GraphModule, wish: Wish, tools: Tools, bytes_per_element: int | 
     With ``bytes_per_element`` nothing is lowered: the report says what a microcontroller would need.
     """
     started = time.perf_counter()
+    gathered = _gathered(gm)
     try:
-        network = network_of(gm.graph, bytes_per_element)
+        network = network_of(gathered.graph, bytes_per_element)
     except NotLocalError as error:
         return Tiled(
             None, (), PatchReport((), 0, 0, 0, 0, "heuristic", time.perf_counter() - started, refused=str(error)), 0, 0
@@ -77,30 +86,63 @@ def tile(gm: fx.GraphModule, wish: Wish, tools: Tools, bytes_per_element: int | 
     if network is None:
         return None
     if bytes_per_element is not None:
-        solution = _plan(network, wish.room_bytes, wish, FREE)
+        solution = _plan(_search(network, tools, FREE), wish.room_bytes, wish)
         return Tiled(None, (), _report(network, solution, time.perf_counter() - started, bytes_per_element), 0, 0)
     base, entry = tools.peak_of(gm)
     if wish.room_bytes is not None and base <= wish.room_bytes:
         return None
-    best = _attempts(gm, network, wish, tools, base, entry)
+    search = _search(network, tools, tools.prices)
+    best = _attempts(gathered, search, wish, tools, base, entry)
     seconds = time.perf_counter() - started
     if best is None or best[1] >= base:
-        solution = plan(network.problem, max_overhead=0.0) if best is None else best[0]
-        return Tiled(None, (), _report(network, solution, seconds, 0, "no stages have a smaller peak"), base, base)
+        solution = search.smallest(0.0) if best is None else best[0]
+        return Tiled(
+            None, (), _report(network, solution, seconds, 0, f"no stages have a smaller peak{_obstacle(network)}"), base, base
+        )
     solution, peak = best
-    done, patched = _applied(gm, solution, tools.compiler, tools.dry)
+    done, patched = _applied(gathered, solution, tools.compiler, tools.dry)
     return Tiled(done, tuple(patched), _report(network, solution, seconds, 0), peak, base)
 
 
+def _gathered(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy with circular padding as one operator; the graph itself where there is none."""
+    if not any(op_name(node) == "slice_scatter" for node in gm.graph.nodes):
+        return gm
+    copied = _copied(gm)
+    if gather_copies(copied.graph):
+        copied.recompile()
+        return copied
+    return gm
+
+
+def _search(network: Network, tools: Tools, prices: Prices) -> Search:
+    """The stages of a network, as far as the time limit allows."""
+    end = tools.clock() + tools.time_limit_s
+    return Search(network.problem, prices=prices, left=lambda: end - tools.clock())
+
+
+def _obstacle(network: Network) -> str:
+    """What is only made at once where most is alive, if it is that which leaves nothing to tiles."""
+    operators = network.problem.operators
+    alive = Lives(network.problem).layerwise_bytes
+    whole = [index for index, operator in enumerate(operators) if operator.kind == "whole"]
+    at = max(whole, key=lambda index: alive[index], default=None)
+    if at is None or alive[at] < LARGE * max(alive):
+        return ""
+    reason = next((why for part in network.inner[at] if (why := network.refused.get(part))), "")
+    source = source_of(network.values[at])
+    return f": {operators[at].name}{f' ({source})' if source else ''} is only made at once{f', {reason}' if reason else ''}"
+
+
 def _attempts(
-    gm: fx.GraphModule, network: Network, wish: Wish, tools: Tools, base: int, entry: int
+    gm: fx.GraphModule, search: Search, wish: Wish, tools: Tools, base: int, entry: int
 ) -> tuple[Solution, int] | None:
     """The plan to take, and its exact peak: within the room the first that keeps it, else the smallest."""
     best: tuple[Solution, int] | None = None
     tried: set[tuple[object, ...]] = set()
     target = None if wish.room_bytes is None else wish.room_bytes - entry
     for _ in range(MAX_ATTEMPTS):
-        solution = _plan(network, target, wish, tools.prices)
+        solution = _plan(search, target, wish)
         if solution.stages in tried:
             break
         tried.add(solution.stages)
@@ -119,28 +161,32 @@ def _attempts(
     return best
 
 
-def _plan(network: Network, target: int | None, wish: Wish, prices: Prices) -> Solution:
+def _plan(search: Search, target: int | None, wish: Wish) -> Solution:
     """Within the target the fastest, or the smallest there is; without one the fastest near the smallest."""
     if target is None:
-        if prices == FREE:
-            return plan(network.problem, max_overhead=wish.max_overhead)
-        delay = (wish.max_overhead or 0.0) + TIME_SLACK
-        smallest = plan(network.problem, max_overhead=wish.max_overhead, prices=prices, max_delay=delay)
-        faster = plan(network.problem, limit_bytes=int(SLACK * smallest.peak_bytes), prices=prices)
-        return faster if faster.overhead <= max(smallest.overhead, wish.max_overhead or 0.0) else smallest
+        most = wish.max_overhead or 0.0
+        if search.prices == FREE:
+            return search.smallest(most)
+        smallest = search.smallest(most, most + TIME_SLACK)
+        faster = search.within(int(SLACK * smallest.peak_bytes))
+        return faster if faster.overhead <= max(smallest.overhead, most) else smallest
     try:
-        return plan(network.problem, limit_bytes=max(1, target), prices=prices)
+        return search.within(max(1, target))
     except LimitError as error:
         return error.floor
 
 
 def _applied(gm: fx.GraphModule, solution: Solution, compiler: Compile, dry: bool) -> tuple[fx.GraphModule, list[Patched]]:
     """A copy of the graph with the stages in place."""
-    with torch._subclasses.fake_tensor.unset_fake_temporarily():
-        copied = copy.deepcopy(gm)
+    copied = _copied(gm)
     network = network_of(copied.graph)
     assert network is not None
     return copied, apply(copied, network, solution, compiler, dry=dry)
+
+
+def _copied(gm: fx.GraphModule) -> fx.GraphModule:
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        return copy.deepcopy(gm)
 
 
 def _report(network: Network, solution: Solution, seconds: float, bytes_per_element: int, refused: str = "") -> PatchReport:

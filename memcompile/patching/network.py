@@ -93,6 +93,8 @@ class _Analysis:
     def _visit(self, node: fx.Node) -> None:
         """``kinds`` holds what depends on an image."""
         try:
+            if not tensors_of(node):
+                raise NotLocalError(f"{op_name(node)} makes no tensor")
             if all(source not in self.planes for source in node.all_input_nodes if source in self.kinds):
                 if _is_small(node):
                     self.flat.add(node)
@@ -177,10 +179,10 @@ class _Builder:
             if node in self.found.flat and node not in self.returned and homes:
                 self.homes[node] = homes
                 continue
-            is_tuple = not hasattr(node.meta["val"], "shape")
+            is_tuple = isinstance(node.meta.get("val"), tuple | list)
             own = kinds[node] == "reduction" or any(self._must_store(node, user) for user in users)
             own = own or node in self.returned or not users
-            if is_tuple and kinds[node] != "reduction":
+            if homes and (is_tuple or not tensors_of(node)) and kinds[node] != "reduction":
                 self.homes[node] = homes
                 continue
             if is_view(node) and node not in self.returned and kinds[node] != "whole":
@@ -205,14 +207,14 @@ class _Builder:
     def _takes_over(self, node: fx.Node, homes: Collection[fx.Node], library: dict[fx.Node, fx.Node]) -> bool:
         """Whether the result of a library call makes room for the loop that reads it: same size, and no second such call."""
         (home,) = homes
-        fits = shape_of(home) == shape_of(node) and self.found.kinds[home] == "local"
+        fits = self.found.kinds[home] == "local" and shape_of(home) == shape_of(node)
         return fits and library.setdefault(home, node) is node
 
     def _closes_call(self, node: fx.Node, homes: Collection[fx.Node]) -> bool:
         """Whether a value takes the place of a library call's result that it alone is computed from, and that would be stored
         otherwise: an activation runs inside the call, once."""
         (home,) = homes
-        if shape_of(home) == shape_of(node) or not _is_pointwise(node):
+        if not _is_pointwise(node) or (tensors_of(home) and shape_of(home) == shape_of(node)):
             return False
         chain, calls, waiting = set[fx.Node](), set[fx.Node](), [node]
         while waiting:
@@ -237,7 +239,7 @@ class _Builder:
         kinds = self.found.kinds
         height, width = self._extents(node)
         elements = sum(numel(tensor) for tensor in tensors_of(node))
-        size = self.bytes_per_element or max(tensor.itemsize for tensor in tensors_of(node))
+        size = self.bytes_per_element or max((tensor.itemsize for tensor in tensors_of(node)), default=0)
         pixel_bytes = -(-elements * size // (height * width))
         if kinds[node] == "input":
             return Operator(node.name, "input", height, width, pixel_bytes)

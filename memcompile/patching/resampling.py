@@ -13,10 +13,12 @@ from torch import fx
 from memcompile.fxutil import op_name
 from memcompile.patching.constants import value_of
 from memcompile.patching.planes import NotLocalError, Plane, Planes, Reads, Span, hull, identity, indexed, shape_of
-from memcompile.patching.rules import Rule, Tile, integers, plain_image, source_of_image
+from memcompile.patching.rules import Rule, Tile, averaged, integers, plain_image, source_of_image, widened
 from memcompile.solvers.tiling.problem import Reach
 
 aten = torch.ops.aten
+MOST_RUNS = 3
+"""Rows or columns in so many pieces are copied piece by piece; more are gathered one by one."""
 
 
 def _indices(node: fx.Node) -> list[NDArray[np.int64] | None]:
@@ -57,21 +59,42 @@ def _gather_reads(node: fx.Node, planes: Planes) -> Reads:
 def _gather_emit(node: fx.Node, tile: Tile) -> Any:
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    spans, tables = tile.span(node), _indices(node)
-    reads = [identity(shape_of(node)[2 + i]) if table is None else indexed(table) for i, table in enumerate(tables)]
-    read = [hull(reads[axis], spans[axis], shape_of(source)[2 + axis]) for axis in (0, 1)]
+    spans = tile.span(node)
+    tables = [None if table is None else table[slice(*span)] for table, span in zip(_indices(node), spans, strict=True)]
+    read = [
+        span if table is None else (int(table.min()), int(table.max()) + 1) for table, span in zip(tables, spans, strict=True)
+    ]
     value = tile.read(source, read[0], read[1])
-    repeats = [None if table is None else _repeat(table[slice(*spans[i])]) for i, table in enumerate(tables)]
+    own = [None if table is None else table - read[axis][0] for axis, table in enumerate(tables)]
+    runs = [None if table is None else _runs(table) for table in own]
+    if all(found is None or len(found) <= MOST_RUNS for found in runs):
+        return _joined(tile, value, runs)
+    repeats = [None if table is None else _repeat(table) for table in own]
     if all(repeats) and _is_enlarged_by_library(node):
         return _enlarged(tile, value, spans, repeats, read)  # type: ignore[arg-type]
     given: list[Any] = [None, None]
-    for axis, table in enumerate(tables):
+    for axis, table in enumerate(own):
         if table is None:
             given.append(None)
-            continue
-        own = table[spans[axis][0] : spans[axis][1]] - read[axis][0]
-        given.append(tile.constant(own[:, None] if axis == 0 and tables[1] is not None else own, node))
+        else:
+            given.append(tile.constant(table[:, None] if axis == 0 and own[1] is not None else table, node))
     return tile.call(aten._unsafe_index.Tensor, value, given if given[-1] is not None else given[:-1])
+
+
+def _runs(table: NDArray[np.int64]) -> list[Span]:
+    """Indices one after the other, as spans."""
+    ends = [*(np.flatnonzero(np.diff(table) != 1) + 1), len(table)]
+    begins = [0, *ends[:-1]]
+    return [(int(table[begin]), int(table[end - 1]) + 1) for begin, end in zip(begins, ends, strict=True)]
+
+
+def _joined(tile: Tile, value: Any, runs: Sequence[Sequence[Span] | None]) -> Any:
+    """A few spans of rows and of columns: one alone is all that was read."""
+    for axis, spans in enumerate(runs):
+        if spans is not None and len(spans) > 1:
+            parts = [tile.call(aten.slice.Tensor, value, 2 + axis, *span) for span in spans]
+            value = tile.call(aten.cat.default, parts, 2 + axis)
+    return value
 
 
 def _repeat(table: NDArray[np.int64]) -> tuple[int, int] | None:
@@ -147,8 +170,8 @@ def _pad_emit(node: fx.Node, tile: Tile) -> Any:
     return tile.call(aten.constant_pad_nd.default, value, flat, *node.args[2:]) if any(flat) else value
 
 
-def _slice(node: fx.Node) -> tuple[int, int, int]:
-    """Axis, first index, step."""
+def slice_of(node: fx.Node) -> tuple[int, int, int]:
+    """Axis, first index and step of a ``slice``. Raises NotLocalError."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
     shape = shape_of(source)
@@ -161,7 +184,7 @@ def _slice(node: fx.Node) -> tuple[int, int, int]:
 
 
 def _slice_reads(node: fx.Node, planes: Planes) -> Reads:
-    axis, start, step = _slice(node)
+    axis, start, step = slice_of(node)
     found = []
     for own in _axes(planes[node]):
         reads = identity(shape_of(node)[own])
@@ -175,7 +198,7 @@ def _slice_reads(node: fx.Node, planes: Planes) -> Reads:
 def _slice_emit(node: fx.Node, tile: Tile) -> Any:
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    axis, start, step = _slice(node)
+    axis, start, step = slice_of(node)
     read: list[Span] = []
     for own, span in zip(_axes(tile.planes[node]), tile.span(node), strict=True):
         read.append((start + step * span[0], start + step * (span[1] - 1) + 1) if own == axis else span)
@@ -210,18 +233,24 @@ def _adaptive_emit(node: fx.Node, tile: Tile) -> Any:
     bins = [bins[span[0] : span[1]] for bins, span in zip(_bins_of(node), spans, strict=True)]
     read = [(int(part[0, 0]), int(part[-1, 1])) for part in bins]
     value = tile.read(source, *(hull(part, (0, len(part)), extent) for part, extent in zip(bins, extents, strict=True)))
+    value = value if is_max else widened(tile, value, node)
+    counts = [part[:, 1] - part[:, 0] for part in bins]
     for axis, part in enumerate(bins):
-        lengths = part[:, 1] - part[:, 0]
+        lengths = counts[axis]
+        within = np.arange(lengths.max())[None, :] < lengths[:, None]
         table = part[:, :1] - read[axis][0] + np.minimum(np.arange(lengths.max())[None, :], lengths[:, None] - 1)
         given = [None, None, *([None] if axis else []), tile.constant(table, source)]
         value = tile.call(aten._unsafe_index.Tensor, value, given)
         if is_max:
             value = tile.call(aten.amax.default, value, [3 + axis])
             continue
-        weights = ((np.arange(lengths.max())[None, :] < lengths[:, None]) / lengths[:, None]).astype(np.float32)
-        spread = tile.constant(weights[:, :, None] if axis == 0 else weights, source)
-        value = tile.call(aten.sum.dim_IntList, tile.call(aten.mul.Tensor, value, spread), [3 + axis])
-    return (value, None) if is_max else value
+        if not within.all():
+            outside = tile.constant(~(within[:, :, None] if axis == 0 else within), source)
+            value = tile.call(aten.masked_fill.Scalar, value, outside, 0)
+        value = tile.call(aten.sum.dim_IntList, value, [3 + axis])
+    if is_max:
+        return value, None
+    return averaged(tile, value, counts[0], counts[1], node)
 
 
 _GATHER = Rule(_gather_plane, _gather_reads, _gather_emit)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from operator import getitem
 from typing import Any, Protocol
 
+import torch
 from numpy.typing import NDArray
 from torch import fx
 
@@ -216,3 +217,20 @@ def integers(values: object, count: int) -> tuple[int, ...]:
     if len(numbers) != len(listed):
         raise NotLocalError("dynamic shapes")
     return tuple(numbers * count) if len(numbers) == 1 else tuple(numbers)
+
+
+def widened(tile: Tile, value: Any, node: fx.Node) -> Any:
+    """Pixels of a result's type as sums of them are kept: in single precision at least."""
+    dtype = node.meta["val"].dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    return value if dtype is wide else tile.call(torch.ops.prims.convert_element_type.default, value, wide)
+
+
+def averaged(tile: Tile, total: Any, rows: NDArray[Any], columns: NDArray[Any], node: fx.Node) -> Any:
+    """Sums, as `widened`, over windows of so many rows and columns -> means of the result's type. The counts are whole numbers
+    of the sums' type: nothing is rounded before the division."""
+    dtype, convert = node.meta["val"].dtype, torch.ops.prims.convert_element_type.default
+    wide = torch.promote_types(dtype, torch.float32)
+    counts = tile.call(convert, tile.constant(rows[:, None] * columns[None, :], node), wide)
+    means = tile.call(torch.ops.aten.div.Tensor, total, counts)
+    return means if dtype is wide else tile.call(convert, means, dtype)

@@ -13,10 +13,10 @@ from torch import fx
 
 from memcompile.fxutil import op_name
 from memcompile.patching.planes import NotLocalError, Plane, Planes, Reads, Span, hull, shape_of, window
-from memcompile.patching.rules import Rule, Tile, integers, plain_image, source_of_image
+from memcompile.patching.rules import Rule, Tile, averaged, integers, plain_image, source_of_image, widened
 from memcompile.solvers.tiling.problem import Reach
 
-aten, prims = torch.ops.aten, torch.ops.prims
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +198,8 @@ def _average_emit(node: fx.Node, tile: Tile) -> Any:
     counts = [_counts(axis, spans[i], shape_of(source)[2 + i], counted) for i, axis in enumerate(axes)]
     if fixed is not None or all((count == axis.size).all() for count, axis in zip(counts, axes, strict=True)):
         return tile.call(aten.avg_pool2d.default, taken, sizes, strides, padding, False, True, fixed)
-    total = tile.call(aten.avg_pool2d.default, taken, sizes, strides, padding, False, True, 1)
-    area = (counts[0][:, None] * counts[1][None, :]).astype(np.float32)
-    if source.meta["val"].dtype is not torch.float32:
-        return tile.call(
-            aten.div.Tensor,
-            total,
-            tile.call(prims.convert_element_type.default, tile.constant(area, node), source.meta["val"].dtype),
-        )
-    return tile.call(aten.div.Tensor, total, tile.constant(area, node))
+    total = tile.call(aten.avg_pool2d.default, widened(tile, taken, node), sizes, strides, padding, False, True, 1)
+    return averaged(tile, total, counts[0], counts[1], node)
 
 
 def _counts(axis: Windows, span: Span, extent: int, counted: bool) -> Any:

@@ -15,6 +15,7 @@ from torch._inductor.decomposition import select_decomp_table
 from memcompile.codegen.interpreted import interpret
 from memcompile.passes.patch import Patched, apply
 from memcompile.patching.network import Network, network_of
+from memcompile.patching.wrapping import gather_copies
 from memcompile.solvers.tiling.problem import Solution, Stage
 
 
@@ -36,7 +37,7 @@ def network(module: nn.Module, *inputs: Tensor) -> Network:
         found.append(network_of(gm.graph))
         return gm.forward
 
-    _compiled(module, compiler)(*inputs)
+    compiled(module, compiler)(*inputs)
     assert found[0] is not None
     return found[0]
 
@@ -46,24 +47,29 @@ def run(module: nn.Module, choose: Callable[[Network], tuple[Stage, ...]], *inpu
     ran = Ran()
 
     def compiler(gm: fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
+        gather_copies(gm.graph)
         ran.module, ran.network = gm, network_of(gm.graph)
         if ran.network is None:
             return gm.forward
         ran.patched = apply(gm, ran.network, Solution(choose(ran.network), 0, 0, 0, 0), interpret)
+        for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+            node.target = torch.ops.aten.reshape.default  # as Inductor makes copies of what lies otherwise now
+        gm.recompile()
         return gm.forward
 
-    results = _compiled(module, compiler)(*inputs)
+    results = compiled(module, compiler)(*inputs)
     ran.results = (results,) if isinstance(results, Tensor) else tuple(results)
     return ran
 
 
-def _compiled(module: nn.Module, compiler: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(module: nn.Module, compiler: Callable[..., Any]) -> Callable[..., Any]:
+    """``module`` in inference, its graph as ``compiler`` makes it."""
     backend = aot_autograd(fw_compiler=compiler, inference_compiler=compiler, decompositions=select_decomp_table())
     torch._dynamo.reset()
-    compiled = torch.compile(module, backend=backend)
+    function = torch.compile(module, backend=backend)
 
     def call(*inputs: Tensor) -> Any:
         with torch.no_grad():
-            return compiled(*inputs)
+            return function(*inputs)
 
     return call

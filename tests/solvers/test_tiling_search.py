@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memcompile.solvers.tiling import paths
 from memcompile.solvers.tiling.again import choices, variants
 from memcompile.solvers.tiling.grids import Periods
 from memcompile.solvers.tiling.layers import Patches, Rows
 from memcompile.solvers.tiling.lives import Lives
 from memcompile.solvers.tiling.memory import cost, costed
 from memcompile.solvers.tiling.problem import Prices, Problem, Solution, Stage, StageKind
-from memcompile.solvers.tiling.search import LimitError, plan
+from memcompile.solvers.tiling.search import LimitError, Search, plan
 from memcompile.solvers.tiling.stages import StageError, members, results, sources
 from tests.solvers.tiling_nets import Net, copying, decoder, mobilenet_v2, random_problem, unet
 
@@ -234,3 +237,48 @@ def test_copies_and_fresh_memory_are_part_of_the_time() -> None:
         assert solution.peak_bytes <= limit
     assert len({solution.stages for solution in (plain, copies, fresh)}) == 3
     assert fresh.peak_bytes < plain.peak_bytes
+
+
+class _Clock:
+    """Seconds that pass with each stage that is looked at, and with nothing else."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, real = 0, paths.tiled_ranges
+
+        def ticking(*arguments: Any) -> Any:
+            self.now += 1
+            return real(*arguments)
+
+        monkeypatch.setattr(paths, "tiled_ranges", ticking)
+
+
+@pytest.mark.parametrize("limit_s", [0, 1, 3, 8])
+@pytest.mark.parametrize("problem", [unet(64, 4, 3), mobilenet_v2(0.35, 96)])
+def test_the_search_ends_with_its_time(problem: Problem, limit_s: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock(monkeypatch)
+    search = Search(problem, left=lambda: limit_s - clock.now)
+    found = [search.smallest(0.5), search.floor()]
+    assert clock.now <= limit_s
+    found += [search.within(solution.peak_bytes) for solution in found]
+    assert clock.now <= limit_s
+    for solution in found:
+        check(problem, solution)
+
+
+def test_what_is_found_first_helps_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the cuts gives most of what all give."""
+    problem, clock = mobilenet_v2(0.35, 96), _Clock(monkeypatch)
+    everything = Search(problem).smallest(0.1)
+    total, clock.now = clock.now, 0
+    quarter = Search(problem, left=lambda: total // 4 - clock.now).smallest(0.1)
+    gained = everything.base_peak_bytes - everything.peak_bytes
+    assert everything.base_peak_bytes - quarter.peak_bytes >= 0.8 * gained > 0
+
+
+def test_stages_are_found_once_for_all_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, clock = unet(64, 4, 3), _Clock(monkeypatch)
+    search = Search(problem)
+    once = clock.now
+    for limit in (10**9, search.floor().peak_bytes):
+        assert search.within(limit).stages == plan(problem, limit_bytes=limit).stages
+    assert clock.now == 3 * once  # two more searches by plan

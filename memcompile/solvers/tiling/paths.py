@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,13 +14,15 @@ from memcompile.solvers.tiling.grids import Periods
 from memcompile.solvers.tiling.layers import Grid
 from memcompile.solvers.tiling.lives import Lives
 from memcompile.solvers.tiling.problem import FREE, Prices, StageKind
-from memcompile.solvers.tiling.ranges import Limits, reachable, tiled_ranges
+from memcompile.solvers.tiling.ranges import Limits, Ranges, reachable, tiled_ranges
 from memcompile.solvers.tiling.sweep import Ints
 
 MOST_CUTS = 128
 """Cuts at which tiled stages may begin and end: of more, the one that fewest bytes cross in each of as many parts."""
 LONGEST = 128
 """Operators in a tiled stage."""
+NEAR = 8
+"""Operators after which a stage ends soon."""
 WALKS = 8
 """Steps for each cut that looking for plans takes."""
 DISCOUNTS = (1, 4, 16, 64, 0)
@@ -67,15 +69,21 @@ class _Into:
 
 
 class Paths:
-    """All stages of a variant that are considered, and the cheapest plans of them. ``prices``: of all but arithmetic."""
+    """All stages of a variant that are considered, and the cheapest plans of them. ``prices``: of all but arithmetic. ``left``:
+    seconds for finding stages; where they end, no further ones are looked for."""
 
-    def __init__(self, variant: Variant, kinds: Collection[StageKind], prices: Prices) -> None:
+    def __init__(self, variant: Variant, kinds: Collection[StageKind], prices: Prices, left: Callable[[], float]) -> None:
         self._lives, self._prices = Lives(variant.problem), prices
         self._open = [cut for cut in range(len(variant.problem.operators) + 1) if cut not in variant.closed]
         cuts = frozenset(promising_cuts(self._lives, self._open))
         self._limits = Limits(cuts, LONGEST, variant.barriers, frozenset(kinds), prices)
         periods = Periods(variant.problem)
-        self._into = [self._edges(before, cut, periods) for before, cut in pairwise(self._open)]
+        tiled: dict[int, Ranges | None] = {}
+        for cut in sorted(cuts - {0}, key=self._urgency):
+            if left() <= 0:
+                break
+            tiled[cut] = tiled_ranges(self._lives, cut, self._limits, periods)
+        self._into = [self._edges(before, cut, tiled.get(cut)) for before, cut in pairwise(self._open)]
         self.thresholds: Ints = np.unique(np.concatenate([into.peak_bytes for into in self._into]))
 
     @property
@@ -84,12 +92,15 @@ class Paths:
         steps = sum(len(reachable(self._lives, cut, self._limits)) for cut in self._limits.starts if cut)
         return steps + WALKS * len(self._open)
 
-    def _edges(self, before: int, cut: int, periods: Periods) -> _Into:
+    def _urgency(self, cut: int) -> tuple[int, int]:
+        """Stages that end soon after most is alive come first."""
+        return -max(self._lives.layerwise_bytes[max(0, cut - NEAR) : cut]), cut
+
+    def _edges(self, before: int, cut: int, ranges: Ranges | None) -> _Into:
         peak = max(self._lives.layerwise_bytes[before:cut])
         macs = sum(self._lives.macs[before:cut])
         extra = sum(map(self._prices.of_layer, self._lives.problem.operators[before:cut]))
         single = [np.array([x], dtype=np.int64) for x in (before, 0, peak, macs, 0, extra)]
-        ranges = tiled_ranges(self._lives, cut, self._limits, periods) if cut in self._limits.starts else None
         if ranges is None:
             return _Into(cut, (LAYERWISE,), *single)
         tiled = (ranges.first, ranges.grid + 1, ranges.peak_bytes, ranges.macs, ranges.tiles, ranges.extra)
@@ -148,10 +159,11 @@ class Paths:
         """Of the network run layer by layer."""
         return sum(int(into.macs[0] + into.extra[0]) for into in self._into)
 
-    def frontier(self, step: float) -> list[Path]:
-        """Cheapest plans from the largest peak down, each at least a share ``step`` below the one before; then the smallest."""
+    def frontier(self, step: float, left: Callable[[], float]) -> list[Path]:
+        """Cheapest plans from the largest peak down, each at least a share ``step`` below the one before, while there is time
+        left; then the smallest."""
         paths, threshold = list[Path](), int(self.thresholds[-1])
-        while (path := self.cheapest(threshold)) is not None:
+        while left() > 0 and (path := self.cheapest(threshold)) is not None:
             paths.append(path)
             threshold = min(path.peak_bytes - 1, int(path.peak_bytes * (1 - step)))
         smallest = self.smallest(math.inf)

@@ -10,11 +10,11 @@ which is not all there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from memcompile.solvers.tiling.again import Variant, variants
-from memcompile.solvers.tiling.memory import Cost, cost, costed
+from memcompile.solvers.tiling.memory import cost, costed
 from memcompile.solvers.tiling.paths import Path, Paths
 from memcompile.solvers.tiling.problem import FREE, Prices, Problem, Solution, Stage, StageKind
 from memcompile.solvers.tiling.stages import members, results, sources
@@ -23,6 +23,15 @@ MOST_WORK = 14_000
 """Steps of building paths (``Paths.work``) after which no further variants are tried."""
 STEP = 0.02
 """Peaks on the frontier are this share apart."""
+
+
+Left = Callable[[], float]
+"""How many seconds a search may still take."""
+
+
+def unhurried() -> float:
+    """As many as it wants."""
+    return math.inf
 
 
 class LimitError(Exception):
@@ -42,75 +51,94 @@ def plan(
     prices: Prices = FREE,
     max_delay: float = math.inf,
 ) -> Solution:
-    """With ``limit_bytes``: the least time with a peak within it; LimitError if nothing fits.
-
-    With ``max_overhead``: the smallest peak with at most that share of multiply-adds more than layerwise, and at most a share
-    ``max_delay`` more time. Give one of them. ``kinds``: of tiled stages that may be used. ``prices``: of what takes time
-    beside multiply-adds. Of equals the plan with fewer tiles and less made again is taken, so that a network that cannot gain
-    stays layerwise.
-    """
+    """One plan of `Search`: ``within`` a limit or the ``smallest`` with an overhead. Give one of them."""
     if (limit_bytes is None) == (max_overhead is None):
         raise ValueError("give one of limit_bytes and max_overhead")
-    base = cost(problem, Stage(0, len(problem.operators), "layerwise"))
-    built = _built(problem, kinds, prices)
-    solution = _Solutions(problem, base, built)
-    longest = math.inf if math.isinf(max_delay) else built[0][1].layerwise_cost() * (1 + max_delay)
-    found = list[Candidate]()
-    for order, (variant, paths) in enumerate(built):
-        if limit_bytes is not None:
-            path = paths.cheapest(limit_bytes)
-            found += [] if path is None else [((path.cost, path.tiles, order), path, variant)]
-        elif max_overhead is not None:
-            path = paths.smallest(base.macs * (1 + max_overhead), longest)
-            found += [] if path is None else [((path.peak_bytes, path.cost, path.tiles, order), path, variant)]
-    if not found:
-        raise LimitError(limit_bytes or 0, solution.floor())
-    return solution.of(min(found, key=lambda candidate: candidate[0]))
+    search = Search(problem, kinds, prices)
+    return search.smallest(max_overhead, max_delay) if max_overhead is not None else search.within(limit_bytes or 0)
 
 
 Candidate = tuple[tuple[int, ...], Path, Variant]
 """A key, smaller for better plans, and a plan of a variant."""
 
 
-def _built(problem: Problem, kinds: Collection[StageKind], prices: Prices) -> list[tuple[Variant, Paths]]:
-    """Variants of the problem with their stages, as far as the work allows."""
-    built, work = list[tuple[Variant, Paths]](), 0
-    for variant in variants(problem):
-        paths = Paths(variant, kinds, prices)
-        built.append((variant, paths))
-        work += paths.work
-        if work + paths.work > MOST_WORK:
-            break
-    return built
+class Search:
+    """The stages of a problem, found once; then plans of them, one limit after the other.
 
+    ``kinds``: of tiled stages that may be used. ``prices``: of what takes time beside multiply-adds. ``left``: once nothing is
+    left, what has not been looked at stays layerwise. Of equal plans the one with fewer tiles and less made again is taken, so
+    that a network that cannot gain stays layerwise.
+    """
 
-class _Solutions:
-    """From paths of variants to solutions of the problem as given."""
+    def __init__(
+        self,
+        problem: Problem,
+        kinds: Collection[StageKind] = ("patches", "rows"),
+        prices: Prices = FREE,
+        left: Left = unhurried,
+    ) -> None:
+        self.problem, self.prices = problem, prices
+        self._base = cost(problem, Stage(0, len(problem.operators), "layerwise"))
+        self._left = left
+        self._built = _built(problem, kinds, prices, left)
+        self._frontier: tuple[tuple[int, int], ...] | None = None
 
-    def __init__(self, problem: Problem, base: Cost, built: Sequence[tuple[Variant, Paths]]) -> None:
-        self._problem, self._base, self._built = problem, base, built
+    def within(self, limit_bytes: int) -> Solution:
+        """The least time with a peak within a limit; LimitError if nothing fits."""
+        found = list[Candidate]()
+        for order, (variant, paths) in enumerate(self._built):
+            path = paths.cheapest(limit_bytes)
+            found += [] if path is None else [((path.cost, path.tiles, order), path, variant)]
+        if not found:
+            raise LimitError(limit_bytes, self.floor())
+        return self._of(min(found, key=lambda candidate: candidate[0]))
+
+    def smallest(self, max_overhead: float, max_delay: float = math.inf) -> Solution:
+        """The smallest peak with at most that share of multiply-adds more than layerwise, and of time."""
+        longest = math.inf if math.isinf(max_delay) else self._built[0][1].layerwise_cost() * (1 + max_delay)
+        return self._smallest(self._base.macs * (1 + max_overhead), longest)
 
     def floor(self) -> Solution:
         """The smallest peak of all."""
-        smallest = [(paths.smallest(math.inf), variant) for variant, paths in self._built]
-        keyed = [((p.peak_bytes, p.cost, p.tiles, i), p, v) for i, (p, v) in enumerate(smallest) if p is not None]
-        return self.of(min(keyed, key=lambda candidate: candidate[0]))
+        return self._smallest(math.inf, math.inf)
 
-    def of(self, candidate: Candidate) -> Solution:
+    def _smallest(self, most_macs: float, most_cost: float) -> Solution:
+        found = list[Candidate]()
+        for order, (variant, paths) in enumerate(self._built):
+            path = paths.smallest(most_macs, most_cost)
+            found += [] if path is None else [((path.peak_bytes, path.cost, path.tiles, order), path, variant)]
+        return self._of(min(found, key=lambda candidate: candidate[0]))  # layerwise at least
+
+    def _of(self, candidate: Candidate) -> Solution:
         """The stages of a path, with all that is said about them."""
         _, path, variant = candidate
-        stages = costed(self._problem, with_results(self._problem, merged(stages_of(variant, path))))
+        stages = costed(self.problem, with_results(self.problem, merged(stages_of(variant, path))))
         peak, macs = max((s.peak_bytes for s in stages), default=0), sum(s.macs for s in stages)
-        return Solution(stages, peak, macs, self._base.peak_bytes, self._base.macs, "heuristic", self._frontier())
+        return Solution(stages, peak, macs, self._base.peak_bytes, self._base.macs, "heuristic", self.frontier())
 
-    def _frontier(self) -> tuple[tuple[int, int], ...]:
-        points = sorted((path.peak_bytes, path.macs) for _, paths in self._built for path in paths.frontier(STEP))
-        best, least = list[tuple[int, int]](), math.inf
-        for peak, macs in points:
-            if macs < least:
-                best.append((peak, macs))
-                least = macs
-        return tuple(best)
+    def frontier(self) -> tuple[tuple[int, int], ...]:
+        """(peak bytes, multiply-adds) of the best plans."""
+        if self._frontier is None:
+            points = sorted((p.peak_bytes, p.macs) for _, paths in self._built for p in paths.frontier(STEP, self._left))
+            best, least = list[tuple[int, int]](), math.inf
+            for peak, macs in points:
+                if macs < least:
+                    best.append((peak, macs))
+                    least = macs
+            self._frontier = tuple(best)
+        return self._frontier
+
+
+def _built(problem: Problem, kinds: Collection[StageKind], prices: Prices, left: Left) -> list[tuple[Variant, Paths]]:
+    """Variants of the problem with their stages, as far as the work and the time allow: the problem as it is at least."""
+    built, work = list[tuple[Variant, Paths]](), 0
+    for variant in variants(problem):
+        paths = Paths(variant, kinds, prices, left)
+        built.append((variant, paths))
+        work += paths.work
+        if work + paths.work > MOST_WORK or left() <= 0:
+            break
+    return built
 
 
 def stages_of(variant: Variant, path: Path) -> list[Stage]:
