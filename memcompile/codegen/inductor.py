@@ -22,11 +22,13 @@ from memcompile.codegen.accumulate import in_place
 from memcompile.codegen.fusion import PlannedFusion, origins_of
 from memcompile.codegen.lines import kind_of, trace_of
 from memcompile.codegen.order import planned_order
+from memcompile.codegen.patterns import StrictPatterns
 from memcompile.codegen.scheduled import Scheduling
 from memcompile.codegen.supplied import Supplied, Supply
 from memcompile.codegen.trace import GraphTrace
 from memcompile.facts import UNPLANNED, Planned
 from memcompile.fxutil import hint, output_names, outputs_of
+from memcompile.passes.miscompiled import CAPTURED, JOINT, respell
 
 Accept = Callable[[GraphTrace, str], bool]
 Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
@@ -63,11 +65,31 @@ def compile_graph(
         def uuid(self) -> None:
             return None
 
-    settings = {**patches, **_UNCACHED, "custom_partitioner_fn": Partitioner()}
-    with functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True), _collector_paused():
+    respell(gm.graph, CAPTURED)
+    with (
+        functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True),
+        _collector_paused(),
+        StrictPatterns() as strict,
+    ):
+        settings = {**patches, **_UNCACHED, "custom_partitioner_fn": Partitioner(), **_respelling(strict, patches)}
         compiled = compile_fx(gm, list(example_inputs), inner_compile=inner_compile, config_patches=settings)
     partitions.clear()  # torch's configuration remembers the last settings, and with them all that the partition knows
     return cast("Callable[..., Any]", compiled)
+
+
+def _respelling(strict: StrictPatterns, patches: Mapping[str, object]) -> dict[str, object]:
+    """The setting that spells ATen graphs so that Inductor compiles them right, in front of the passes that the user set."""
+    from torch._inductor import config
+
+    own: Any = patches.get(_JOINT_PASS, getattr(config, _JOINT_PASS))
+
+    def first(graph: fx.Graph) -> None:
+        strict.trace_again()
+        respell(graph, JOINT)
+        for own_pass in own if isinstance(own, list | tuple) else filter(None, [own]):
+            own_pass(graph)
+
+    return {_JOINT_PASS: first}
 
 
 def real_code(
@@ -125,6 +147,7 @@ REUSE_SHARES = (1.0, 0.95, 0.9, 0.8, 0.6, 0.0)
 """How much of its own peak estimate Inductor may fill by holding dead buffers for a later one of the same size."""
 
 
+_JOINT_PASS = "joint_custom_pre_pass"
 _UNCACHED = {"fx_graph_cache": False, "fx_graph_remote_cache": False}
 _TRIAL_SETTINGS = {**_UNCACHED, "cpp.simdlen": 1}
 """A trial writes scalar code: vector and tail variants of each loop triple its time and allocate nothing else."""

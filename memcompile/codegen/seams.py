@@ -172,6 +172,9 @@ PLACES = (
     Place("torch._dynamo.eval_frame", "cached_backends", "hears of torch._dynamo.reset()"),
     Place("torch._dynamo.eval_frame", "OptimizeContext", "for which model a graph runs"),
     Place("torch._dynamo.eval_frame", "OptimizedModule", "which model a report is asked for"),
+    Place("torch._inductor.pattern_matcher", "_TargetArgsExpr", "what a pattern matches", members=("_match",)),
+    Place("torch._inductor.pattern_matcher", "FailedMatch", "says that a pattern does not match"),
+    Place("torch._inductor.fx_passes.joint_graph", "patterns", "the patterns of attention", members=("patterns",)),
     Place("torch._guards", "TracingContext", "the compilation under way", members=("try_get",)),
     Place("torch._guards", "tracing", "compiles a block beside the compilation under way", parameters=("context",)),
     Place("torch._C._dynamo.guards", "_reinterpret_tensor", "views of an arena"),
@@ -184,6 +187,7 @@ PLACES = (
 
 SETTINGS = (
     ("torch._inductor.config", "custom_partitioner_fn"),
+    ("torch._inductor.config", "joint_custom_pre_pass"),
     ("torch._inductor.config", "_post_fusion_custom_pass"),
     ("torch._inductor.config", "reorder_for_locality"),
     ("torch._inductor.config", "reorder_for_peak_memory"),

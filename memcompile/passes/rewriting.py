@@ -80,13 +80,16 @@ def size_bytes(node: fx.Node) -> int:
 
 
 def insert(before: fx.Node, like: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-    """A new node in front of ``before``, with its fake tensor; source lines and tags are those of ``like``."""
+    """A new node in front of ``before``, with its fake tensor; source lines and tags are those of ``like``.
+
+    A constant is made as fake as the value of ``like``.
+    """
     graph = before.graph
     with graph.inserting_before(before):
         node = graph.call_function(target, args, kwargs)
     node.meta = {key: value for key, value in like.meta.items() if key not in _TAKEN_FROM_VALUE}
     values, keywords = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-    tensors = (tensor for source in node.all_input_nodes for tensor in tensors_of(source))
+    tensors = (tensor for source in node.all_input_nodes or [like] for tensor in tensors_of(source))
     modes = {mode for tensor in tensors if (mode := getattr(tensor, "fake_mode", None)) is not None}
     if len(modes) != 1:
         raise AssertionError(f"{target} on values of {len(modes)} fake modes")

@@ -77,7 +77,7 @@ def only(node: fx.Node, target: Any, *arguments: Any) -> fx.Node | None:
 def _reader(node: fx.Node, target: Any, *arguments: Any) -> fx.Node | None:
     """A reader of a node that is a call of ``target`` with those arguments behind the node, among others."""
     for user in node.users:
-        if user.target is target and user.args[0] is node and user.args[1 : 1 + len(arguments)] == arguments:
+        if user.target is target and user.args[0] is node and user.args[1:] == arguments and not user.kwargs:
             return user
     return None
 

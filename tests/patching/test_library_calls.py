@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from memcompile.codegen.interpreted import peak_bytes
+from memcompile.patching.activations import restore
 from memcompile.patching.network import Network
 from memcompile.patching.packing import CHUNK_BYTES, repacked
 from memcompile.solvers.tiling.problem import Stage
@@ -71,3 +75,22 @@ def test_a_large_weight_is_packed_by_parts() -> None:
     assert parts and max(part.numel() * part.itemsize for part in parts) <= CHUNK_BYTES < weight_bytes
     (patched,) = ran.patched
     assert max(peak_bytes(body.graph) for body in patched.program.bodies.values()) < weight_bytes
+
+
+def test_an_activation_is_found_only_where_nothing_else_is_said() -> None:
+    """``add(x, 3, alpha=2)`` is no part of a hardswish."""
+
+    def swish(x: Tensor, alpha: float) -> Tensor:
+        x = x.sin() * 8
+        moved = torch.ops.aten.add.Tensor(x, 3, alpha=alpha) if alpha != 1 else torch.ops.aten.add.Tensor(x, 3)
+        high = torch.ops.aten.clamp_max.default(torch.ops.aten.clamp_min.default(moved, 0), 6)
+        return torch.ops.aten.div.Tensor(torch.ops.aten.mul.Tensor(x, high), 6)
+
+    x = torch.linspace(-8, 8, 33)
+    for alpha in (1, 2):
+        traced = make_fx(functools.partial(swish, alpha=alpha), tracing_mode="fake")(x)
+        restore(traced.graph, lambda target, args, kwargs, _like: traced.graph.call_function(target, args, kwargs))  # noqa: B023
+        traced.recompile()
+        targets = {node.target for node in traced.graph.nodes}
+        assert (torch.ops.aten.hardswish.default in targets) == (alpha == 1)
+        torch.testing.assert_close(traced(x), swish(x, alpha))
