@@ -48,6 +48,7 @@ from memcompile.runtime.workspace import measuring
 from memcompile.shrinking import Shrinking
 from memcompile.swapping import measured, usable
 from memcompile.verify_arena import check_places
+from memcompile.verify_effects import check_effects, effects_of
 from memcompile.verify_values import VerificationError
 
 log = get_logger(__name__)
@@ -189,7 +190,10 @@ class Session:
 
     def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
         self._stream(gm, rewrite_inference)
+        effects = effects_of(gm.graph)
         gm = self._fetch(gm) or self._shrink(gm)
+        with self._named("patch" if self.weights is None else "weights"):
+            check_effects(effects, gm.graph)
         planned = UNPLANNED if self.weights is None else self.weights.streamed.planned
         self.graphs = self._fit(StepGraphs(gm, None, len(outputs_of(gm.graph)), planned))
         return self.graphs.forward
@@ -230,12 +234,14 @@ class Session:
         if not self.options.enabled("low_rank"):
             return
         with self._named("low_rank"):
+            effects = effects_of(gm.graph)
             if refusal := streaming_refusal():
                 self.low_rank = LowRank(refused=(("graph", "", refusal),))
                 return
             run = not self.dry
             compiler, fuser = functools.partial(compile_block, run=run), functools.partial(fuse, run=run)
             self.low_rank = rewrite(gm, Tools(compiler, fuser, self.options.low_rank_kernel, self.dry))
+            check_effects(effects, gm.graph)
 
     def _shrink(self, gm: fx.GraphModule) -> fx.GraphModule:
         """A network of images with inverted residuals as kernels and stages tile by tile, as the options ask for."""

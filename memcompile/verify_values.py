@@ -125,17 +125,17 @@ class _Numbering:
             self.value[node] = self._now(given)
             return
         expression = (str(node.target), self._frozen(node.args), self._frozen(node.kwargs))
-        written = list(_written(node))
-        if not written and _is_effect(node):
+        memories = list(written(node))
+        if not memories and is_effect(node):
             self.value[node] = self.numbers.of("effect", self.half, len(self.effects), *expression)
             self.effects.append((str(node.target), self.value[node]))
             return
         self.value[node] = self.numbers.of(*expression)
-        for index, argument in enumerate(written):
+        for index, argument in enumerate(memories):
             self.content[self._memory(argument)] = self.numbers.of("written", index, self.value[node])
-        viewed = written[0] if written else _viewed(node)
-        if viewed is not None:
-            self.source[node] = viewed
+        view_of = memories[0] if memories else viewed(node)
+        if view_of is not None:
+            self.source[node] = view_of
 
     def _memory(self, node: fx.Node) -> fx.Node:
         while node in self.source:
@@ -153,7 +153,7 @@ class _Numbering:
             return self.value[node]
         number = self.content[chain[-1]]
         for view in reversed(chain[:-1]):
-            if next(_written(view), None) is None:
+            if next(written(view), None) is None:
                 number = self.numbers.of(str(view.target), number, self._frozen(view.args[1:]), self._frozen(view.kwargs))
         return number
 
@@ -180,14 +180,14 @@ _PASSES_ON = {
 
 
 def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
-    """(argument of the schema, what is given for it) of a call."""
+    """(argument of the schema, what is given for it) of a call, what stands for it where nothing is."""
     schema = node.target._schema  # type: ignore[union-attr]
     for index, argument in enumerate(schema.arguments):
-        if index < len(node.args) or argument.name in node.kwargs:
-            yield argument, node.args[index] if index < len(node.args) else node.kwargs[argument.name]
+        given = node.kwargs.get(argument.name, argument.default_value)
+        yield argument, node.args[index] if index < len(node.args) else given
 
 
-def _written(node: fx.Node) -> Iterator[fx.Node]:
+def written(node: fx.Node) -> Iterator[fx.Node]:
     """The nodes whose memory a call writes."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return
@@ -196,17 +196,17 @@ def _written(node: fx.Node) -> Iterator[fx.Node]:
             yield from (one for one in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(one, fx.Node))
 
 
-def _viewed(node: fx.Node) -> fx.Node | None:
+def viewed(node: fx.Node) -> fx.Node | None:
     """What the result of a call is a view of."""
     if node.target is getitem:
         whole = node.args[0]
-        return whole if isinstance(whole, fx.Node) and _viewed(whole) is not None else None
+        return whole if isinstance(whole, fx.Node) and viewed(whole) is not None else None
     if isinstance(node.target, torch._ops.OpOverload) and any(r.alias_info is not None for r in node.target._schema.returns):
         return next((given for argument, given in _arguments(node) if argument.alias_info is not None), None)
     return None
 
 
-def _is_effect(node: fx.Node) -> bool:
+def is_effect(node: fx.Node) -> bool:
     """Whether a call, which writes nothing that it is given, changes more than its result."""
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return True

@@ -136,12 +136,12 @@ def test_effects_happen_once_and_in_their_order(other):
 
 def test_attention_that_drops_nothing_is_no_effect():
     def once(call, a, b):
-        x = call(aten._scaled_dot_product_flash_attention_for_cpu.default, a, a, b, 0.0)
+        x = call(aten._scaled_dot_product_flash_attention_for_cpu.default, a, a, b)
         return (x, call(aten.sin.default, x))
 
     def twice(call, a, b):
-        x = call(aten._scaled_dot_product_flash_attention_for_cpu.default, a, a, b, 0.0)
-        again = call(aten._scaled_dot_product_flash_attention_for_cpu.default, a, a, b, 0.0)
+        x = call(aten._scaled_dot_product_flash_attention_for_cpu.default, a, a, b)
+        again = call(aten._scaled_dot_product_flash_attention_for_cpu.default, a, a, b)
         return (x, call(aten.sin.default, again))
 
     check_values(step(once), step(twice))
