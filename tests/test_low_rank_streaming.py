@@ -135,7 +135,7 @@ def test_a_hidden_with_dropout_has_one_mask():
 
     (gradient,) = torch.autograd.grad(loss(x), x)
     assert len(tiles(step)) == 2
-    direction, size = torch.randn_like(x), 1e-3
+    direction, size = torch.randn_like(x), 3e-2  # smaller ones drown in the rounding of the loss
     with torch.enable_grad():
         slope = (loss(x.detach() + size * direction).item() - loss(x.detach() - size * direction).item()) / (2 * size)
     torch.testing.assert_close((gradient * direction).sum().item(), slope, rtol=1e-2, atol=1e-2)
