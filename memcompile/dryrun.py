@@ -32,7 +32,7 @@ from memcompile.codegen.partition import default_partition
 from memcompile.codegen.region import region_of
 from memcompile.codegen.seams import require_seams
 from memcompile.codegen.surface import surface, surfacing
-from memcompile.errors import DryRunError, ScratchpadError
+from memcompile.errors import DryRunError, NoReportError, ScratchpadError
 from memcompile.facts import StepGraphs
 from memcompile.fusion_model import predict
 from memcompile.fxutil import outputs_of
@@ -63,8 +63,8 @@ def plan(
 
     Training graphs are planned where gradients are on and something requires them; the loss is what the model returns. Models
     and inputs on the meta device count as on the device of the others, or on the CPU. Raises what compiling would raise, and
-    ``DryRunError`` when the step cannot go on without the values of its tensors, and ``ScratchpadError`` for a scratchpad in
-    front of a training graph, or one that an operator does not fit into.
+    ``DryRunError`` when the step cannot go on without the values of its tensors, ``ScratchpadError`` for a scratchpad in front
+    of a training graph, or one that an operator does not fit into, and ``NoReportError`` when Dynamo captures no graph.
     """
     check_torch()
     require_seams()
@@ -87,6 +87,8 @@ def plan(
             torch.compile(_fresh(model), backend=backend)(*fake_args, **fake_kwargs)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise DryRunError(str(error)) from error
+    if not entries:
+        raise NoReportError()
     report = report_over([run for entry in entries for run in entry.runs.values()], model=region_of(model).name)
     report.options = parsed.to_mapping()
     return report

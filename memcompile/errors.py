@@ -323,11 +323,12 @@ class CheckpointError(MemcompileError):
 
 
 class NoReportError(MemcompileError):
-    """A report was asked for before anything was compiled with memcompile."""
+    """A report was asked for before anything was compiled with memcompile, or of what Dynamo captured no graph of."""
 
     def __init__(self, what: str = "this model") -> None:
         self.what = what
         super().__init__(
             f"there is no report for {what} yet. Compile with torch.compile(model, backend='memcompile') and run one step "
-            "(compilation happens at the first call), then ask again; or use memcompile.plan(model, *args) for a dry run."
+            "(compilation happens at the first call), then ask again; or use memcompile.plan(model, *args) for a dry run. "
+            "Where a step ran, nothing of it was compiled: TORCH_LOGS=graph_breaks says why."
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import memcompile
 from memcompile import cli, dryrun, pipeline
 from memcompile.dryrun import PREDICTED, predict_graphs
-from memcompile.errors import BudgetInfeasibleError, DryRunError, UnknownOptionError
+from memcompile.errors import BudgetInfeasibleError, DryRunError, NoReportError, UnknownOptionError
 from memcompile.facts import UNPLANNED, StepGraphs
 from memcompile.pipeline import Lowered
 from memcompile.report.data import Report
@@ -245,3 +245,16 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert report.planned_peak_bytes <= (report.budget_bytes or 0)
     assert cli.main(["plan", f"{script}:make", "--budget", "1", "--option", "lower=false"]) == 1
     assert "does not fit in 1 B" in capsys.readouterr().err
+
+
+def test_a_step_that_is_not_captured_has_no_report() -> None:
+    """Dynamo gives up a function that breaks the graph in a loop: nothing was planned, so nothing fits."""
+
+    def loop(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            x = x.sin()
+            torch._dynamo.graph_break()
+        return x
+
+    with pytest.raises(NoReportError, match="TORCH_LOGS=graph_breaks"):
+        memcompile.plan(loop, torch.ones(4))

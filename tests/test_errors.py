@@ -66,7 +66,7 @@ Next lever: swap parameters to host memory""",
     def test_no_report(self) -> None:
         self.assertExpectedInline(
             str(errors.NoReportError()),
-            """there is no report for this model yet. Compile with torch.compile(model, backend='memcompile') and run one step (compilation happens at the first call), then ask again; or use memcompile.plan(model, *args) for a dry run.""",
+            """there is no report for this model yet. Compile with torch.compile(model, backend='memcompile') and run one step (compilation happens at the first call), then ask again; or use memcompile.plan(model, *args) for a dry run. Where a step ran, nothing of it was compiled: TORCH_LOGS=graph_breaks says why.""",
         )
 
 

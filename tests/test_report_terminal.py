@@ -2,7 +2,7 @@
 
 from expecttest import TestCase
 
-from memcompile.report import GraphReport, Report
+from memcompile.report import GraphReport, Report, StepReport
 from memcompile.report.terminal import render_text
 from tests import report_samples
 
@@ -10,6 +10,13 @@ from tests import report_samples
 def in_ascii(report: Report) -> str:
     """The text with bars as digits and dots as plus signs: expecttest writes ASCII alone."""
     return str(report).translate(str.maketrans("▁▂▃▄▅▆▇█·", "12345678+"))
+
+
+def small(name: str, budget: int, planned: int) -> GraphReport:
+    """A graph of a few bytes."""
+    return GraphReport(
+        graph_id=name, kind="train", device="cpu", planned_peak_bytes=planned, unplanned_peak_bytes=99, budget_bytes=budget
+    )
 
 
 class TestTerminal(TestCase):
@@ -65,6 +72,34 @@ memcompile  graph 1/0  inference  cpu  no budget   300.0 MiB planned
  without a plan    300.0 MiB peak
  alive             100.0 MiB at entry
  note: the graph is empty: nothing to plan""",
+        )
+
+    def test_several_steps(self) -> None:
+        """Of a model that ends at a graph break, is evaluated, and is part of another model's step."""
+        graphs = [small("0", 60, 59), small("1", 90, 88), small("2", 12, 11)]
+        steps = (StepReport(("0", "1"), 88, 90), StepReport(("2",), 11, 12), StepReport(("0", "1", "7"), 95, 99))
+        lines = str(Report(graphs, steps)).splitlines()
+        self.assertExpectedInline(
+            "\n".join(line for line in lines if "memcompile" in line or "step of" in line),
+            """\
+memcompile  3 graphs, 3 steps  budget 99 B   fits: 95 B planned
+ step of graphs 0, 1  budget 90 B   fits: 88 B planned
+ step of graphs 0, 1, 7 (another model's)  budget 99 B   fits: 95 B planned
+memcompile  graph 0  train  cpu  budget 60 B   fits: 59 B planned
+memcompile  graph 1  train  cpu  budget 90 B   fits: 88 B planned
+memcompile  graph 2  train  cpu  budget 12 B   fits: 11 B planned""",
+        )
+
+    def test_the_step_that_misses_its_budget_is_named(self) -> None:
+        graphs = [small("0", 60, 59), small("1", 12, 13)]
+        steps = (StepReport(("0",), 59, 60), StepReport(("1",), 13, 12))
+        lines = str(Report(graphs, steps, measured_peak_bytes=59)).splitlines()
+        self.assertExpectedInline(
+            "\n".join(line for line in lines if "memcompile" in line or "step of" in line),
+            """\
+memcompile  2 graphs, 2 steps  budget 12 B   does not fit: 13 B planned
+memcompile  graph 0  train  cpu  budget 60 B   fits: 59 B planned
+memcompile  graph 1  train  cpu  budget 12 B   does not fit: 13 B planned""",
         )
 
     def test_nothing(self) -> None:

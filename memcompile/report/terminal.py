@@ -85,8 +85,9 @@ def _step_lines(report: Report) -> Iterator[Text]:
     step, number = report.telling, len(report.graphs)
     graphs = f"{number} graph{'s' * (number != 1)}"
     what = f"step of {graphs}" if len(report.steps) == 1 else f"{graphs}, {len(report.steps) or number} steps"
+    measured = report.measured_peak_bytes if step.planned_peak_bytes == report.planned_peak_bytes else None
     line = Text.assemble(("memcompile", "bold"), f"  {what}  ")
-    yield line.append_text(_verdict(step.fits, step.budget_bytes, step.planned_peak_bytes, report.measured_peak_bytes))
+    yield line.append_text(_verdict(step.fits, step.budget_bytes, step.planned_peak_bytes, measured))
     for step in report.steps if len(report.steps) > 1 or number == 1 else ():
         if len(step.graph_ids) > 1:
             verdict = _verdict(step.fits, step.budget_bytes, step.planned_peak_bytes, None)
