@@ -380,3 +380,25 @@ def test_evaluation_after_training():
         assert relative_error(function(*inputs), model(*inputs)) < 1e-6
     assert [graph.kind for graph in memcompile.report(function).graphs] == ["train", "inference"]
     assert measured(function, mine.train(), inputs).peak_bytes > 0
+
+
+class Block(nn.Module):
+    """Four times as wide inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x):
+        return x + self.narrow(torch.tanh(self.wide(x)).sin())
+
+
+def test_blocks_that_are_compiled_by_themselves():
+    """They share one graph, and what each has saved is alive together: so says the report."""
+    model, inputs = nn.Sequential(*(Block() for _ in range(4))), [rows()[0].requires_grad_()]
+    for block in model:
+        block.compile(backend="memcompile", options={"inductor": QUICK})
+    peak = measured(model, model, inputs).peak_bytes
+    report = memcompile.report(model)
+    assert len(report.graphs) == 1 and len(report.steps) == 1
+    assert peak <= report.planned_peak_bytes <= 1.03 * peak
