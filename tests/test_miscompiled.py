@@ -43,6 +43,20 @@ def whole(*shape: int, low: int = -9, high: int = 9, dtype: torch.dtype = torch.
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 
 
+def swapped(a: Tensor, b: Tensor) -> Tensor:
+    old = a.clone()
+    a.copy_(b)
+    b.copy_(old)
+    return a.sum()
+
+
+def remembered(a: Tensor, b: Tensor) -> Tensor:
+    old = a.clone()
+    a.mul_(2)
+    b.copy_(old)
+    return a.sum()
+
+
 def less_highest(x: Tensor) -> Tensor:
     return x - x.amax(-1, keepdim=True)
 
@@ -104,6 +118,8 @@ PASSES = [
     Program(NUMBERS, "turned keys", lambda q, k, v: F.softmax(q.bmm(k.permute(2, 0, 1)), -1).bmm(v), (rand(8, 8, 8),) * 3),
     Program(NUMBERS, "mask value", lambda q, k, v, m: masked(q, k, v, m, fill=-1.0), (*CUBES, TOKENS.repeat(2, 1)), False),
     Program(NUMBERS, "mask token", lambda q, k, v, m: masked(q, k, v, m, hidden=1), (*CUBES, TOKENS.repeat(2, 1)), False),
+    Program("kept copy", "swapped", swapped, (rand(8, 6, seed=3), rand(8, 6, seed=4)), False),
+    Program("kept copy", "remembered", remembered, (rand(8, 6, seed=3), rand(8, 6, seed=4)), False),
     Program("mask of twos", "integers", masked, (*CUBES, TOKENS.repeat(2, 1)), False),
     Program("mask of twos", "fractions", masked, (*CUBES, TOKENS.repeat(2, 1) * 0.5), False),
     Program("softmax", "nothing seen", causal, (*HEADS, NONE, rand(1, 1, 8, 8)), False),
@@ -145,7 +161,7 @@ def leaves(found: object) -> list[Any]:
 
 
 def run(program: Program, backend: Any = None) -> list[Tensor]:
-    """The results of a program, and the gradients of its floating inputs."""
+    """The results of a program, the gradients of its floating inputs, and what the inputs have become."""
     torch._dynamo.reset()
     inputs = [tensor.clone() for tensor in program.inputs]
     floats = [tensor for tensor in inputs if tensor.dtype in (torch.float32, torch.float64)]
@@ -153,7 +169,7 @@ def run(program: Program, backend: Any = None) -> list[Tensor]:
     results = leaves((program.run if backend is None else torch.compile(program.run, backend=backend))(*inputs))
     ends = [result for result in results if result.requires_grad]
     gradients = torch.autograd.grad(ends, wanted, [torch.ones_like(end) for end in ends], allow_unused=True) if ends else ()
-    return [result.detach() for result in (*results, *gradients) if result is not None]
+    return [result.detach() for result in (*results, *gradients, *inputs) if result is not None]
 
 
 def differences(found: list[Tensor], wanted: list[Tensor]) -> Iterator[str]:

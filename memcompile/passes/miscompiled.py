@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from memcompile.fxutil import base_of, mutated_inputs
 from memcompile.passes.rewriting import ATEN, insert, is_tensor, replace, value_of
 
 CONVERT = torch.ops.prims.convert_element_type.default
@@ -269,7 +270,16 @@ _EXTREMES = frozenset(
     }
 )
 
+
+def _kept_copy(node: fx.Node) -> None:
+    """The copy of what is written over later, as one that no pass takes for needless."""
+    (source,) = _arguments(node)
+    if value_of(source).stride() == value_of(node).stride() and base_of(source) in mutated_inputs(node.graph):
+        node.target, node.kwargs = ATEN.lift_fresh_copy.default, {}
+
+
 JOINT = (
+    Fault("kept copy", "old = a.clone(); a.copy_(b); b.copy_(old) with old = a", frozenset({ATEN.clone.default}), _kept_copy),
     Fault("cat of types", "the parts of a cat of several types keep their own", frozenset({ATEN.cat.default}), _same_types),
     Fault(
         "times zero", "0 for x * 0 where x is infinite or undefined", frozenset({ATEN.mul.Tensor, ATEN.mul.Scalar}), _float_zero
