@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from memcompile.codegen.patterns import MEANING, StrictPatterns
+from memcompile.codegen.tiles import misses_the_end
 from memcompile.passes.miscompiled import CAPTURED, JOINT
 from memcompile.support import OLDEST_TORCH
 from tests.inductor_passes import ours, plain
@@ -326,3 +327,18 @@ def test_plain_inductor_is_as_it_was_afterwards() -> None:
     program = next(program for program in PASSES if program.name == "softmax of columns")
     assert list(differences(run(program, ours), run(program))) == []
     assert list(differences(run(program, plain), run(program)))
+
+
+def test_no_row_of_a_reduction_is_stored_beyond_its_end() -> None:
+    """66 results a row, in vectors of 4 to 16, with a loop between the two that are tiled."""
+
+    def program(x: Tensor) -> Tensor:
+        v = (x * 0.5) * (torch.erf(x * 0.7071067811865476) + 1)
+        turned = F.pad(v.permute(3, 2, 1, 0), (0, 0, 0, 58), value=0.5)
+        return torch.matmul(F.pad(v, (0, 0, 0, 0, 0, 58), value=0.5), turned)
+
+    x = rand(1, 8, 66, 66, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        found = torch.compile(program, backend="memcompile")(x)
+        torch.testing.assert_close(found.double(), program(x.double()), rtol=1e-5, atol=1e-4)
+    assert misses_the_end([0, 2], 2) and not any(map(misses_the_end, ([0, 1], [0, 2], [0], []), (1, 3, 1, 1)))

@@ -25,6 +25,7 @@ from memcompile.codegen.order import planned_order
 from memcompile.codegen.patterns import StrictPatterns
 from memcompile.codegen.scheduled import Scheduling
 from memcompile.codegen.supplied import Supplied, Supply
+from memcompile.codegen.tiles import sound_tiles
 from memcompile.codegen.trace import GraphTrace
 from memcompile.facts import UNPLANNED, Planned
 from memcompile.fxutil import hint, output_names, outputs_of
@@ -70,6 +71,7 @@ def compile_graph(
         functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True),
         _collector_paused(),
         StrictPatterns() as strict,
+        sound_tiles(),
     ):
         settings = {**patches, **_UNCACHED, "custom_partitioner_fn": Partitioner(), **_respelling(strict, patches)}
         compiled = compile_fx(gm, list(example_inputs), inner_compile=inner_compile, config_patches=settings)

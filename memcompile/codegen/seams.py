@@ -172,6 +172,8 @@ PLACES = (
     Place("torch._dynamo.eval_frame", "cached_backends", "hears of torch._dynamo.reset()"),
     Place("torch._dynamo.eval_frame", "OptimizeContext", "for which model a graph runs"),
     Place("torch._dynamo.eval_frame", "OptimizedModule", "which model a report is asked for"),
+    Place("torch._inductor.codegen.cpp", "TilingSelect", "which loops become vectors", members=("select_tiling",)),
+    Place("torch._inductor.codegen.cpp", "KernelOpStats", "says that no loop becomes one"),
     Place("torch._inductor.pattern_matcher", "_TargetArgsExpr", "what a pattern matches", members=("_match",)),
     Place("torch._inductor.pattern_matcher", "FailedMatch", "says that a pattern does not match"),
     Place("torch._inductor.fx_passes.joint_graph", "patterns", "the patterns of attention", members=("patterns",)),

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from memcompile.codegen.arena_lines import use_slots
 from memcompile.codegen.inductor import recording
 from memcompile.codegen.storage import view_of
+from memcompile.codegen.tiles import sound_tiles
 from memcompile.codegen.trace import GraphTrace, step_peak
 from memcompile.fxutil import output_names
 from memcompile.runtime.arena import Slot
@@ -64,6 +65,7 @@ def compile_block(graph: fx.GraphModule, *, run: bool = True) -> Block:
     function: Any = None
     with (
         tracing(context),
+        sound_tiles(),
         recording(output_names(body.graph), lambda _trace, _kind: True, lambda _accepted: None, (0.0,), place),
         config.patch(pattern_matcher=False),  # a product and its bias stay apart (region.body)
         contextlib.suppress(_Counted),
