@@ -213,6 +213,7 @@ def test_whatever_is_asked_for_is_found(way: str) -> None:
     no_report(other)
     no_report(comp(other))
     no_report(test_whatever_is_asked_for_is_found)
+    no_report("a name")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memcompile import doctor
-from memcompile.codegen import seams
+from memcompile.codegen import region, seams
 from memcompile.errors import UnsupportedTorchError
 
 
@@ -45,6 +45,13 @@ def test_a_missing_name_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch
         seams.require_seams()
     failed = [check for check in doctor.check_seams() if check.status == "fail"]
     assert [check.name for check in failed] == ["seam _inductor.utils.count_tangents"]
+
+
+def test_a_wrapper_that_looks_different(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = type("OptimizeContext", (), {"__call__": lambda _, fn: lambda *given: fn(*given)})
+    monkeypatch.setattr(region, "OptimizeContext", other)
+    broken = [message for name, healthy, message in seams.check_seams() if not healthy]
+    assert len(broken) == 1 and "fn, self and args" in broken[0]
 
 
 def test_a_changed_signature_is_an_error_that_names_the_parameter(monkeypatch: pytest.MonkeyPatch) -> None:

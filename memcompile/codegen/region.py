@@ -16,7 +16,6 @@ from typing import Any
 from torch import nn
 from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule
 
-_FILE = OptimizeContext.__init__.__code__.co_filename
 _FORWARD = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")
 
 
@@ -54,12 +53,21 @@ class Region:
         return ".".join([*([] if module is None else [type(module).__name__]), *([] if code is None else [code.co_name])])
 
 
+def wrapper_code() -> CodeType | None:
+    """Of what ``torch.compile`` puts around a function ``fn``: a closure with it and with ``self``, called with ``args``."""
+    calls = [vars(base)["__call__"].__code__ for base in OptimizeContext.__mro__ if "__call__" in vars(base)]
+    inside = (constant for call in calls for constant in call.co_consts if isinstance(constant, CodeType))
+    return next((c for c in inside if {"fn", "self"} <= {*c.co_freevars} and "args" in c.co_varnames), None)
+
+
+_WRAPPER = wrapper_code()
+
+
 def region_under_way() -> Region | None:
     """The innermost call of something compiled that the caller runs in; None outside of one."""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        code = frame.f_code
-        if code.co_filename == _FILE and "fn" in code.co_freevars:
+        if frame.f_code is _WRAPPER:
             values = frame.f_locals
             if isinstance(values["self"], OptimizeContext):
                 return _region(values["self"], values["fn"], values["args"])
@@ -92,7 +100,8 @@ def _region(compiler: object, function: Any, args: tuple[Any, ...]) -> Region:
     owner = args[0] if args else None
     if isinstance(function, MethodType):
         owner, function = function.__self__, _unwrapped(function.__func__)
-    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    call = type(function).__call__ if callable(function) else None
+    code = getattr(function, "__code__", None) or getattr(call, "__code__", None)
     code_ref = None if code is None else weakref.ref(code)
     if not isinstance(owner, nn.Module):
         return Region(compiler, None, code_ref)

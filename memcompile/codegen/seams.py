@@ -209,7 +209,7 @@ SETTINGS = (
 
 def check_seams() -> list[Seam]:
     """Every seam with whether it is healthy, and why."""
-    return [*(_check(place) for place in PLACES), *(_check_setting(*setting) for setting in SETTINGS)]
+    return [*(_check(place) for place in PLACES), *(_check_setting(*setting) for setting in SETTINGS), _check_wrapper()]
 
 
 @cache
@@ -236,6 +236,17 @@ def _check_setting(module: str, name: str) -> Seam:
     if hasattr(importlib.import_module(module), name):
         return path, True, "a setting"
     return path, False, f"no such setting in torch {torch.__version__}; {_supported()}"
+
+
+def _check_wrapper() -> Seam:
+    path, use = "_dynamo.eval_frame.OptimizeContext.__call__", "for which model a graph runs"
+    try:
+        from memcompile.codegen.region import wrapper_code
+    except ImportError:
+        return path, False, f"not in torch {torch.__version__} ({use}); {_supported()}"
+    if wrapper_code() is None:
+        return path, False, f"makes no function of fn, self and args in torch {torch.__version__} ({use}); {_supported()}"
+    return path, True, use
 
 
 def _supported() -> str:
