@@ -90,6 +90,16 @@ memcompile  graph 1  train  cpu  budget 90 B   fits: 88 B planned
 memcompile  graph 2  train  cpu  budget 12 B   fits: 11 B planned""",
         )
 
+    def test_one_of_two_models_of_a_step(self) -> None:
+        lines = str(Report([small("0", 60, 59)], (StepReport(("0", "7"), 95, 99),))).splitlines()
+        self.assertExpectedInline(
+            "\n".join(line for line in lines if "memcompile" in line or "step of" in line),
+            """\
+memcompile  step of 2 graphs  budget 99 B   fits: 95 B planned
+ step of graphs 0, 7 (another model's)  budget 99 B   fits: 95 B planned
+memcompile  graph 0  train  cpu  budget 60 B   fits: 59 B planned""",
+        )
+
     def test_the_step_that_misses_its_budget_is_named(self) -> None:
         graphs = [small("0", 60, 59), small("1", 12, 13)]
         steps = (StepReport(("0",), 59, 60), StepReport(("1",), 13, 12))

@@ -82,9 +82,9 @@ def _verdict(fits: bool, budget_bytes: int | None, planned_bytes: int, measured_
 
 def _step_lines(report: Report) -> Iterator[Text]:
     """What holds for all, then the steps of more than one graph where there are several."""
-    step, number = report.telling, len(report.graphs)
+    step, number, steps = report.telling, len(report.graphs), len(report.steps)
     graphs = f"{number} graph{'s' * (number != 1)}"
-    what = f"step of {graphs}" if len(report.steps) == 1 else f"{graphs}, {len(report.steps) or number} steps"
+    what = f"step of {len(report.steps[0].graph_ids)} graphs" if steps == 1 else f"{graphs}, {steps or number} steps"
     measured = report.measured_peak_bytes if step.planned_peak_bytes == report.planned_peak_bytes else None
     line = Text.assemble(("memcompile", "bold"), f"  {what}  ")
     yield line.append_text(_verdict(step.fits, step.budget_bytes, step.planned_peak_bytes, measured))

@@ -103,7 +103,8 @@ class Ledger:
 
     def chain(self) -> tuple[GraphEntry, ...]:
         """Graphs whose forward has run and whose backward is still to come, in order."""
-        return tuple(dict.fromkeys(entry for entry, _ in self.live.values()))
+        held = list(self.live.values())  # a copy first: the collector may release some at any moment
+        return tuple(dict.fromkeys(entry for entry, _ in held))
 
     def outside_bytes(self, tensors: Sequence[torch.Tensor]) -> int:
         """Bytes that are alive beside the inputs of a graph compiled now: what earlier graphs of the step read and hold, and
@@ -142,7 +143,8 @@ class Ledger:
             if entry.runs:
                 tensors = (t for t in inputs if isinstance(t, torch.Tensor))
                 profile = replace(profile, entry=storages(tensors))
-            before = dict.fromkeys(run for _, run in self.live.values() if run is not None)
+            held = list(self.live.values())
+            before = dict.fromkeys(run for _, run in held if run is not None)
             chain = tuple(replace(run, before=()) for run in before)
             run = Run(next(self._runs), profile, entry.report, region, tuple(map(weakref.ref, read)), chain)
             entry.runs = {key: run for key, run in entry.runs.items() if not run.is_over()}
