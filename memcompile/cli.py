@@ -1,7 +1,8 @@
 """The command line: ``memcompile plan | run | show | diff | allocate | scratchpad | compress | kernels |
 doctor``, each with ``--json``.
 
-Exit status: 0 done; 1 refused or unhealthy (a budget that cannot be met, a failed check); 2 wrong usage.
+Exit status: 0 done; 1 refused or unhealthy (a budget that cannot be met, a failed check); 2 wrong usage; 3 the script or the
+model raised an error of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from memcompile import __version__
-from memcompile.errors import MemcompileError, UsageError
+from memcompile.errors import MemcompileError, TargetError, UsageError
+from memcompile.frames import lines_behind, raised_by_us
 from memcompile.low_rank import command as compress
 from memcompile.options import OPTION_NAMES, Options
 from memcompile.report.data import Report
@@ -38,14 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # Piped output is as wide as str(report): tables that wrap at 80 columns are hard to read and to grep.
         return command(arguments, Console(highlight=False, width=None if sys.stdout.isatty() else TEXT_WIDTH))
-    except UsageError as error:
-        print(f"memcompile: {error}", file=sys.stderr)
-        return 2
     except MemcompileError as error:
-        if arguments.json:
-            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
-        print(f"memcompile: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return _failed(error, as_json=arguments.json)
+    except Exception as error:  # commands run the user's model, which may raise anything
+        if raised_by_us(error):
+            raise
+        return _failed(TargetError("the model", error, lines_behind(error)), as_json=arguments.json)
+
+
+def _failed(error: MemcompileError, *, as_json: bool) -> int:
+    """Say what went wrong; the exit status."""
+    if as_json:
+        print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+    print(f"memcompile: {type(error).__name__}: {error}", file=sys.stderr)
+    return 2 if isinstance(error, UsageError) else 3 if isinstance(error, TargetError) else 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,12 +12,19 @@ from typing import Any, NamedTuple
 
 from memcompile.units import format_bytes
 
+MOST_LINES = 4
+"""Lines of the user's code that an error names."""
+
 
 class MemcompileError(Exception):
     """Base of every error that memcompile raises on purpose. Copies, and goes from one process to another."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return restored, (type(self), self.args, dict(self.__dict__))
+
+
+class UsageError(MemcompileError):
+    """Something was asked for in a way that makes no sense: an option, a name, a command line. Nothing was tried."""
 
 
 def restored(cls: type[MemcompileError], args: tuple[object, ...], state: dict[str, object]) -> MemcompileError:
@@ -32,7 +39,7 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-class UnknownOptionError(MemcompileError):
+class UnknownOptionError(UsageError):
     """A key of ``options`` that memcompile does not know.
 
     ``where`` names the mapping the key was found in ("options", "options['inductor']").
@@ -46,7 +53,7 @@ class UnknownOptionError(MemcompileError):
         super().__init__(f"{where} has no entry {name!r}.{_did_you_mean(name, self.known)}{listing}")
 
 
-class InvalidOptionError(MemcompileError):
+class InvalidOptionError(UsageError):
     """A known option with a value that makes no sense. ``accepted`` describes the forms that do."""
 
     def __init__(self, option: str, value: object, accepted: str, hint: str = "") -> None:
@@ -177,7 +184,7 @@ class KernelBuildError(MemcompileError):
         )
 
 
-class UnknownTargetError(MemcompileError):
+class UnknownTargetError(UsageError):
     """A GPU that kernels cannot be compiled for."""
 
     def __init__(self, target: str, known: Sequence[str]) -> None:
@@ -212,7 +219,7 @@ class ScratchpadError(MemcompileError):
         super().__init__(f"option 'scratchpad': {reason}. {fix}")
 
 
-class RankChoiceError(MemcompileError):
+class RankChoiceError(UsageError):
     """`memcompile.compress` without a rank and a ratio, or with both."""
 
     def __init__(self, both: bool) -> None:
@@ -223,7 +230,7 @@ class RankChoiceError(MemcompileError):
         )
 
 
-class NoSuchLayerError(MemcompileError):
+class NoSuchLayerError(UsageError):
     """A pattern of `memcompile.compress` that matches no linear layer. ``known``: patterns that match one."""
 
     def __init__(self, option: str, pattern: str, known: Sequence[str]) -> None:
@@ -242,8 +249,18 @@ class CalibrationError(MemcompileError):
         super().__init__(f"calibration: {reason}.")
 
 
-class UsageError(MemcompileError):
-    """A command line that makes no sense: a script that is not there, a function that returns something else."""
+class TargetError(MemcompileError):
+    """The script that a command names, or the model that it makes, raised an error of its own. ``lines``: where, as (file,
+    line), outermost first."""
+
+    def __init__(self, what: str, error: BaseException, lines: Sequence[tuple[str, int]] = ()) -> None:
+        self.lines = tuple(lines)
+        root = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        first = next((line.strip() for line in str(root).splitlines() if line.strip()), "")
+        shown = [f"  {path}:{line}" for path, line in self.lines[-MOST_LINES:]]
+        super().__init__("\n".join([f"{what} raised {type(root).__name__}: {first}", *shown]))
 
 
 class SwapError(MemcompileError):

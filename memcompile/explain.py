@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx
 
 from memcompile.codegen.dump import kernels_of
@@ -12,6 +14,7 @@ from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.errors import Contributor
 from memcompile.explain_swap import refused_moves, swap_report
 from memcompile.explain_weights import weights_decisions, weights_notes, weights_pass, weights_plan, weights_times
+from memcompile.fxutil import hint
 from memcompile.passes.rematerialize import Recomputation, recomputations
 from memcompile.pipeline import Lowered, Outcome
 from memcompile.report.data import (
@@ -95,14 +98,24 @@ def contributors(outcome: Outcome) -> list[Contributor]:
     return rows
 
 
-def next_lever(outcome: Outcome) -> str:
-    """What to change to get below the floor."""
+def next_lever(outcome: Outcome, batch: int) -> str:
+    """What to change to get below the floor. ``batch``: of the inputs; 1: there is none to make smaller."""
     peak = outcome.final.peak
+    smaller = "a smaller batch" if batch > 1 else "smaller inputs"
     if peak.entry_bytes * 2 > peak.peak_bytes:
-        return "parameters and inputs make most of the floor: a smaller model or batch, or lower precision"
+        either = "model or batch" if batch > 1 else "model or inputs"
+        return f"parameters and inputs make most of the floor: a smaller {either}, or lower precision"
     if outcome.base.graphs.backward is None:
-        return "one op's inputs and outputs make the floor: a smaller batch"
-    return "a smaller batch with gradient accumulation, or lower precision (autocast)"
+        return f"one op's inputs and outputs make the floor: {smaller}"
+    return f"{smaller}{' with gradient accumulation' * (batch > 1)}, or lower precision (autocast)"
+
+
+def batch_of(gm: fx.GraphModule, inputs: Sequence[object]) -> int:
+    """The items of a batch: along the first axis of what the model is called with, not of what it owns."""
+    given = zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=False)
+    own = ("_parameters_", "_buffers_")
+    called = [x for node, x in given if isinstance(x, torch.Tensor) and not any(name in node.name for name in own)]
+    return max((hint(x.shape[0]) for x in called if x.dim() > 1 and not isinstance(x, torch.nn.Parameter)), default=1)
 
 
 def _planned(outcome: Outcome, outside: int) -> dict[str, Any]:

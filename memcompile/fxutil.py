@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import bisect
 import heapq
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from operator import getitem
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import fx
+
+from memcompile.frames import lines_of, short
 
 T = TypeVar("T")
 
@@ -132,9 +133,17 @@ def _drops_nothing(node: fx.Node) -> bool:
 
 
 def source_of(node: fx.Node) -> str:
-    """ "file.py:12" of the user's code that made the node, "" when it is not known."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    return f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""
+    """ "file.py:12" of the user's code that made the node; where none did, as in an ``nn.Sequential``, the module: "0 (Conv2d)".
+    "" when neither is known."""
+    lines = lines_of(node.meta.get("stack_trace") or "")
+    if lines:
+        return short(*lines[-1])
+    modules = list((node.meta.get("nn_module_stack") or {}).values())
+    if not modules:
+        return ""
+    path, kind = modules[-1]
+    name = path.partition(".")[2]
+    return f"{name} ({kind.__name__})" if name else str(kind.__name__)
 
 
 def written_by(node: fx.Node) -> set[fx.Node]:

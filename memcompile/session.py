@@ -301,9 +301,8 @@ class Session:
     def _infeasible(self, outcome: Outcome, total: int) -> BudgetInfeasibleError:
         beside = total - (outcome.budget_bytes or 0)
         floor = (outcome.floor_bytes or outcome.final.peak.peak_bytes) + beside
-        return BudgetInfeasibleError(
-            total, floor, outcome.lower_bound_bytes + beside, explain.contributors(outcome), explain.next_lever(outcome)
-        )
+        lever = explain.next_lever(outcome, explain.batch_of(self.gm, self.inputs))
+        return BudgetInfeasibleError(total, floor, outcome.lower_bound_bytes + beside, explain.contributors(outcome), lever)
 
     def _planned(self) -> Planned:
         return self.graphs.planned if self.graphs is not None else UNPLANNED

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 
 import memcompile
-from memcompile.errors import UsageError
+from memcompile.errors import MemcompileError, TargetError, UsageError
+from memcompile.frames import lines_behind
 from memcompile.report.data import Report
 from memcompile.runtime.measure import measure_peak
 
@@ -43,7 +45,20 @@ def load_target(name: str) -> Target:
         raise UsageError(f"{place} has no {function_name!r}")
     if isinstance(function, torch.nn.Module) or not callable(function):
         raise UsageError(f"{name} is not a function: it has to return {SHAPES}, so that the inputs are known")
-    return _as_target(function(), name)
+    with _of_the_user(f"{function_name}()"):
+        value = function()
+    return _as_target(value, name)
+
+
+@contextlib.contextmanager
+def _of_the_user(what: str) -> Iterator[None]:
+    """What the user's code raises, other than errors of ours, is a `TargetError`."""
+    try:
+        yield
+    except MemcompileError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise TargetError(what, error, lines_behind(error)) from error
 
 
 def _as_target(value: object, name: str) -> Target:
@@ -67,7 +82,8 @@ def _load_script(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     sys.path.insert(0, str(path.resolve().parent))
-    spec.loader.exec_module(module)
+    with _of_the_user(path.name):
+        spec.loader.exec_module(module)
     return module
 
 
@@ -75,9 +91,11 @@ def _load_module(name: str) -> ModuleType:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
+        with _of_the_user(name):
+            return importlib.import_module(name)
+    except TargetError as raised:
+        error = raised.__cause__
+        if not isinstance(error, ModuleNotFoundError) or error.name is None or not name.startswith(error.name):
             raise
         raise UsageError(f"no module {error.name!r} (a script is named with its .py: script.py:function)") from None
 

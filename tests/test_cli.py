@@ -148,9 +148,16 @@ def test_bad_targets(name: str, message: str, script: Path, capsys: pytest.Captu
     ("arguments", "status", "message"),
     [
         (["plan", "SCRIPT:make", "--budget", "-6GiB"], 2, "expected one argument"),
-        (["plan", "SCRIPT:make", "--budget=-6GiB"], 1, "InvalidOptionError"),
-        (["plan", "SCRIPT:make", "--option", "dmp=x"], 1, "Did you mean 'dump'"),
-        (["plan", "SCRIPT:make", "--option", "patch={max_overhead: 0.1}"], 1, "True, False or {'max_overhead': 0.1}"),
+        (["plan", "SCRIPT:make", "--budget=-6GiB"], 2, "InvalidOptionError"),
+        (["plan", "SCRIPT:make", "--budget", "6 gigs"], 2, "InvalidOptionError"),
+        (["run", "SCRIPT:make", "--budget", "lots"], 2, "InvalidOptionError"),
+        (["plan", "SCRIPT:make", "--option", "dmp=x"], 2, "Did you mean 'dump'"),
+        (["plan", "SCRIPT:make", "--option", "patch={max_overhead: 0.1}"], 2, "True, False or {'max_overhead': 0.1}"),
+        (["plan", "SCRIPT:make", "--option", "solver_time_limit_s=soon"], 2, "InvalidOptionError"),
+        (["scratchpad", "SCRIPT:make", "--size", "small"], 2, "InvalidOptionError"),
+        (["compress", "SCRIPT:make", "--ratio", "7"], 2, "InvalidOptionError"),
+        (["compress", "SCRIPT:make", "--rank", "2", "--layers", "nowhere"], 2, "NoSuchLayerError"),
+        (["kernels", "SCRIPT:make", "--target", "cuda:1"], 2, "UnknownTargetError"),
         (["plan", "SCRIPT:make", "--option", "dump"], 2, "not NAME=VALUE"),
         (["run", "SCRIPT:make", "--steps", "0"], 2, "not a positive whole number"),
         (["show", "nowhere"], 2, "no saved report here"),
@@ -167,7 +174,7 @@ def test_bad_usage(arguments: list[str], status: int, message: str, script: Path
 
 
 def test_errors_are_json_too(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", f"{script}:make", "--budget", "0", "--json"]) == 1
+    assert cli.main(["plan", f"{script}:make", "--budget", "0", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"] == "InvalidOptionError"
 
 
@@ -190,3 +197,80 @@ def test_doctor_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     assert "does not compile C++17 with OpenMP: no OpenMP here" in doctor.check_compiler().message
+
+
+BROKEN = """
+import torch
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.layer(x)  # LAYER
+
+class Strict(Model):
+    def forward(self, x):
+        if x.shape[0] > 1:
+            raise ValueError("one at a time")  # STRICT
+        return self.layer(x)
+
+def make_wrong_shape():
+    return Model(), (torch.ones(2, 5),)
+
+def make_strict():
+    return Strict(), (torch.ones(2, 4),)
+
+def make_plain():
+    return torch.nn.Sequential(torch.nn.Linear(4, 1)), (torch.ones(2, 5),)
+
+def make_nothing():
+    return open("/no/such/file")  # OPEN
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "line", "message"),
+    [
+        ("plan", "make_wrong_shape", "LAYER", "the model raised"),
+        ("run", "make_wrong_shape", "LAYER", "the model raised"),
+        ("plan", "make_strict", "STRICT", "one at a time"),
+        ("plan", "make_plain", "", "the model raised"),
+        ("plan", "make_nothing", "OPEN", "make_nothing() raised FileNotFoundError"),
+        ("compress --rank 1", "make_nothing", "OPEN", "make_nothing() raised FileNotFoundError"),
+    ],
+)
+def test_what_the_users_code_raises(
+    command: str, function: str, line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A short message with the user's own lines, and a status of its own."""
+    script = tmp_path / "broken.py"
+    script.write_text(BROKEN)
+    name, *others = command.split()
+    assert cli.main([name, f"{script}:{function}", *others]) == 3
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error and len(error.splitlines()) < 6
+    if line:
+        number = next(i for i, text in enumerate(BROKEN.splitlines(), 1) if text.endswith(f"# {line}"))
+        assert error.splitlines()[-1] == f"  {script}:{number}"
+
+
+@pytest.mark.parametrize("text", ["import no_such_module_here", "def (", "1 / 0"])
+def test_a_script_that_cannot_be_loaded(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "unloadable.py"
+    script.write_text(text)
+    assert cli.main(["plan", f"{script}:make", "--json"]) == 3
+    out, error = capsys.readouterr()
+    assert json.loads(out)["error"] == "TargetError"
+    assert "unloadable.py raised" in error
+
+
+def test_a_bug_of_ours_is_not_blamed_on_the_model(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_arguments: object, **_options: object) -> None:
+        return memcompile.units.format_bytes(None)  # type: ignore[arg-type,attr-defined]
+
+    monkeypatch.setattr(memcompile, "plan", broken)
+    with pytest.raises(TypeError):
+        cli.main(["plan", f"{script}:make"])
