@@ -133,8 +133,8 @@ def _drops_nothing(node: fx.Node) -> bool:
 
 
 def source_of(node: fx.Node) -> str:
-    """ "file.py:12" of the user's code that made the node; where none did, as in an ``nn.Sequential``, the module: "0 (Conv2d)".
-    "" when neither is known."""
+    """ "file.py:12" of the user's code that made the node; where there is none, as in an ``nn.Sequential``, the module:
+    "0 (Conv2d)"; "" when neither is known."""
     lines = lines_of(node.meta.get("stack_trace") or "")
     if lines:
         return short(*lines[-1])

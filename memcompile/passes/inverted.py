@@ -29,8 +29,8 @@ Refusals = tuple[tuple[str, str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Inverted:
-    """What the pass did to a graph. ``refused``: (node, source, reason), of blocks and of depthwise convolutions in none.
-    ``why``: what kernels are for, in a report."""
+    """What the pass did to a graph. ``refused``: (node, source, reason), of blocks and, where kernels were asked for, of
+    depthwise convolutions in none. ``why``: what kernels are for, in a report."""
 
     blocks: tuple[Streamed, ...] = ()
     refused: Refusals = ()
@@ -46,7 +46,8 @@ def rewrite(gm: fx.GraphModule, kernel: PatchKernel, device: torch.device, *, ru
         return Inverted()
     found = inverted_residuals(gm.graph)
     sources = {node.name: source_of(node) for node in gm.graph.nodes}
-    refused = [(error.node, sources[error.node], error.reason) for error in found.refused]
+    others = () if kernel == "auto" else found.refused  # unasked, nobody expects a kernel for what is no inverted residual
+    refused = [(error.node, sources[error.node], error.reason) for error in others]
     if found.blocks and (refusal := fused_refusal(device)):
         first = found.blocks[0].depthwise.node
         return Inverted((), (*refused, (first.name, source_of(first), refusal)))

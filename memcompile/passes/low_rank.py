@@ -93,9 +93,12 @@ Refusals = list[tuple[str, str, str]]
 def _rewrite(gm: fx.GraphModule, tools: Tools, stream: Callable[[fx.Graph, Tools, Refusals], list[Streamed]]) -> LowRank:
     if not any(first_factor(node) or _is_merged(node) for node in gm.graph.nodes):
         return LowRank()
+    expected = any(map(_is_low_rank, gm.graph.nodes))
     outcomes = canonicalise(gm)
     refused = [(outcome.node, outcome.source, outcome.why) for outcome in outcomes if isinstance(outcome, Refused)]
     streamed = stream(gm.graph, tools, refused)
+    if not expected:  # products of products, as in attention, that nobody has factored
+        refused.clear()
     gm.graph.lint()
     gm.recompile()
     rewrites = tuple(outcome for outcome in outcomes if isinstance(outcome, Rewrite))
@@ -230,11 +233,34 @@ def first_factor(node: fx.Node) -> fx.Node | None:
     return left if op_name(left) in _PRODUCTS else None
 
 
+def _is_low_rank(node: fx.Node) -> bool:
+    """Whether a product is by factors of a weight: ``x @ (U @ V)``, or ``x @ U @ V`` with a neck between, or block by block.
+
+    Products of products that are none: attention before its projection, two layers in a row, the gradient of a weight.
+    """
+    first = first_factor(node)
+    if first is None:
+        return _is_merged(node)
+    down, up = _right(first), _right(node)
+    if not _is_given(down):
+        return False
+    if down.meta["val"].dim() > 2 or up.meta["val"].dim() > 2:
+        return True
+    rank, columns = up.meta["val"].shape
+    same_rows = str(first.meta["val"].shape[0]) == str(node.meta["val"].shape[0])  # sizes may be symbols
+    return bool(same_rows and rank < min(down.meta["val"].shape[0], columns))
+
+
+def _right(product: fx.Node) -> fx.Node:
+    """The right operand of a product."""
+    return [operand for operand in product.args if isinstance(operand, fx.Node)][-1]
+
+
 def _is_merged(node: fx.Node) -> bool:
     """Whether a product's right operand is a product of inputs: ``x @ (U @ V)``."""
     if op_name(node) not in _PRODUCTS:
         return False
-    right = [operand for operand in node.args if isinstance(operand, fx.Node)][-1]
+    right = _right(node)
     while op_name(right) in _LINEAR and len(right.all_input_nodes) == 1:
         (right,) = right.all_input_nodes
     return op_name(right) in _PRODUCTS and all(map(_is_given, right.all_input_nodes))
