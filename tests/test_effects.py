@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as collectives
 from torch import nn
 
 from memcompile.facts import Facts
@@ -96,6 +98,19 @@ def solves(a, b):
     return torch.tanh(s @ x).sum()
 
 
+def asserts(a, b):
+    x, z = chain(a)
+    torch._assert_async((z.abs() < 2).all(), "out of range")
+    b.add_(z)
+    return (x @ z).sum()
+
+
+def communicates(a, b):
+    x, z = chain(a)
+    b.add_(collectives.all_reduce(x + z, "sum", "0").detach())
+    return torch.tanh(collectives.all_gather_tensor(z, 0, "0") @ x).sum()
+
+
 PROGRAMS = [
     adds,
     reads_before_and_after,
@@ -106,11 +121,22 @@ PROGRAMS = [
     calls_an_operator_that_writes,
     returns_what_it_wrote,
     solves,
+    asserts,
+    communicates,
 ]
 
 
 OVERWRITES_WHAT_IS_SAVED = (reads_before_and_after, writes_two)
 """Eager's autograd refuses them, too."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(tmp_path_factory):
+    """A process group of one."""
+    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
