@@ -18,12 +18,10 @@ import torch
 from torch import fx
 
 from memcompile import session as sessions
-from memcompile.codegen.inductor import Rewrite, planned, recording
-from memcompile.codegen.scheduled import Scheduling
+from memcompile.codegen.inductor import Rewrite, real_code
 from memcompile.codegen.surface import surface
 from memcompile.dryrun import predict_graphs
 from memcompile.errors import MemcompileError
-from memcompile.facts import UNPLANNED
 from memcompile.fusion_model import predict
 from memcompile.options import Options
 from memcompile.runtime.ledger import LEDGER
@@ -64,37 +62,45 @@ def interpreting(
     settled: Callable[[bool], None],
     on_code: Callable[[str, str], None],
     place: Callable[..., Any] | None = None,
-    scheduling: Scheduling | None = None,
-    supply: Callable[[], Any] | None = None,
+    *others: Any,
 ) -> Callable[..., Any]:
-    """In the place of ``real_code``: lowers each graph, and then runs it by an interpreter."""
-    from torch._inductor.compile_fx import compile_fx_inner
+    """In the place of ``real_code``, and by it: lowers each graph, and then runs it by an interpreter."""
+    to_run: list[fx.GraphModule] = []
+
+    def rewritten(graph: fx.GraphModule) -> fx.GraphModule:
+        graph = rewrite_inference(graph)
+        to_run.append(_copied(graph))
+        return graph
+
+    def stopping(lowered: Any, kind: str) -> Callable[..., None]:
+        rewrite = None if place is None else place(lowered, kind)
+
+        def then(*args: Any) -> None:
+            if rewrite is not None:
+                rewrite(*args)
+            raise _Lowered
+
+        return then
+
+    lowering = real_code(rewritten, plan, accept, settled, on_code, stopping, *others)
 
     def inner_compile(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
-        if kwargs.get("is_inference"):
-            graph = rewrite_inference(graph)
-        kept = plan()
-        scheduled = (scheduling or Scheduling(enabled=False)).when(kept is UNPLANNED)
-        with torch._subclasses.fake_tensor.unset_fake_temporarily():
-            runs = copy.deepcopy(graph)
-
-        def stop(lowered: Any, kind: str) -> Callable[..., None]:
-            rewrite = None if place is None else place(lowered, kind)
-
-            def then(wrapper: Any, trace: Any) -> None:
-                if rewrite is not None:
-                    rewrite(wrapper, trace)
-                raise _Lowered
-
-            return then
-
-        recorder = recording(accept, settled, place=stop, scheduling=scheduled)
-        with contextlib.suppress(_Lowered), recorder, planned(kept):
-            compile_fx_inner(graph, inputs, **kwargs)
-        _settle_layouts(runs)
-        return _run_by(runs)
+        to_run.clear()
+        if not kwargs.get("is_inference"):
+            to_run.append(_copied(graph))
+        with contextlib.suppress(_Lowered):
+            lowering(graph, inputs, **kwargs)
+        (graph,) = to_run
+        _settle_layouts(graph)
+        return _run_by(graph)
 
     return inner_compile
+
+
+def _copied(graph: fx.GraphModule) -> fx.GraphModule:
+    """As it is before it is lowered, which changes it."""
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        return copy.deepcopy(graph)
 
 
 def _settle_layouts(graph: fx.GraphModule) -> None:
