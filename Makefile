@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 DEMO_ARGS ?=
 BENCH_ARGS ?=
-FUZZ_ARGS ?= --seconds 600 --seed 1
+FUZZ_ARGS ?= --seconds 600 --seed 1 --workers 2
 OPERATORS_ARGS ?=
 
 export OMP_NUM_THREADS ?= 2

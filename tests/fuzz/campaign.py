@@ -7,10 +7,12 @@ import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from tests.fuzz.check import Level, Outcome, Setting, check, setting_of
+from tests.fuzz.check import FAULTS, Level, Outcome, Setting, check, setting_of
 from tests.fuzz.programs import Program
 from tests.fuzz.shrink import shrink
 
@@ -21,37 +23,25 @@ class Campaign:
 
     folder: Path
     shrink_seconds: float = 60.0
-    by_status: Counter[tuple[str, str]] = field(default_factory=Counter)
-    by_feature: Counter[str] = field(default_factory=Counter)
-    by_mode: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)
     faults: dict[str, str] = field(default_factory=dict)
-    seeds: set[int] = field(default_factory=set)
-    started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("torch", "memcompile"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         gc.freeze()  # what is imported stays: collections between programs need not look at it
-        self.log = (self.folder / "programs.jsonl").open("a")
+        self.log = (self.folder / "programs.jsonl").open("w")
 
     def try_one(self, program: Program, level: Level, setting: Setting | None = None) -> Outcome:
-        """Run it, count it; a fault of a new kind is made small."""
+        """Run it, enter it into the log; a fault of a new kind is made small."""
         setting = setting or setting_of(program.seed, level)
         start = time.monotonic()
         outcome = check(program, setting)
-        self.by_status[level, outcome.status] += 1
-        self.by_mode[f"{level}: {setting.mode}"] += 1
-        if program.seed not in self.seeds:
-            self.by_feature.update(program.features)
-            self.seeds.add(program.seed)
-        if outcome.status != "same":
-            self.reasons[f"{level} {outcome.status}: {outcome.signature}"] += 1
         line = {"seed": program.seed, **asdict(setting), "features": program.features, "status": outcome.status}
-        line |= {"signature": outcome.signature, "seconds": round(time.monotonic() - start, 2)}
+        line |= {"mode": setting.mode, "signature": outcome.signature, "seconds": round(time.monotonic() - start, 2)}
         if outcome.measured is not None:
-            line |= asdict(outcome.measured)
+            line |= {"measured": asdict(outcome.measured)}
         self.log.write(json.dumps(line) + "\n")
         self.log.flush()
         if outcome.is_fault:
@@ -59,38 +49,49 @@ class Campaign:
         return outcome
 
     def _fault(self, program: Program, setting: Setting, outcome: Outcome) -> None:
-        key = f"{outcome.status}: {outcome.signature}"
-        if self.reasons[f"{setting.level} {key}"] > 3 or (key in self.faults and outcome.status == "crash"):
+        kind = f"{outcome.status}: {outcome.signature}"
+        self.seen[kind] += 1
+        if self.seen[kind] > (1 if outcome.status == "crash" else 3):
             return
         small = program
         if program.body:
             small, setting, outcome = shrink(program, setting, outcome, self.shrink_seconds)
-        key = f"{outcome.status}: {outcome.signature} [{', '.join(sorted({line.feature for line in small.body}))}]"
-        if key in self.faults:
+        kind = f"{outcome.status}: {outcome.signature} [{', '.join(sorted({line.feature for line in small.body}))}]"
+        if kind in self.faults:
             return
-        script = f'"""{key}\n\n{setting}\n\n{outcome.detail}\n"""\n\n{str(small).replace("OPTIONS", repr(setting.options))}'
-        self.faults[key] = script
+        script = f'"""{kind}\n\n{setting}\n\n{outcome.detail}\n"""\n\n{str(small).replace("OPTIONS", repr(setting.options))}'
+        self.faults[kind] = script
         path = self.folder / f"fault-{len(self.faults)}-seed-{program.seed}.py"
         path.write_text(script)
-        print(f"seed {program.seed}: {key}\n  {path}", flush=True)
+        print(f"seed {program.seed}: {kind}\n  {path}", flush=True)
 
-    def summary(self) -> str:
-        """Counts, as a table in Markdown."""
-        runs = sum(self.by_status.values())
-        lines = [
-            f"{len(self.seeds)} programs, {runs} runs in {time.monotonic() - self.started:.0f} s",
-            "",
-            "| level | outcome | runs |",
-            "|---|---|---|",
-        ]
-        lines += [f"| {level} | {status} | {count} |" for (level, status), count in sorted(self.by_status.items())]
-        for title, counts in (("mode", self.by_mode), ("feature", self.by_feature), ("not the same", self.reasons)):
-            lines += [
-                "",
-                f"| {title} | runs |",
-                "|---|---|",
-                *(f"| {name} | {count} |" for name, count in counts.most_common()),
-            ]
-        text = "\n".join(lines)
-        (self.folder / "summary.md").write_text(text + "\n")
-        return text
+
+def lines_of(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """The log of one campaign or of several."""
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def faults_among(lines: Iterable[Mapping[str, Any]]) -> int:
+    """How many runs must not have ended as they did."""
+    return sum(line["status"] in FAULTS for line in lines)
+
+
+def summary(lines: list[dict[str, Any]], seconds: float) -> str:
+    """Counts, as tables in Markdown."""
+    programs = {line["seed"]: line["features"] for line in lines}
+    outcomes = Counter((line["level"], line["status"]) for line in lines)
+    text = [f"{len(programs)} programs in {seconds:.0f} s", "", "| level | outcome | programs |", "|---|---|---|"]
+    text += [f"| {level} | {status} | {count} |" for (level, status), count in sorted(outcomes.items())]
+    counts = {
+        "mode": Counter(f"{line['level']}: {line['mode']}" for line in lines),
+        "feature": Counter(feature for features in programs.values() for feature in features),
+        "not the same": Counter(
+            f"{line['level']} {line['status']}: {line['signature']}" for line in lines if line["status"] != "same"
+        ),
+    }
+    for title, count in counts.items():
+        text += ["", f"| {title} | programs |", "|---|---|", *(f"| {name} | {n} |" for name, n in count.most_common())]
+    apart = [abs(m["peak_bytes"] / m["planned_bytes"] - 1) for line in lines if (m := line.get("measured"))]
+    if apart:
+        text += ["", f"Measured peaks are up to {100 * max(apart):.2f} % from the planned ones, {len(apart)} of them."]
+    return "\n".join(text)
