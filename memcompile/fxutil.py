@@ -69,8 +69,8 @@ def node_bytes(node: fx.Node) -> int:
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether the node only renames the memory of its first input."""
-    if node.op != "call_function":
+    """Whether the node only renames the memory of its first input. A view of a number is none."""
+    if node.op != "call_function" or not node.all_input_nodes:
         return False
     if node.target is getitem:
         return is_view(node.all_input_nodes[0])
@@ -85,7 +85,7 @@ def is_view(node: fx.Node) -> bool:
 
 def base_of(node: fx.Node) -> fx.Node:
     """The node whose memory ``node`` is a view of (itself, when it is none)."""
-    while is_view(node) and node.all_input_nodes:
+    while is_view(node):
         node = node.all_input_nodes[0]
     return node
 

@@ -197,12 +197,13 @@ def written(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def viewed(node: fx.Node) -> fx.Node | None:
-    """What the result of a call is a view of."""
+    """What the result of a call is a view of; None for that of a number."""
     if node.target is getitem:
         whole = node.args[0]
         return whole if isinstance(whole, fx.Node) and viewed(whole) is not None else None
     if isinstance(node.target, torch._ops.OpOverload) and any(r.alias_info is not None for r in node.target._schema.returns):
-        return next((given for argument, given in _arguments(node) if argument.alias_info is not None), None)
+        given = next((given for argument, given in _arguments(node) if argument.alias_info is not None), None)
+        return given if isinstance(given, fx.Node) else None
     return None
 
 

@@ -11,6 +11,7 @@ from tests.fuzz.check import Setting, check
 from tests.fuzz.generate import generate
 from tests.fuzz.judge import differences
 from tests.fuzz.programs import Line, Program, Way
+from tests.fuzz.regressions import REGRESSIONS
 from tests.fuzz.run import eager, run
 from tests.fuzz.scope import PALETTE
 from tests.fuzz.shrink import shrink
@@ -90,3 +91,9 @@ def test_shrinking_leaves_what_fails(monkeypatch):
     small, _, outcome = shrink(program, Setting(), fault, 8.0)
     assert outcome.status == "different"
     assert len(small.body) <= 3 and any("written" in line.feature for line in small.body)
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_what_once_failed(name):
+    outcome = check(*REGRESSIONS[name])
+    assert outcome.status in ("same", "refused"), outcome.detail
