@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from memcompile.logs import get_logger
-from memcompile.runtime.ledger import LEDGER, GraphEntry, gradient_bytes
+from memcompile.runtime.ledger import LEDGER, GraphEntry, given_of, gradient_bytes
 
 if TYPE_CHECKING:
     from memcompile.session import Session
@@ -39,7 +39,7 @@ class CompiledGraph:
         self.moved = () if chosen is None else chosen.joint.moved  # and these too
         self.variants: dict[tuple[object, ...], tuple[Callable[..., Any], GraphEntry]] = {}
         self.variants[accumulates, self.tangents_held] = function, entry
-        self.planned = session.outcome is not None and session.outcome.budget_bytes is not None
+        self.planned = session.room is not None
         self.parameters = [weakref.ref(t) for t in session.tensors if t.is_leaf and t.requires_grad] if self.planned else []
         session.inputs, session.tensors = [], []
 
@@ -48,7 +48,7 @@ class CompiledGraph:
         LEDGER.ran(entry, args)
         outputs = function(*args)
         if entry.report.kind == "train":
-            LEDGER.hold(entry, outputs, self._see_tangents)
+            LEDGER.hold(entry, outputs, self._see_tangents, given_of(args))
         return outputs
 
     def _see_tangents(self, tangents: Sequence[torch.Tensor | None]) -> None:

@@ -24,7 +24,6 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils import _pytree
 
-from memcompile import explain
 from memcompile.codegen.dry import fake_code
 from memcompile.codegen.dynamo import recompiling_freely
 from memcompile.codegen.inductor import compile_graph
@@ -32,6 +31,7 @@ from memcompile.codegen.partition import default_partition
 from memcompile.codegen.region import region_of
 from memcompile.codegen.seams import require_seams
 from memcompile.codegen.surface import surface, surfacing
+from memcompile.codegen.trace import StepPeak
 from memcompile.errors import DryRunError, NoReportError, ScratchpadError
 from memcompile.facts import StepGraphs
 from memcompile.fusion_model import predict
@@ -40,7 +40,7 @@ from memcompile.options import Options
 from memcompile.pipeline import KeepsBudget, Lowered, lower_graphs
 from memcompile.report.data import GraphReport, Report
 from memcompile.report.scratchpad_data import ScratchpadReport
-from memcompile.runtime.ledger import GraphEntry, Ledger
+from memcompile.runtime.ledger import GraphEntry, Ledger, given_of
 from memcompile.runtime.reports import report_over
 from memcompile.scratchpad.memories import Memories
 from memcompile.session import Session
@@ -143,13 +143,13 @@ class DrySession(Session):
             self.gm, self.inputs, self._partition, fake_code(self._rewrite_inference), self.options.inductor
         )
         peak = self.keeps.peak() if self.final is None else self.final.peak
-        entry = self._enter(self._completed(explain.graph_report(self, peak)), peak, (self.options.dump,))
+        entry = self._enter(peak, self.keeps.peak(returned_held=False), (self.options.dump,))
 
         def call(*args: Any) -> Any:
             self.ledger.ran(entry, args)
             outputs = function(*args)
             if entry.report.kind == "train":
-                self.ledger.hold(entry, outputs)
+                self.ledger.hold(entry, outputs, given=given_of(args))
             return outputs
 
         return entry, call
@@ -196,15 +196,16 @@ class DrySession(Session):
 
     def _fit(self, graphs: StepGraphs) -> StepGraphs:
         fitted = super()._fit(graphs)
-        self.final = self.outcome.final if self.outcome is not None else self.lowering(fitted, None)
+        self.final = self.outcome.final if self.outcome is not None else self.lowering(fitted, self._limit_bytes())
         self.keeps.traces = dict(zip(_kinds(fitted), self.final.traces, strict=True))
         return fitted
 
     def _lower(self, graphs: StepGraphs, budget_bytes: int | None) -> Lowered:
         return predict_graphs(graphs, budget_bytes) if self.predicted else lower_graphs(graphs, budget_bytes, self.scheduling)
 
-    def _completed(self, report: GraphReport) -> GraphReport:
+    def _report(self, peak: StepPeak) -> GraphReport:
         """With what a dry run knows beside: graph size, planning time, and how exact the numbers are."""
+        report = super()._report(peak)
         plan = {
             "ops": sum(event.kind == "kernel" for trace in self.keeps.traces.values() for event in trace.events),
             "plan_seconds": 0.0 if self.outcome is None else self.outcome.plan_seconds,

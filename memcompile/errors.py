@@ -102,8 +102,10 @@ class Contributor(NamedTuple):
 class BudgetInfeasibleError(MemcompileError):
     """The budget lies below the smallest number of bytes that the step can be made to fit in.
 
-    ``floor_bytes``: the smallest peak a plan was found for. ``lower_bound_bytes``: no plan has a smaller one.
-    ``contributors``: the storages that make the floor, largest first. ``next_lever``: what to change to get below it.
+    ``floor_bytes``: the smallest budget that is accepted, as far as is known. ``lower_bound_bytes``: no execution of the step
+    has a smaller peak; 0 where nothing is proven. ``contributors``: the storages that are alive at the smallest peak, largest
+    first. ``next_lever``: what to change to get below it. ``goes_on``: graphs follow after a graph break that nobody has seen
+    yet; they may need more.
     """
 
     def __init__(
@@ -113,18 +115,21 @@ class BudgetInfeasibleError(MemcompileError):
         lower_bound_bytes: int,
         contributors: Iterable[Contributor | tuple[str, int, str]] = (),
         next_lever: str = "",
+        goes_on: bool = False,
     ) -> None:
         self.budget_bytes = budget_bytes
         self.floor_bytes = floor_bytes
         self.lower_bound_bytes = lower_bound_bytes
         self.contributors = tuple(Contributor(*item) for item in contributors)
         self.next_lever = next_lever
+        self.goes_on = goes_on
         super().__init__(self._message())
 
     def _message(self, shown: int = 8) -> str:
+        proven = f" (proven lower bound {format_bytes(self.lower_bound_bytes)})" if self.lower_bound_bytes else ""
         lines = [
             f"the step does not fit in {format_bytes(self.budget_bytes)}: the smallest reachable peak is "
-            f"{format_bytes(self.floor_bytes)} (proven lower bound {format_bytes(self.lower_bound_bytes)})."
+            f"{format_bytes(self.floor_bytes)}{proven}."
         ]
         if self.contributors:
             lines.append("What is alive at that peak:")
@@ -139,6 +144,8 @@ class BudgetInfeasibleError(MemcompileError):
         lines.append(
             f"Set memory_budget to {self.floor_bytes} bytes or more, or on_infeasible='best_effort' for the smallest peak."
         )
+        if self.goes_on:
+            lines.append("The step goes on after a graph break: graphs that were not seen yet may need more.")
         if self.next_lever:
             lines.append(f"Next lever: {self.next_lever}")
         return "\n".join(lines)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def graph_report(session: Session, peak: StepPeak) -> GraphReport:
     """The report of one compiled graph; ``peak``: of the code that was compiled."""
-    outcome, outside, tiled = session.outcome, session.outside_bytes, session.tiled
+    outcome, outside, tiled = session.outcome, session.outside.bytes, session.tiled
     in_stages = tiled is not None and tiled.gm is not None  # all that was lowered since is of the stages
     kind = "inference" if "inference" in session.keeps.traces or session.graphs is None else "train"
     common = {
@@ -46,6 +46,7 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         "kind": kind,
         "device": str(session.device),
         "planned_peak_bytes": peak.peak_bytes + outside,
+        "budget_bytes": None if session.room is None or session.counts_elements else session.room.total_bytes,
         "entry_bytes": peak.entry_bytes + outside,
         "saved_bytes": peak.saved_bytes,
         "peak_at": _peak_point(peak, session.keeps.traces),
@@ -67,8 +68,7 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
         return GraphReport(passes=passes, decisions=_tiles(session), **weights, **common)  # type: ignore[arg-type]
     planned = {**weights, **_planned(outcome, outside)}
     return GraphReport(
-        budget_bytes=None if outcome.budget_bytes is None else outcome.budget_bytes + outside,
-        lower_bound_bytes=outcome.lower_bound_bytes + outside if outcome.lower_bound_bytes else 0,
+        lower_bound_bytes=outcome.lower_bound_bytes + session.outside.certain_bytes if outcome.lower_bound_bytes else 0,
         graphs=_graph_texts(outcome),
         base_timeline=() if in_stages else _timeline(base, None, outside),
         passes=(*passes, *planned.pop("passes", ())),
@@ -88,9 +88,8 @@ def save(report: GraphReport, folder: Path) -> None:
     Report(graphs=[report]).save(folder / f"graph_{report.graph_id}")
 
 
-def contributors(outcome: Outcome) -> list[Contributor]:
-    """The storages that are alive at the peak of the smallest plan, largest first, with their source lines."""
-    lowered = outcome.final
+def contributors(lowered: Lowered) -> list[Contributor]:
+    """The storages that are alive at the peak of lowered code, largest first, with their source lines."""
     rows = []
     for label, size in lowered.peak.live_at_peak[:20]:
         name, source = _origin(label, lowered.traces)
@@ -98,14 +97,18 @@ def contributors(outcome: Outcome) -> list[Contributor]:
     return rows
 
 
-def next_lever(outcome: Outcome, batch: int) -> str:
-    """What to change to get below the floor. ``batch``: of the inputs; 1: there is none to make smaller."""
-    peak = outcome.final.peak
+def next_lever(session: Session, lowered: Lowered) -> str:
+    """What to change to get below the smallest peak."""
+    peak, batch = lowered.peak, batch_of(session.gm, session.inputs)
     smaller = "a smaller batch" if batch > 1 else "smaller inputs"
+    if session.outside.bytes > peak.peak_bytes:
+        return "graphs before this one hold most of it: fewer graph breaks, so that they are planned together"
     if peak.entry_bytes * 2 > peak.peak_bytes:
         either = "model or batch" if batch > 1 else "model or inputs"
         return f"parameters and inputs make most of the floor: a smaller {either}, or lower precision"
-    if outcome.base.graphs.backward is None:
+    if not session.recompute:
+        return "rematerialize=True, so that storages may be computed again"
+    if lowered.graphs.backward is None:
         return f"one op's inputs and outputs make the floor: {smaller}"
     return f"{smaller}{' with gradient accumulation' * (batch > 1)}, or lower precision (autocast)"
 
@@ -267,10 +270,10 @@ def _notes(session: Session, outcome: Outcome | None) -> tuple[str, ...]:
         notes.append(f"images are made layer by layer: {session.tiled.report.refused}")
     if outcome is None:
         return tuple(notes)
-    if session.capture.graph_break:
+    if session.reserve_bytes:
         notes.append("a graph break follows: room is left for the graphs after it")
-    if session.outside_bytes:
-        notes.append(f"{session.outside_bytes} bytes of other graphs and of existing gradients are alive beside this graph")
+    if session.outside.bytes:
+        notes.append(f"{session.outside.bytes} bytes of other graphs and of existing gradients are alive beside this graph")
     if not outcome.fits:
         notes.append("best effort: the budget lies below the smallest peak that was found")
     return tuple(notes)

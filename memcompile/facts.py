@@ -23,7 +23,7 @@ from torch import fx
 from memcompile.codegen.trace import Buffer, GraphTrace
 from memcompile.cost import CostModel, is_extern
 from memcompile.effects import order_of_effects
-from memcompile.fxutil import base_of, is_pure, mutated_inputs, node_bytes, outputs_of, source_of, tensors_of, topological
+from memcompile.fxutil import base_of, hint, is_pure, mutated_inputs, node_bytes, outputs_of, source_of, tensors_of, topological
 from memcompile.solvers.problem import Op, Problem, Storage
 
 Half = Literal["forward", "backward"]
@@ -65,6 +65,12 @@ class StepGraphs:
         saved = {node.name for node in self.saved_nodes()}
         inputs = self.backward.graph.find_nodes(op="placeholder") if self.backward is not None else ()
         return any(tensor.dim() == 0 for node in inputs if node.name not in saved for tensor in tensors_of(node))
+
+    def num_tangent_elements(self) -> int:
+        """Elements of the gradients that the backward receives, for what the forward returned."""
+        saved = {node.name for node in self.saved_nodes()}
+        inputs = self.backward.graph.find_nodes(op="placeholder") if self.backward is not None else ()
+        return sum(hint(tensor.numel()) for node in inputs if node.name not in saved for tensor in tensors_of(node))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from memcompile.bound import least_bytes
 from memcompile.calibrate import base_names, calibrated, crowded, fused
 from memcompile.codegen.inductor import REUSE_SHARES, lower, lower_step
 from memcompile.codegen.partition import extract
@@ -37,8 +38,6 @@ from memcompile.facts import Facts, StepGraphs, gather_facts
 from memcompile.logs import get_logger
 from memcompile.passes import rematerialize, swap
 from memcompile.passes.reorder import reordered
-from memcompile.solvers.floor import floor_bound
-from memcompile.solvers.index import Index
 from memcompile.solvers.problem import InfeasibleError, Schedule, Solution
 from memcompile.verify import verify
 
@@ -55,6 +54,8 @@ TRUSTED_SHARE = 0.998
 """What of the budget a plan may take by the model that is not lowered on trial: the model misses the smallest buffers."""
 CLOSE_TO_FLOOR = 1.01
 """A smallest plan whose exact peak is that close to the model's cannot be made smaller by knowing the code better."""
+RUNGS, LOOKED_AT = 40, 2
+"""Targets that share a peak without a plan evenly; how many of them below a target are looked at for a faster plan."""
 CLOSE_ENOUGH = 0.97
 """A plan whose exact peak is at least this share of the budget is not worth another lowering for a few percent of time."""
 
@@ -101,7 +102,8 @@ class Attempt:
 class Outcome:
     """What became of one graph. ``chosen`` is None when the step fits as it is (or no budget was named).
 
-    ``floor_bytes`` and ``lower_bound_bytes`` are known where the budget could not be kept.
+    ``floor_bytes`` and ``lower_bound_bytes`` are known where the smallest plan was searched. Neither depends on the budget.
+    ``steady_bytes``: up to which budget it is that plan.
     """
 
     base: Lowered
@@ -112,13 +114,21 @@ class Outcome:
     chosen: Attempt | None = None
     floor_bytes: int | None = None
     lower_bound_bytes: int = 0
+    steady_bytes: int = 0
     plan_seconds: float = 0.0
     lower_seconds: float = 0.0
 
     @property
     def final(self) -> Lowered:
-        """What is compiled."""
-        return self.chosen.lowered if self.chosen else self.base
+        """What is compiled: without a plan, with as few dead buffers as the budget asks for."""
+        if self.chosen is not None:
+            return self.chosen.lowered
+        return replace(self.base, peak=self.base.tight_peak) if self.is_tight else self.base
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether a step without a plan holds fewer dead buffers than usual, to keep the budget."""
+        return self.chosen is None and self.budget_bytes is not None and self.base.peak.peak_bytes > self.budget_bytes
 
     def settle(self, traces: Iterable[GraphTrace], peak: StepPeak) -> None:
         """What the code that was compiled takes."""
@@ -166,8 +176,8 @@ class KeepsBudget:
         self.traces[kind] = trace
         return self.budget_bytes is None or self.peak().peak_bytes <= self.budget_bytes
 
-    def peak(self, traces: dict[str, GraphTrace] | None = None) -> StepPeak:
-        """Exact peak of the halves seen so far."""
+    def peak(self, traces: dict[str, GraphTrace] | None = None, *, returned_held: bool = True) -> StepPeak:
+        """Exact peak of the halves seen so far. ``returned_held``: see ``step_peak``."""
         traces = self.traces if traces is None else traces
         forward = traces.get("inference") or traces.get("forward")
         if forward is None:
@@ -176,6 +186,7 @@ class KeepsBudget:
             forward,
             traces.get("backward"),
             tangents_held=self.graphs.tangents_held,
+            returned_held=returned_held,
         )
 
 
@@ -191,15 +202,24 @@ def fit(
     lowering: Lowering = lower_graphs,
     trust: bool = False,
     tiers: Callable[[], swap.Tiers] = swap.Tiers,
+    may_change: bool = True,
+    between_bytes: int = 0,
 ) -> Outcome:
     """Make a lowered step keep ``budget_bytes``, at the least time that the planner finds.
 
-    Returns the best attempt even when none keeps the budget: the caller raises or takes it (``Outcome.fits``). ``trust``: take
+    Returns the smallest plan where none keeps the budget: the caller raises or takes it (``Outcome.fits``). ``trust``: take
     a plan that fits by the model without lowering it; the caller compares what it then takes (``Outcome.settle``). ``tiers``:
-    where storages may move; only asked where the step does not fit as it is.
+    where storages may move; only asked where the step does not fit as it is. ``may_change``: False leaves it as it is.
+    ``between_bytes``: what other graphs may need between forward and backward. Nobody knows that yet, so it is spared where
+    some plan can; where none can, the smallest plan spares what it does.
     """
     outcome = Outcome(base, budget_bytes)
-    if budget_bytes is None or base.peak.peak_bytes <= budget_bytes:
+    held = base.peak.entry_bytes + base.peak.held_bytes + between_bytes
+    if budget_bytes is None or max(base.tight_peak.peak_bytes, held) <= budget_bytes:
+        return outcome
+    if not may_change:
+        outcome.floor_bytes = base.tight_peak.peak_bytes
+        outcome.lower_bound_bytes = least_bytes(base.graphs, base.peak.entry_bytes)
         return outcome
     outcome.tiers = tiers()
     trust = trust and not outcome.tiers.links  # what a fused kernel holds beside what leaves is only known once it is lowered
@@ -207,44 +227,89 @@ def fit(
     gathered = gather_facts(base.graphs, base.traces, costs(), base.peak.entry_bytes)
     unplanned = Schedule(tuple(range(len(gathered.problem.ops))), gathered.problem.boundary)
     facts = calibrated(gathered, unplanned, base_names(gathered), base.by_half(), base.tight_peak, budget_bytes)
-    facts = reordered(facts)
     outcome.plan_seconds += time.perf_counter() - start
+    _within(outcome, _sparing(reordered(facts), between_bytes), budget_bytes, time_limit_s, lowering, trust)
+    if outcome.chosen is None:
+        _smallest(outcome, reordered(gathered), time_limit_s, lowering)
+    return outcome
+
+
+def _sparing(facts: Facts, between_bytes: int) -> Facts:
+    """Facts whose first operation of the backward takes ``between_bytes`` more."""
+    ops = list(facts.problem.ops)
+    if between_bytes and facts.problem.boundary < len(ops):
+        first = ops[facts.problem.boundary]
+        ops[facts.problem.boundary] = replace(first, workspace_bytes=first.workspace_bytes + between_bytes)
+    return replace(facts, problem=replace(facts.problem, ops=tuple(ops)))
+
+
+def _within(outcome: Outcome, facts: Facts, budget_bytes: int, time_limit_s: float, lowering: Lowering, trust: bool) -> None:
+    """The fastest plan found that keeps the budget once it is lowered, if any."""
     target, misses = int(TRUSTED_SHARE * budget_bytes) if trust else budget_bytes, 0
     for _ in range(MAX_LOWERINGS):
         left_s = max(LEAST_S, time_limit_s - outcome.plan_seconds)
-        attempt = _attempt(outcome, facts, target, left_s, lowering, trust)
+        attempt = _attempt(outcome, facts, target, budget_bytes, left_s, lowering, trust)
         if attempt.trusted:
             outcome.chosen = attempt
-            break
+            return
         exact = attempt.lowered.peak.peak_bytes
         log.info("target %d: model %d, exact %d of %d", target, attempt.solution.peak_bytes, exact, budget_bytes)
-        if _better(attempt, outcome.chosen, budget_bytes):
-            outcome.chosen = attempt
         if exact <= budget_bytes:
+            if outcome.chosen is None or attempt.solution.extra_seconds < outcome.chosen.solution.extra_seconds:
+                outcome.chosen = attempt
             if len(outcome.attempts) > 1 or exact >= CLOSE_ENOUGH * budget_bytes or attempt.is_cheap():
-                break
+                return
             target = target + (budget_bytes - exact)
             continue
-        if outcome.fits:
-            break
-        outcome.floor_bytes = min(a.lowered.peak.peak_bytes for a in outcome.attempts) if attempt.at_floor else None
-        if attempt.at_floor and (outcome.chosen is not attempt or exact <= CLOSE_TO_FLOOR * attempt.solution.peak_bytes):
-            break
+        if outcome.chosen is not None:
+            return
+        if attempt.at_floor:
+            outcome.steady_bytes = attempt.solution.peak_bytes - 1
+            return
         facts = _known(attempt, budget_bytes)
         misses += 1
         if facts is attempt.facts or misses > 1:
             excess = int((exact - budget_bytes) / _gain(outcome.attempts))
             target -= max(excess, int(LEAST_STEP * budget_bytes) << (misses - 1))
-    if outcome.floor_bytes is not None:
-        _lower_floor(outcome, budget_bytes, time_limit_s, lowering)
-    if not outcome.fits and outcome.final.peak.peak_bytes >= base.peak.peak_bytes:
-        outcome.chosen = None
-    if outcome.floor_bytes is not None:
-        outcome.floor_bytes = min(outcome.floor_bytes, outcome.final.peak.peak_bytes)
-        if not outcome.tiers.links:  # of what was gathered: what kernels held that were lowered so far proves nothing
-            bound = floor_bound(Index.of(reordered(gathered).problem))
-            outcome.lower_bound_bytes = min(bound, outcome.floor_bytes)
-    return outcome
+
+
+def _smallest(outcome: Outcome, facts: Facts, time_limit_s: float, lowering: Lowering) -> None:
+    """The plan with the smallest exact peak. The search asks for next to nothing and knows no budget: whatever was asked, it
+    finds the same.
+
+    The smallest plan by the model is not the smallest once it is lowered: first the model learns what the code holds, then
+    targets between the model's smallest peak and the exact one are tried.
+    """
+    found: list[Attempt] = []
+
+    def attempt(facts: Facts, goal: int) -> Attempt:
+        made = _attempt(outcome, facts, goal, 1, time_limit_s, lowering, False)
+        log.info("floor %d: model %d, exact %d", goal, made.solution.peak_bytes, made.lowered.peak.peak_bytes)
+        found.append(made)
+        return made
+
+    known, last = facts, attempt(facts, 1)
+    if last.lowered.peak.peak_bytes > CLOSE_TO_FLOOR * last.solution.peak_bytes:
+        known = _known(last, 1)
+        last = attempt(known, 1)
+    low = min(made.solution.peak_bytes for made in found)
+    while len(found) < MAX_LOWERINGS:
+        smallest = min(made.lowered.peak.peak_bytes for made in found)
+        goal = (low + smallest) // 2
+        if goal * CLOSE_TO_FLOOR > smallest:
+            break
+        last = attempt(facts, goal)
+        if last.at_floor:
+            low = goal
+        if last.lowered.peak.peak_bytes > goal:
+            facts = _known(last, goal)
+    best = min(found, key=lambda made: made.lowered.peak.peak_bytes)
+    base = outcome.base
+    outcome.chosen = best if best.lowered.peak.peak_bytes < base.tight_peak.peak_bytes else None
+    outcome.floor_bytes = min(best.lowered.peak.peak_bytes, base.tight_peak.peak_bytes)
+    outcome.facts = best.facts
+    if not outcome.tiers.links:
+        outcome.lower_bound_bytes = least_bytes(base.graphs, base.peak.entry_bytes)
 
 
 def _known(attempt: Attempt, budget_bytes: int) -> Facts:
@@ -254,26 +319,10 @@ def _known(attempt: Attempt, budget_bytes: int) -> Facts:
     return calibrated(attempt.facts, attempt.solution.schedule, names, lowered.by_half(), lowered.peak, limit)
 
 
-def _lower_floor(outcome: Outcome, budget_bytes: int, time_limit_s: float, lowering: Lowering) -> None:
-    """Plan for less than the smallest exact peak: the smallest plan by the model is not the smallest once it is lowered."""
-    facts = outcome.attempts[0].facts
-    low = min(attempt.solution.peak_bytes for attempt in outcome.attempts)
-    while len(outcome.attempts) < MAX_LOWERINGS and not outcome.fits:
-        smallest = outcome.final.peak.peak_bytes
-        goal = max(budget_bytes, (low + smallest) // 2)
-        if goal * CLOSE_TO_FLOOR > smallest:
-            return
-        attempt = _attempt(outcome, facts, goal, max(LEAST_S, time_limit_s - outcome.plan_seconds), lowering, False)
-        log.info("floor %d: model %d, exact %d", goal, attempt.solution.peak_bytes, attempt.lowered.peak.peak_bytes)
-        if _better(attempt, outcome.chosen, budget_bytes):
-            outcome.chosen = attempt
-        if attempt.at_floor:
-            low = goal
-        if attempt.lowered.peak.peak_bytes > goal:
-            facts = _known(attempt, goal)
-
-
-def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, lowering: Lowering, trust: bool) -> Attempt:
+def _attempt(
+    outcome: Outcome, facts: Facts, target: int, limit_bytes: int, time_limit_s: float, lowering: Lowering, trust: bool
+) -> Attempt:
+    """``limit_bytes``: up to which lowered code may hold dead buffers."""
     start = time.perf_counter()
     solution, at_floor = _planned(outcome, facts, target, time_limit_s)
     if (known := fused(facts, solution.schedule, max(target, solution.peak_bytes))) is not facts:
@@ -285,7 +334,7 @@ def _attempt(outcome: Outcome, facts: Facts, target: int, time_limit_s: float, l
     graphs = extract(joint, facts.graphs)
     verify(facts, solution, joint, graphs)
     trusted = trust and not at_floor
-    lowered = _expected(graphs, outcome.base.peak, solution) if trusted else lowering(graphs, outcome.budget_bytes)
+    lowered = _expected(graphs, outcome.base.peak, solution) if trusted else lowering(graphs, limit_bytes)
     outcome.plan_seconds += planned - start
     outcome.lower_seconds += time.perf_counter() - planned
     attempt = Attempt(target, facts, solution, at_floor, joint, lowered, trusted)
@@ -302,10 +351,31 @@ def _expected(graphs: StepGraphs, base: StepPeak, solution: Solution) -> Lowered
 def _planned(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -> tuple[Solution, bool]:
     """A plan within ``target``; the smallest one, and True, where there is none."""
     outcome.facts = facts
+    start = time.perf_counter()
     try:
-        return swap.plan(facts, target, time_limit_s, outcome.tiers), False
+        solution = swap.plan(facts, target, time_limit_s, outcome.tiers)
     except InfeasibleError as infeasible:
         return infeasible.floor, True
+    return _no_slower(outcome, facts, target, solution, time_limit_s - (time.perf_counter() - start)), False
+
+
+def _no_slower(outcome: Outcome, facts: Facts, target: int, solution: Solution, time_limit_s: float) -> Solution:
+    """A plan for less is a plan for ``target``, too. Where the search is not exact it may find a faster one there: so that more
+    memory does not make a slower step, the next rungs below are looked at, the same ones from wherever one comes."""
+    rung = max(1, outcome.base.peak.peak_bytes // RUNGS)
+    started = time.perf_counter()
+    for below in range(target // rung * rung, 0, -rung)[:LOOKED_AT]:
+        left_s = time_limit_s - (time.perf_counter() - started)
+        if solution.status == "optimal" or outcome.tiers.links or left_s <= 0:
+            break
+        try:
+            tighter = swap.plan(facts, below, left_s, outcome.tiers)
+        except InfeasibleError:
+            break
+        if tighter.extra_seconds < solution.extra_seconds:
+            bound = solution.lower_bound_seconds
+            solution = replace(tighter, lower_bound_seconds=bound, status="bounded" if bound > 0 else "heuristic")
+    return solution
 
 
 def _gain(attempts: Sequence[Attempt]) -> float:
@@ -314,13 +384,3 @@ def _gain(attempts: Sequence[Attempt]) -> float:
         return 1.0
     fell = attempts[-2].lowered.peak.peak_bytes - attempts[-1].lowered.peak.peak_bytes
     return min(1.0, max(LEAST_GAIN, fell / (attempts[-2].target_bytes - attempts[-1].target_bytes)))
-
-
-def _better(new: Attempt, old: Attempt | None, budget_bytes: int) -> bool:
-    """Within the budget the faster one; outside of it the smaller one."""
-    if old is None:
-        return True
-    new_peak, old_peak = new.lowered.peak.peak_bytes, old.lowered.peak.peak_bytes
-    if new_peak <= budget_bytes and old_peak <= budget_bytes:
-        return new.solution.extra_seconds < old.solution.extra_seconds
-    return new_peak < old_peak

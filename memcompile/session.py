@@ -25,10 +25,11 @@ from memcompile.codegen.surface import surface, wrapped
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.compiled_graph import CompiledGraph
 from memcompile.cost import CostModel
-from memcompile.device import device_model, free_bytes
+from memcompile.device import device_model
 from memcompile.errors import BudgetInfeasibleError, MemcompileError, PassError
 from memcompile.facts import UNPLANNED, Planned, StepGraphs
 from memcompile.fxutil import outputs_of
+from memcompile.gate import placed_peak
 from memcompile.logs import get_logger
 from memcompile.offload.modules import is_ticket
 from memcompile.offload.planning import Tools as WeightTools
@@ -43,7 +44,15 @@ from memcompile.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lo
 from memcompile.placing import Placing
 from memcompile.report.data import ArenaReport, GraphReport
 from memcompile.report.scratchpad_data import ScratchpadReport
-from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, storages
+from memcompile.room import Room
+from memcompile.runtime.ledger import (
+    LEDGER,
+    GraphEntry,
+    Ledger,
+    Profile,
+    gradients_of,
+    storages,
+)
 from memcompile.runtime.workspace import measuring
 from memcompile.shrinking import Shrinking
 from memcompile.swapping import measured, usable
@@ -53,9 +62,9 @@ from memcompile.verify_values import VerificationError
 
 log = get_logger(__name__)
 
-LOSS_RESERVE = 4
-"""A graph that ends at a graph break leaves room for what follows: this many times the bytes that it returns. A loss in fp32
-over logits needs a cast, its log-softmax, and their gradients."""
+LOSS_COPIES = 2
+"""A graph that ends at a graph break leaves room for what follows: this many times what it returns, in fp32. A loss over logits
+needs their log-softmax, and its gradient."""
 
 
 class _MissedError(BaseException):
@@ -84,11 +93,16 @@ class Session:
         self.scheduling = Scheduling(options.enabled("schedule"), fallback=options.fallback == "inductor")
         self.lowering: Lowering = lowering or functools.partial(lower_graphs, scheduling=self.scheduling)
         self.ledger, self.trust = ledger, trust
+        if lowering is None:  # the elements of a microcontroller are for dry runs
+            options = dataclasses.replace(options, bytes_per_element=None)
         self.gm, self.inputs, self.options, self.device = gm, list(example_inputs), options, device
         self.tensors = [t for t in example_inputs if isinstance(t, torch.Tensor)]
+        self.owned = tuple(index for index, value in enumerate(self.inputs) if _is_owned(value))
         self.capture = capture_info()
         self.graph_id = ledger.next_id()
-        self.outside_bytes = ledger.outside_bytes(self.tensors)
+        self.outside = ledger.outside(self.tensors)
+        self.room: Room | None = None
+        self.reserve_bytes = 0
         self.outcome: Outcome | None = None
         self.graphs: StepGraphs | None = None
         self.keeps = KeepsBudget(StepGraphs(gm, None, 0), None)
@@ -131,29 +145,29 @@ class Session:
         lowered = self.keeps.peak()
         if self.outcome is not None:
             self.outcome.settle(self.keeps.traces.values(), lowered)
-        peak = self._placed(lowered)
-        entry = self._enter(explain.graph_report(self, peak), peak, (self.options.dump, debug_folder()))
+        peak, dropped = self._placed(lowered)
+        entry = self._enter(peak, dropped, (self.options.dump, debug_folder()))
         return CompiledGraph(function, entry, self, original)
 
-    def _placed(self, peak: StepPeak) -> StepPeak:
-        """Place the buffers of the compiled code in an arena: in no more than it takes now, and within a plan's budget."""
+    def _placed(self, peak: StepPeak) -> tuple[StepPeak, StepPeak]:
+        """Place the buffers of the compiled code in an arena: in no more than it takes now, and within a budget that it keeps.
+
+        Exact peaks: with all that the forward returns alive to the end, and dropped before the backward.
+        """
         if self.placing.refused or not self.placing.traces:
             if self.placing.scope != "off":
                 self.arena_report = ArenaReport(self.placing.scope, self.placing.refused or "nothing is lowered")
-            return peak
-        step = self.keeps.peak(self.placing.traces)
-        limit = self.outcome.budget_bytes if self.outcome is not None and self.outcome.fits else None
+            return peak, self.keeps.peak(returned_held=False)
+        traces = self.placing.traces
+        step, dropped = self.keeps.peak(traces), self.keeps.peak(traces, returned_held=False)
+        limit = self._limit_bytes()
+        limit = limit if limit is not None and peak.peak_bytes <= limit else None
         slack = 0 if self.weights is None else self.weights.slack_bytes
         plan = self.placing.place(step, limit, peak.held_bytes if self.capture.graph_break else None, slack)
         self._check_places(plan)
         self.arena_report = self.placing.report(plan, step, peak)
-        return dataclasses.replace(
-            step,
-            peak_bytes=plan.peak_bytes,
-            forward_peak_bytes=plan.forward_peak_bytes,
-            backward_peak_bytes=plan.backward_peak_bytes,
-            held_bytes=plan.held_bytes,
-        )
+        arena = plan.offsets, plan.height, plan.relays
+        return placed_peak(step, *arena), placed_peak(dropped, *arena)
 
     def _check_places(self, plan: ArenaPlan) -> None:
         """Against the lowered code. Raises ``PassError``."""
@@ -165,15 +179,69 @@ class Session:
             reason = f"{error}; options={{'arena': 'off'}} does without"
             raise surface(PassError("allocate", reason)) from error
 
-    def _enter(self, report: GraphReport, peak: StepPeak, folders: Iterable[Path | None]) -> GraphEntry:
-        """Save the report, and enter the graph into the ledger."""
+    def _enter(self, peak: StepPeak, dropped: StepPeak, folders: Iterable[Path | None]) -> GraphEntry:
+        """The last gate; then report the graph, save the report, and enter the graph into the ledger.
+
+        ``peak``, ``dropped``: of the code that was compiled, see ``_placed``. Raises ``BudgetInfeasibleError``.
+        """
+        profile = self._profile(peak, dropped)
+        self._pass_gate(peak, profile)
+        report = self._report(peak)
         for folder in folders:
             if folder is not None:
                 explain.save(report, folder)
-        owned = tuple(index for index, value in enumerate(self.inputs) if self._is_owned(value))
-        entry = GraphEntry(self._profile(peak), report, owned)
+        entry = GraphEntry(
+            profile,
+            report,
+            self.owned,
+            unplanned=self._unplanned(profile),
+            steady_bytes=self._steady_bytes(),
+            reserve_bytes=self.reserve_bytes,
+        )
         self.ledger.add(entry, self.inputs)
         return entry
+
+    def _report(self, peak: StepPeak) -> GraphReport:
+        return explain.graph_report(self, peak)
+
+    def _pass_gate(self, peak: StepPeak, profile: Profile) -> None:
+        """What was compiled against the budget, whatever was planned: this graph, and the step with the graphs before it."""
+        room = self._resolved(lambda: (peak.peak_bytes, peak.entry_bytes))
+        if room is None:
+            return
+        needed = self._needed(self._counted(peak), profile)
+        if needed <= room.total_bytes:
+            return
+        if self.options.on_infeasible == "raise":
+            traces = tuple(self.keeps.traces.values())
+            raise surface(self._infeasible(Lowered(self.keeps.graphs, traces, peak, peak), needed, profile))
+        self.notes.append(f"the budget of {room.total_bytes} bytes is not kept: the compiled code takes {needed} bytes")
+
+    def _needed(self, peak_bytes: int, profile: Profile) -> int:
+        """What this graph takes with all that is alive beside it; or the step so far, at any of its graphs."""
+        own = peak_bytes + self.outside.bytes
+        return max(own, self.ledger.peak_with(profile)) if self.ledger.chain() else own
+
+    def _unplanned(self, profile: Profile) -> Profile:
+        """Of the graph without a plan; ``profile``: with it."""
+        return profile if self.outcome is None else self._profile(self.outcome.base.peak, self.outcome.base.peak)
+
+    def _steady_bytes(self) -> float:
+        """Up to which budget the graph stays as it is: where it has no plan, or the smallest."""
+        outcome = self.outcome
+        if outcome is None or outcome.chosen is None:
+            return 0 if outcome is not None and outcome.is_tight else float("inf")
+        return outcome.steady_bytes + self.outside.bytes if outcome.steady_bytes else 0
+
+    def _counted(self, peak: StepPeak) -> int:
+        """The peak in what the budget counts: on a microcontroller, the elements that the layout of images counts."""
+        return self.tiled.report.peak_bytes if self.counts_elements and self.tiled is not None else peak.peak_bytes
+
+    @property
+    def counts_elements(self) -> bool:
+        """Whether the budget is that of a microcontroller, for images in elements of another size."""
+        counted = self.options.bytes_per_element is not None and self.tiled is not None
+        return counted and not self.tiled.report.refused  # type: ignore[union-attr]
 
     def _partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
@@ -202,7 +270,7 @@ class Session:
         """Reads of offloaded weights ahead of time, within the budget; None where there are none."""
         plan = None
         with self._named("weights"):
-            room = None if self.options.memory_budget.to_option() is None else self._room
+            room = None if self.options.memory_budget.to_option() is None else self._room_of
             tools = WeightTools(self.lowering, room, lambda: CostModel(device_model(self.device)), self.device, self.dry)
             self.weights = plan = plan_weights(gm, tools)
             if plan is None:
@@ -211,19 +279,20 @@ class Session:
                 self.unplanned_bytes = plan.base.peak.peak_bytes
                 self.outcome = outcome = Outcome(plan.lowered, plan.room_bytes)
                 outcome.floor_bytes = None if plan.fits else plan.lowered.peak.peak_bytes
-                if not plan.fits and self.options.on_infeasible == "raise":
-                    raise surface(self._infeasible(outcome, plan.room_bytes + self.outside_bytes))
+                self._refuse(outcome)
         return None if plan is None else plan.streamed.gm
 
-    def _room(self, base: Lowered) -> int:
-        """What a budget leaves to this graph; ``base``: with all weights in memory."""
-        total = self.options.memory_budget.resolve(
-            unplanned_peak_bytes=base.peak.peak_bytes + self.outside_bytes,
-            free_bytes=free_bytes(self.device),
-            entry_bytes=0,
-        )
-        assert total is not None
-        return max(1, total - self.outside_bytes)
+    def _room_of(self, base: Lowered) -> int:
+        """What a budget leaves to this graph; ``base``: without a plan, all weights in memory."""
+        room = self._resolved(lambda: (base.peak.peak_bytes, base.peak.entry_bytes))
+        assert room is not None
+        return room.graph_bytes
+
+    def _resolved(self, unplanned: Callable[[], tuple[int, int]]) -> Room | None:
+        """The room, resolved by whoever first knows the peak without a plan and what is alive at entry."""
+        if self.room is None:
+            self.room = Room.of(self.options.memory_budget, unplanned, self.outside, self.device)
+        return self.room
 
     def _resident(self) -> list[torch.Tensor]:
         """Weights that the compiled graph takes beside its inputs, at each call."""
@@ -245,7 +314,7 @@ class Session:
 
     def _shrink(self, gm: fx.GraphModule) -> fx.GraphModule:
         """A network of images with inverted residuals as kernels and stages tile by tile, as the options ask for."""
-        shrinking = Shrinking(self.options, self.device, self.lowering, self.outside_bytes, self.dry)
+        shrinking = Shrinking(self.options, self.device, self.lowering, self._resolved, self.dry)
         with self._named("patch"):
             shrunk = shrinking.shrink(gm)
             self.inverted, self.tiled = shrinking.inverted, shrinking.tiled
@@ -269,40 +338,65 @@ class Session:
 
     def _fit(self, graphs: StepGraphs) -> StepGraphs:
         """Plan within the budget; the unplanned graphs where there is nothing to plan."""
-        budget = self.options.memory_budget
-        elsewhere = self.options.bytes_per_element is not None or self.weights is not None
-        if budget.to_option() is None or elsewhere or not (self.recompute or self.options.swap):
+        if self.options.memory_budget.to_option() is None or self.counts_elements or self.weights is not None:
             return graphs
         with self._named("rematerialize"):
             base = self.lowering(graphs, None)
-            total = budget.resolve(
-                unplanned_peak_bytes=(self.unplanned_bytes or base.peak.peak_bytes) + self.outside_bytes,
-                free_bytes=free_bytes(self.device),
-                entry_bytes=base.peak.entry_bytes,
-            )
-            assert total is not None
-            self.outcome = self._fit_within(base, max(1, total - self.outside_bytes))
+            self.outcome = self._fit_within(base, self._room_of(base))
         if self.outcome is None:
             return graphs
-        if not self.outcome.fits and self.options.on_infeasible == "raise":
-            raise surface(self._infeasible(self.outcome, total))
+        self._refuse(self.outcome)
         return self.outcome.final.graphs
 
     def _fit_within(self, base: Lowered, room_bytes: int) -> Outcome:
-        """Plan within ``room_bytes``, less what graphs after a graph break may need, where that can be spared."""
-        reserve = LOSS_RESERVE * (base.peak.held_bytes - base.peak.saved_bytes) if self.capture.graph_break else 0
-        costs, limit_s = (lambda: CostModel(device_model(self.device))), self.options.solver_time_limit_s
-        plan = functools.partial(
-            fit, base, costs=costs, time_limit_s=limit_s, lowering=self.lowering, trust=self.trust, tiers=self.tiers
+        """Plan within ``room_bytes``, and spare what graphs after a graph break may need where that can be spared."""
+        if self.capture.graph_break:
+            self.reserve_bytes = LOSS_COPIES * 4 * base.graphs.num_tangent_elements()
+        return fit(
+            base,
+            room_bytes,
+            costs=lambda: CostModel(device_model(self.device)),
+            time_limit_s=self.options.solver_time_limit_s,
+            lowering=self.lowering,
+            trust=self.trust,
+            tiers=self.tiers,
+            may_change=bool(self.recompute or self.options.swap),
+            between_bytes=self.reserve_bytes,
         )
-        outcome = plan(max(1, room_bytes - reserve))
-        return outcome if outcome.fits or not reserve else plan(room_bytes)
 
-    def _infeasible(self, outcome: Outcome, total: int) -> BudgetInfeasibleError:
-        beside = total - (outcome.budget_bytes or 0)
-        floor = (outcome.floor_bytes or outcome.final.peak.peak_bytes) + beside
-        lever = explain.next_lever(outcome, explain.batch_of(self.gm, self.inputs))
-        return BudgetInfeasibleError(total, floor, outcome.lower_bound_bytes + beside, explain.contributors(outcome), lever)
+    def _refuse(self, outcome: Outcome) -> None:
+        """Raise what is known before anything is compiled."""
+        if outcome.fits or self.options.on_infeasible != "raise":
+            return
+        peak = outcome.final.peak
+        profile = self._profile(peak, peak)
+        raise surface(
+            self._infeasible(outcome.final, self._needed(peak.peak_bytes, profile), profile, outcome.lower_bound_bytes)
+        )
+
+    def _infeasible(self, lowered: Lowered, needed: int, profile: Profile, bound_bytes: int = 0) -> BudgetInfeasibleError:
+        """``needed``: what the step takes at the least with the graphs before it as they are. A budget is advised that leaves
+        those their plans; where there is none, one that needs no plans."""
+        assert self.room is not None
+        if any(graph.steady_bytes < needed for graph in self.ledger.chain()):
+            needed = max(needed, self.ledger.unplanned_peak_with(self._unplanned(profile)))
+        proven = bound_bytes + self.outside.certain_bytes if bound_bytes else 0
+        return BudgetInfeasibleError(
+            self.room.total_bytes,
+            needed,
+            min(proven, needed),
+            explain.contributors(lowered),
+            explain.next_lever(self, lowered),
+            self.capture.graph_break,
+        )
+
+    def _limit_bytes(self) -> int | None:
+        """What the code of this graph may take; None where nobody named a limit, or where it is a share that nobody knows."""
+        if self.outcome is not None:
+            return self.outcome.budget_bytes
+        budget = self.options.memory_budget
+        room = self.room or (None if budget.needs_unplanned_peak or budget.auto else self._resolved(lambda: (0, 0)))
+        return None if room is None or self.counts_elements else room.graph_bytes
 
     def _planned(self) -> Planned:
         return self.graphs.planned if self.graphs is not None else UNPLANNED
@@ -310,7 +404,7 @@ class Session:
     def _accept(self, trace: GraphTrace, kind: str) -> bool:
         """Whether the real lowering may hold dead buffers for later ones to the extent that made this trace."""
         if not self.keeps.traces and self.graphs is not None:
-            self.keeps = KeepsBudget(self.graphs, self.outcome.budget_bytes if self.outcome is not None else None)
+            self.keeps = KeepsBudget(self.graphs, self._limit_bytes())
         return self.keeps(trace, kind)
 
     def _settled(self, accepted: bool) -> None:
@@ -321,15 +415,20 @@ class Session:
     def _on_code(self, source: str, kind: str) -> None:
         self.sources[kind] = source
 
-    def _profile(self, peak: StepPeak) -> Profile:
+    def _profile(self, peak: StepPeak, dropped: StepPeak) -> Profile:
+        """``dropped``: where what the forward returns is dropped before the backward."""
         return Profile(
             storages(self.tensors),
             peak.held_bytes,
             peak.forward_peak_bytes,
             peak.backward_peak_bytes,
-            sum(t.untyped_storage().nbytes() for t in self.tensors if self._is_owned(t) and t.requires_grad),
+            sum(t.untyped_storage().nbytes() for t in (self.inputs[index] for index in self.owned) if t.requires_grad),
+            peak.held_bytes - peak.saved_bytes,
+            dropped.backward_peak_bytes,
+            gradients_of(self.tensors),
         )
 
-    def _is_owned(self, value: object) -> bool:
-        """Whether an input is a parameter: it outlives the step."""
-        return isinstance(value, torch.Tensor) and (isinstance(value, torch.nn.Parameter) or is_ticket(value))
+
+def _is_owned(value: object) -> bool:
+    """Whether an input is a parameter: it outlives the step."""
+    return isinstance(value, torch.Tensor) and (isinstance(value, torch.nn.Parameter) or is_ticket(value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import fx
@@ -12,7 +13,7 @@ from memcompile.codegen.interpreted import interpret
 from memcompile.codegen.streamed import compile_block, streaming_refusal
 from memcompile.codegen.surface import surface
 from memcompile.cost import CostModel
-from memcompile.device import device_model, free_bytes
+from memcompile.device import device_model
 from memcompile.errors import BudgetInfeasibleError
 from memcompile.facts import StepGraphs
 from memcompile.fxutil import outputs_of
@@ -25,17 +26,20 @@ from memcompile.passes.rows import Tools as RowTools
 from memcompile.patching.choose import Tiled, Wish, tile
 from memcompile.patching.choose import Tools as TileTools
 from memcompile.pipeline import Lowering
+from memcompile.room import Room
+
+Resolve = Callable[[Callable[[], tuple[int, int]]], Room | None]
 
 
 class Shrinking:
-    """Shrinks one graph, once. ``outside_bytes``: what a budget counts beside what the graph takes.
+    """Shrinks one graph, once. ``resolve``: the room that a budget leaves, from the peak without a plan and the entry.
 
     Afterwards ``inverted`` and ``tiled`` say what was done, ``unplanned_bytes`` the peak of the graph as it was, where known.
     """
 
-    def __init__(self, options: Options, device: torch.device, lowering: Lowering, outside_bytes: int, dry: bool) -> None:
+    def __init__(self, options: Options, device: torch.device, lowering: Lowering, resolve: Resolve, dry: bool) -> None:
         self.options, self.device, self.lowering = options, device, lowering
-        self.outside_bytes, self.dry = outside_bytes, dry
+        self.resolve, self.dry = resolve, dry
         self.inverted = Inverted()
         self.tiled: Tiled | None = None
         self.unplanned_bytes: int | None = None
@@ -113,13 +117,10 @@ class Shrinking:
         budget = self.options.memory_budget
         if budget.to_option() is None:
             return Wish(max_overhead=self.options.max_overhead or 0.0)
-        peak, entry = self._peak_of(gm) if budget.needs_unplanned_peak or budget.auto else (0, 0)
-        self.unplanned_bytes = peak or None
-        room = budget.resolve(
-            unplanned_peak_bytes=peak + self.outside_bytes, free_bytes=free_bytes(self.device), entry_bytes=entry
-        )
+        room = self.resolve(lambda: self._peak_of(gm))
         assert room is not None
-        return Wish(room_bytes=max(1, room - self.outside_bytes), max_overhead=self.options.max_overhead)
+        self.unplanned_bytes = self.peaks[gm][0] if gm in self.peaks else None
+        return Wish(room_bytes=room.graph_bytes, max_overhead=self.options.max_overhead)
 
     def _peak_of(self, gm: fx.GraphModule) -> tuple[int, int]:
         """Exact peak of an inference graph, and what is alive at entry; lowered once for each graph."""

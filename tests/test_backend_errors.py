@@ -128,8 +128,15 @@ def test_a_crash_of_a_pass_is_named(monkeypatch):
         call(small(), memory_budget="50%", inductor=QUICK)
     assert caught.value.pass_name == "rematerialize"
     torch._dynamo.reset()
-    out = call(small(), memory_budget="50%", fallback="inductor", inductor=QUICK)
-    assert out.shape == (64, 16)
+    with pytest.raises(BudgetInfeasibleError) as missed:  # without a plan it is what it is, and the budget still counts
+        call(small(), memory_budget="50%", fallback="inductor", inductor=QUICK)
+    for budget, fits in ((missed.value.floor_bytes, True), ("50%", False)):
+        torch._dynamo.reset()
+        options = {"memory_budget": budget, "on_infeasible": "raise" if fits else "best_effort"}
+        assert call(small(), fallback="inductor", inductor=QUICK, **options).shape == (64, 16)
+        report = memcompile.last_report()
+        assert report.fits is fits
+        assert any("is not kept" in note for note in report.graphs[0].notes) is not fits
 
 
 def test_no_report_before_the_first_call():

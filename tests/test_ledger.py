@@ -11,7 +11,7 @@ from torch import nn
 from memcompile.errors import NoReportError
 from memcompile.report.data import GraphReport, Report, StepReport
 from memcompile.report.html import render_html
-from memcompile.runtime.ledger import GraphEntry, Ledger, Profile, chain_peak, gradient_bytes, storages
+from memcompile.runtime.ledger import GraphEntry, Ledger, Outside, Profile, chain_peak, gradient_bytes, storages
 from memcompile.runtime.reports import last_report, report_over
 
 
@@ -62,6 +62,19 @@ class TestChainPeak:
     def test_an_inference_graph_has_no_backward(self):
         assert chain_peak([Profile({1: 10}, 100, 20, 0)]) == 20
 
+    def test_gradients_that_accumulate_are_there_from_the_start_and_not_twice(self):
+        first = Profile({1: 10}, 50, 70, backward_peak_bytes=100, gradient_bytes=3, existing={5: 3})
+        second = Profile({2: 7}, 1, 8, 9, gradient_bytes=20, existing={6: 20})
+        assert chain_peak([first, second]) == 10 + 7 + 3 + 20 + (100 - 10)
+
+    def test_a_graph_that_runs_twice_holds_twice(self):
+        layer = Profile({1: 10}, held_bytes=5, forward_peak_bytes=16, backward_peak_bytes=18)
+        assert chain_peak([layer, layer, layer]) == 10 + 2 * 5 + (18 - 10)
+
+    def test_what_the_forward_returned_counts_while_it_is_there(self):
+        profile = Profile({1: 10}, 50, 60, 100, returned_bytes=40, dropped_backward_peak_bytes=70)
+        assert [chain_peak([profile.keeping(kept)]) for kept in (None, 0, 8, 40)] == [100, 70, 78, 100]
+
 
 class TestHolds:
     def test_from_the_forward_to_the_backward(self):
@@ -85,17 +98,25 @@ class TestHolds:
         lost += [lost, output()]
         ledger.hold(entry(), [lost[1]])
         del lost
-        assert ledger.outside_bytes([]) == 0
+        assert ledger.outside([]) == Outside()
 
-    def test_a_graph_that_runs_twice_is_one_link_of_the_chain(self):
+    def test_a_graph_that_runs_twice_holds_twice(self):
         ledger, graph, outs = Ledger(), entry(), [output(), output()]
         for out in outs:
             ledger.hold(graph, [out])
-        assert ledger.chain() == (graph,)
+        assert ledger.chain() == (graph, graph)
         outs[0].sum().backward()
         assert ledger.chain() == (graph,)
         outs[1].sum().backward()
         assert ledger.chain() == ()
+
+    def test_what_is_returned_is_looked_at_as_the_backward_begins(self):
+        ledger, graph, out, dropped = Ledger(), entry(), output(4), output(100)
+        total = out.sum() + dropped.sum()
+        ledger.hold(graph, [out, dropped])
+        del dropped
+        total.backward()
+        assert graph.seen.kept_bytes == 16
 
     def test_outputs_without_gradient_hold_nothing(self):
         ledger = Ledger()
@@ -109,21 +130,35 @@ class TestHolds:
         assert torch.equal(told[0][0], torch.full((4,), 3.0))
 
 
-class TestOutsideBytes:
+class TestOutside:
     def test_nothing_runs(self):
-        assert Ledger().outside_bytes([torch.ones(8)]) == 0
+        assert Ledger().outside([torch.ones(8)]) == Outside()
 
     def test_gradients_that_the_inputs_have(self):
         parameter = nn.Parameter(torch.ones(8))
         parameter.grad = torch.ones(8)
-        assert Ledger().outside_bytes([parameter]) == gradient_bytes([parameter]) == 32
+        assert gradient_bytes([parameter]) == 32
+        assert Ledger().outside([parameter]) == Outside(certain_bytes=32)
 
-    def test_what_earlier_graphs_read_and_hold(self):
-        ledger, out = Ledger(), output(16)  # 64 bytes
-        shared = torch.ones(4)
-        before = {**storages([shared]), 12345: 100}
-        ledger.hold(entry(Profile(before, held_bytes=64 + 40, forward_peak_bytes=200, backward_peak_bytes=200)), [out])
-        assert ledger.outside_bytes([shared, out]) == 100 + 40  # ``out`` is this graph's own input
+    def test_what_earlier_graphs_read_return_and_save(self):
+        """What was returned and is gone is no longer counted; the parameters of others are there whatever is planned."""
+        ledger, out, gone = Ledger(), output(16), output(32)
+        shared, own, batch = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(25)), torch.ones(3)
+        own.grad = torch.ones(25)
+        profile = Profile(storages([shared, own]), 40 + 64 + 128, 300, 300, returned_bytes=64 + 128)
+        graph = GraphEntry(profile, report(), owned=(0, 1))
+        ledger.add(graph, [shared, own])
+        ledger.hold(graph, [out, gone], given=[batch])
+        assert ledger.outside([shared, out]) == Outside(100 + 100, 128 + 40 + 12)
+        del gone
+        assert ledger.outside([shared, out]) == Outside(100 + 100, 40 + 12)
+
+    def test_what_two_runs_save_counts_twice(self):
+        ledger, outs = Ledger(), [output(4), output(4)]
+        graph = entry(Profile({}, 40 + 16, 100, 100, returned_bytes=16))
+        for out in outs:
+            ledger.hold(graph, [out])
+        assert ledger.outside([]) == Outside(0, 2 * (40 + 16))
 
 
 class TestSteps:

@@ -104,3 +104,23 @@ def test_gradients_stay():
         {"s": 32, "tangent": 8}, [("alloc", "g", 16), ("free", "s"), ("alloc", "h", 64), ("free", "x")], ["g", "h"]
     )
     assert step_peak(FORWARD, backward).peak_bytes == 100 + 8 + 8 + 16 + 64
+
+
+def test_tangents_come_to_life_after_the_boundary():
+    """Between the halves, while other graphs run, there are none: what a graph holds then counts no tangent."""
+    backward = trace({"s": 32, "tangent": 8}, [("alloc", "g", 16)], ["g"])
+    peak = step_peak(FORWARD, backward)
+    alive = (life for life in peak.lives if 0 < life.birth <= peak.boundary < (life.death or peak.end))
+    assert peak.held_bytes == sum(life.size_bytes for life in alive)
+
+
+def test_an_input_that_is_returned_is_not_held():
+    peak = step_peak(trace({"x": 10}, [("alloc", "a", 5)], ["x", "a"]))
+    assert (peak.held_bytes, peak.saved_bytes) == (5, 0)
+
+
+def test_what_is_returned_may_be_dropped_before_the_backward():
+    backward = trace({"s": 32, "tangent": 8}, [("alloc", "g", 16)], ["g"])
+    held, dropped = step_peak(FORWARD, backward), step_peak(FORWARD, backward, returned_held=False)
+    assert dropped.backward_peak_bytes == held.backward_peak_bytes - 8
+    assert dropped.forward_peak_bytes == held.forward_peak_bytes

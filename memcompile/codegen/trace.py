@@ -202,12 +202,14 @@ def step_peak(
     backward: GraphTrace | None = None,
     *,
     tangents_held: bool = True,
+    returned_held: bool = True,
 ) -> StepPeak:
     """Replay forward and backward.
 
     Outputs that the backward does not take are the user's. Saved tensors are handed over: they die where the lowered code
     deletes them. What else the backward takes are tangents. ``tangents_held``: they stay with the autograd engine until the
-    backward returns; zeros that stand for missing ones die as saved tensors do.
+    backward returns; zeros that stand for missing ones die as saved tensors do. ``returned_held``: what the user
+    received is alive until the step ends, not only until the backward begins.
     """
     handed_over = {} if backward is None else forward.saved_for(backward)
     saved = set(handed_over.values())
@@ -240,8 +242,13 @@ def step_peak(
         replay.free(name)
     held = replay.live - entry
     backward_peak = 0
-    user = sum({replay.root[n]: replay.size[replay.root[n]] for n in replay.root if n.startswith("user.")}.values())
+    own = {replay.root[n] for n in replay.root if n.startswith("entry.")}
+    returned = {replay.root[n] for n in replay.root if n.startswith("user.")} - own
+    user = sum(replay.size[storage] for storage in returned)
     if backward is not None:
+        replay.clock += 1  # tangents come to life after the forward has returned: other graphs run at the boundary
+        for name in [n for n in replay.root if n.startswith("user.") and not returned_held]:
+            replay.free(name)
         for name, size in backward.inputs:
             source = f"saved.{handed_over.get(name)}"
             if source in replay.root:

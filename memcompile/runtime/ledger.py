@@ -2,7 +2,11 @@
 
 A step may consist of several compiled graphs (graph breaks). While the second one is compiled, the saved tensors of the first
 are alive: they count towards the budget of both. A graph *holds* memory from the end of its forward until its backward has run
-or its autograd node has died. A graph is in the books while Dynamo keeps it, those of the program compiled last always.
+or its autograd node has died; one that ran twice holds it twice. A graph is in the books while Dynamo keeps it, those of the
+program compiled last always.
+
+What autograd alone knows (saved tensors, an arena) is counted as lowered; what a graph was given and what it returned is looked
+at: weak references say which of these storages are still alive.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from memcompile.codegen.region import Region, region_under_way
 from memcompile.report.data import GraphReport
@@ -22,18 +27,51 @@ from memcompile.report.data import GraphReport
 @dataclass(frozen=True, slots=True)
 class Profile:
     """What one compiled graph takes, in bytes. ``entry``: storages it reads (key -> bytes, see ``storages``).
-    ``gradient_bytes``: bytes of the gradients it returns. Peaks include the entry."""
+    ``held_bytes``: between its halves, ``returned_bytes`` of them in what the forward returned.
+    ``dropped_backward_peak_bytes``: of the backward where what the forward returned is gone by then.
+    ``gradient_bytes``: of the gradients it returns for parameters. Peaks include the entry. ``existing``: gradients of earlier
+    steps, which are beside it, as in ``gradients_of``."""
 
     entry: dict[int, int]
     held_bytes: int
     forward_peak_bytes: int
     backward_peak_bytes: int
     gradient_bytes: int = 0
+    returned_bytes: int = 0
+    dropped_backward_peak_bytes: int = 0
+    existing: dict[int, int] = field(default_factory=dict)
 
     @property
     def entry_bytes(self) -> int:
         """Bytes of the storages that are alive at entry."""
         return sum(self.entry.values())
+
+    def keeping(self, kept_bytes: int | None) -> Profile:
+        """With no more than ``kept_bytes`` of what the forward returned alive as the backward begins; None: who knows."""
+        if kept_bytes is None or not self.dropped_backward_peak_bytes:
+            return self
+        return replace(self, backward_peak_bytes=min(self.backward_peak_bytes, self.dropped_backward_peak_bytes + kept_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What is alive beside a graph as it is compiled. ``certain_bytes``: whatever the plans of other graphs (their parameters,
+    gradients of earlier steps). ``held_bytes``: what earlier graphs of the step hold, were given and returned."""
+
+    certain_bytes: int = 0
+    held_bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return self.certain_bytes + self.held_bytes
+
+
+@dataclass(slots=True)
+class Seen:
+    """``kept_bytes``: most of what the forward returned that was alive as its backward began; None before one ran."""
+
+    kept_bytes: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +88,7 @@ class Run:
     region: Region | None = None
     read: tuple[weakref.ref[torch.Tensor], ...] = ()
     before: tuple[Run, ...] = ()
+    seen: Seen = field(default_factory=Seen)
 
     def is_for(self, region: Region | None, read: Sequence[torch.Tensor]) -> bool:
         """Whether it is that of a call in ``region`` with those parameters."""
@@ -62,26 +101,69 @@ class Run:
 
 @dataclass(eq=False)
 class GraphEntry:
-    """One compiled graph. ``owned``: which of its inputs are parameters; ``runs``: what it ran for; ``latest``: the last."""
+    """One compiled graph. ``owned``: which of its inputs are parameters; ``runs``: what it ran for; ``latest``: the last.
+
+    ``unplanned``: what it would take without a plan. ``steady_bytes``: budgets from the one it was compiled for up to this
+    leave it the same plan. ``reserve_bytes``: what its plan spares for graphs after it.
+    """
 
     profile: Profile
     report: GraphReport
     owned: tuple[int, ...] = ()
     runs: dict[tuple[int, ...], Run] = field(default_factory=dict)
     latest: Run | None = None
+    unplanned: Profile | None = None
+    steady_bytes: float = float("inf")
+    reserve_bytes: int = 0
+    seen: Seen = field(default_factory=Seen)
+
+
+References = dict[int, tuple[StorageWeakRef, int]]
 
 
 class _Hold:
-    """A forward that ran and whose backward has not."""
+    """A forward that ran and whose backward has not. ``given``: what it read beside parameters; ``returned``: its outputs."""
 
-    def __init__(self, ledger: Ledger, entry: GraphEntry) -> None:
-        self.ledger = ledger
-        ledger.live[id(self)] = entry, entry.latest
+    def __init__(
+        self, ledger: Ledger, entry: GraphEntry, given: Iterable[torch.Tensor], returned: Iterable[torch.Tensor]
+    ) -> None:
+        self.ledger, self.entry, self.run = ledger, entry, entry.latest
+        self.given, self.returned = _references(given), _references(returned)
+        ledger.live[id(self)] = weakref.ref(self)
+
+    @property
+    def profile(self) -> Profile:
+        """Of the run, with what is known of earlier ones."""
+        return (self.entry.profile if self.run is None else self.run.profile).keeping(self.entry.seen.kept_bytes)
+
+    def alive(self) -> dict[int, int]:
+        """Storages that it read or returned and that are not gone: address -> bytes."""
+        return {**_alive(self.given), **_alive(self.returned)}
+
+    def see_backward(self) -> None:
+        """The backward begins: what is still there of what the forward returned stays for now."""
+        given = _alive(self.given)
+        kept = sum(size for key, size in _alive(self.returned).items() if key not in given)
+        self.entry.seen.kept_bytes = max(kept, self.entry.seen.kept_bytes or 0)
 
     def release(self) -> None:
         self.ledger.live.pop(id(self), None)
 
     __del__ = release
+
+
+def _references(tensors: Iterable[torch.Tensor]) -> References:
+    """Address of each storage -> weak reference and bytes. No other storage gets the address while the reference is there."""
+    found = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        found[storage._cdata] = reference, storage.nbytes()
+    return found
+
+
+def _alive(references: References) -> dict[int, int]:
+    return {key: size for key, (reference, size) in references.items() if not reference.expired()}  # type: ignore[no-untyped-call]
 
 
 class Ledger:
@@ -92,7 +174,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.entries: weakref.WeakSet[GraphEntry] = weakref.WeakSet()
-        self.live: dict[int, tuple[GraphEntry, Run | None]] = {}
+        self.live: dict[int, weakref.ref[_Hold]] = {}
         self.last: list[GraphEntry] = []
         self._last_compiler: object = None
         self._ids, self._runs = itertools.count(), itertools.count()
@@ -102,24 +184,35 @@ class Ledger:
         return str(next(self._ids))
 
     def chain(self) -> tuple[GraphEntry, ...]:
-        """Graphs whose forward has run and whose backward is still to come, in order."""
-        held = list(self.live.values())  # a copy first: the collector may release some at any moment
-        return tuple(dict.fromkeys(entry for entry, _ in held))
+        """Graphs whose forward has run and whose backward is still to come, in order; one that ran twice, twice."""
+        return tuple(hold.entry for hold in self._holds())
 
-    def outside_bytes(self, tensors: Sequence[torch.Tensor]) -> int:
-        """Bytes that are alive beside the inputs of a graph compiled now: what earlier graphs of the step read and hold, and
-        the gradients that its own inputs already have."""
+    def _holds(self) -> list[_Hold]:
+        references = list(self.live.values())  # a copy first: the collector may release some at any moment
+        return [hold for reference in references if (hold := reference()) is not None]
+
+    def outside(self, tensors: Sequence[torch.Tensor]) -> Outside:
+        """What is alive beside the inputs of a graph that is compiled now."""
         if self.live:
             gc.collect()  # a step that failed is often held by nothing but its own traceback
-        own = storages(tensors)
-        chain = self.chain()
-        entry: dict[int, int] = {}
-        for graph in chain:
-            entry.update(graph.profile.entry)
-        others = sum(size for pointer, size in entry.items() if pointer not in own)
-        held = sum(graph.profile.held_bytes for graph in chain)
-        passed_on = sum(size for key, size in own.items() if is_activation(key)) if chain else 0
-        return others + max(0, held - passed_on) + gradient_bytes(tensors)
+        own = {abs(key) for key in storages(tensors)}
+        holds = self._holds()
+        read = (ref() for hold in holds if hold.run is not None for ref in hold.run.read)
+        parameters = [tensor for tensor in read if tensor is not None]
+        certain = {abs(key): size for key, size in storages(parameters).items() if abs(key) not in own}
+        others = {key: size for hold in holds for key, size in hold.alive().items() if key not in own and key not in certain}
+        saved = sum(hold.entry.profile.held_bytes - hold.entry.profile.returned_bytes for hold in holds)
+        gradients = gradient_bytes([*parameters, *tensors])
+        return Outside(sum(certain.values()) + gradients, sum(others.values()) + saved)
+
+    def peak_with(self, profile: Profile) -> int:
+        """Peak of the step under way with one more graph."""
+        return chain_peak([*(hold.profile for hold in self._holds()), profile])
+
+    def unplanned_peak_with(self, profile: Profile) -> int:
+        """The same without the plans of earlier graphs, and with what these spare for others."""
+        profiles = [replace(hold.entry.unplanned or hold.profile, entry=hold.profile.entry) for hold in self._holds()]
+        return chain_peak([*profiles, profile]) + max((entry.reserve_bytes for entry in self.chain()), default=0)
 
     def add(self, entry: GraphEntry, inputs: Sequence[object] = ()) -> None:
         """Enter a graph that was compiled, for a call with ``inputs`` that is under way."""
@@ -143,10 +236,8 @@ class Ledger:
             if entry.runs:
                 tensors = (t for t in inputs if isinstance(t, torch.Tensor))
                 profile = replace(profile, entry=storages(tensors))
-            held = list(self.live.values())
-            before = dict.fromkeys(run for _, run in held if run is not None)
-            chain = tuple(replace(run, before=()) for run in before)
-            run = Run(next(self._runs), profile, entry.report, region, tuple(map(weakref.ref, read)), chain)
+            chain = tuple(replace(hold.run, before=()) for hold in self._holds() if hold.run is not None)
+            run = Run(next(self._runs), profile, entry.report, region, tuple(map(weakref.ref, read)), chain, entry.seen)
             entry.runs = {key: run for key, run in entry.runs.items() if not run.is_over()}
             entry.runs[key] = run
             if region is not None and region.compiler is self._last_compiler and entry not in self.last:
@@ -163,35 +254,44 @@ class Ledger:
         entry: GraphEntry,
         outputs: Iterable[object],
         on_backward: Callable[[Sequence[torch.Tensor | None]], None] | None = None,
+        given: Iterable[torch.Tensor] = (),
     ) -> None:
         """The forward of ``entry`` has run: it holds its saved tensors until its backward has.
 
-        ``on_backward`` is told the gradients that the backward received.
+        ``on_backward`` is told the gradients that the backward received. ``given``: what it read beside parameters.
         """
-        node = next((out.grad_fn for out in outputs if isinstance(out, torch.Tensor) and out.grad_fn is not None), None)
-        if node is not None:
-            token = _Hold(self, entry)
+        tensors = [out for out in outputs if isinstance(out, torch.Tensor)]
+        node = next((out.grad_fn for out in tensors if out.grad_fn is not None), None)
+        if node is None:
+            return
+        token = _Hold(self, entry, given, tensors)
 
-            def done(_inputs: Sequence[torch.Tensor | None], received: Sequence[torch.Tensor | None]) -> None:
-                token.release()
-                if on_backward is not None:
-                    on_backward(received)
+        def begins(_received: Sequence[torch.Tensor | None]) -> None:
+            token.see_backward()
 
-            node.register_hook(done)
+        def done(_inputs: Sequence[torch.Tensor | None], received: Sequence[torch.Tensor | None]) -> None:
+            token.release()
+            if on_backward is not None:
+                on_backward(received)
+
+        node.register_prehook(begins)
+        node.register_hook(done)
 
 
 def chain_peak(profiles: Sequence[Profile]) -> int:
     """Peak of a step made of several graphs: forwards in order, backwards in reverse.
 
     While graph i runs forward, what the earlier ones hold is alive; while it runs backward, also the gradients that the later
-    ones returned.
+    ones returned. Gradients of earlier steps are alive all the time, and later ones are added to them.
     """
     entry: dict[int, int] = {}
+    existing: dict[int, int] = {}
     for index, profile in enumerate(profiles):
         entry.update((key, size) for key, size in profile.entry.items() if index == 0 or not is_activation(key))
-    total, held, peak = sum(entry.values()), 0, 0
+        existing |= profile.existing
+    total, held, peak = sum(entry.values()) + sum(existing.values()), 0, 0
     for index, profile in enumerate(profiles):
-        later = sum(other.gradient_bytes for other in profiles[index + 1 :])
+        later = sum(other.gradient_bytes for other in profiles[index + 1 :] if not other.existing)
         own = profile.entry_bytes
         peak = max(
             peak,
@@ -211,14 +311,25 @@ def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     return found
 
 
+def given_of(arguments: Iterable[object]) -> list[torch.Tensor]:
+    """What a call of a graph is given beside parameters."""
+    return [a for a in arguments if isinstance(a, torch.Tensor) and not isinstance(a, torch.nn.Parameter)]
+
+
 def is_activation(key: int) -> bool:
     """Whether a storage is what another graph returned: that graph already counts it among what it holds."""
     return key < 0
 
 
+def gradients_of(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """Storages of the gradients that leaf tensors already have: address -> bytes."""
+    found = storages(t.grad for t in tensors if t.is_leaf and t.grad is not None)
+    return {abs(key): size for key, size in found.items()}
+
+
 def gradient_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the gradients that leaf tensors already have."""
-    return sum(t.grad.untyped_storage().nbytes() for t in tensors if t.is_leaf and t.grad is not None)
+    return sum(gradients_of(tensors).values())
 
 
 LEDGER = Ledger()

@@ -98,6 +98,8 @@ def _steps(own: Iterable[Run], runs: Iterable[Run]) -> Iterator[StepReport]:
         if not mine.isdisjoint(numbers):
             chain = chains[numbers]
             reports = [run.report for run in chain]
-            peak = max(chain_peak([run.profile for run in chain]), *(report.planned_peak_bytes for report in reports))
+            peak = chain_peak([run.profile.keeping(run.seen.kept_bytes) for run in chain])
+            if any(run.seen.kept_bytes is None for run in chain):  # not even once did the step end
+                peak = max(peak, *(report.planned_peak_bytes for report in reports))
             budgets = [report.budget_bytes for report in reports if report.budget_bytes is not None]
             yield StepReport(tuple(dict.fromkeys(report.graph_id for report in reports)), peak, max(budgets, default=None))
