@@ -94,6 +94,8 @@ def test_the_comparison_sees_what_is_wrong():
     assert "nan" in differences({**good, "a": spoilt}, good, None)["a"]
     assert "shape" in differences({**good, "a": good["a"][:4]}, good, None)["a"]
     assert "dtype" in differences({**good, "a": good["a"].double()}, good, None)["a"]
+    assert set(differences(good, {**good, "0.grad t0": good["a"]}, None)) == {"0.grad t0"}
+    assert not differences({**good, "0.grad t0": torch.zeros(3)}, good, None)
     assert set(differences({"a": good["a"], "b": good["i"]}, good, None)) == {"i", "b"}
 
 
