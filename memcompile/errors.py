@@ -166,6 +166,23 @@ class PassError(MemcompileError):
         )
 
 
+class UnknownLineError(MemcompileError):
+    """Lowered code has a line of which memcompile does not know what memory it takes: a peak without it would be wrong.
+
+    ``kind``: what sort of line; ``line``: it, cut short where it is long.
+    """
+
+    def __init__(self, kind: str, line: str, torch_version: str) -> None:
+        self.kind = kind
+        self.line = line if len(line) <= 200 else f"{line[:200]}..."
+        super().__init__(
+            f"Inductor (torch {torch_version}) writes a line that memcompile cannot count the memory of ({kind}): {self.line}. "
+            "No peak can be promised for this graph. Take the Inductor setting back that asks for such lines "
+            "(options={'inductor': {...}}), keep the part of the model that needs it out of the compiled graph with "
+            "torch.compiler.disable, or compile this model with backend='inductor'. Please report the line."
+        )
+
+
 class KernelRefusedError(MemcompileError):
     """A piece of the graph that no fused kernel is generated for. ``node``: its name; ``source``: "model.py:61" or ""."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from memcompile.report.data import (
 from memcompile.report.patched import how_text, patch_summary
 from memcompile.streaming.source import source_text
 from memcompile.units import format_bytes
+from memcompile.unplanned import unplanned
 
 if TYPE_CHECKING:
     from memcompile.patching.choose import Tiled
@@ -65,14 +66,15 @@ def graph_report(session: Session, peak: StepPeak) -> GraphReport:
     passes = (*_patch_pass(tiled, outside), *weights_pass(session.weights, outside))
     weights = {"plan": weights_plan(session.weights), **weights_times(session.weights)}
     if outcome is None:
-        return GraphReport(passes=passes, decisions=_tiles(session), **weights, **common)  # type: ignore[arg-type]
+        decisions = (*_tiles(session), *_left(session))
+        return GraphReport(passes=passes, decisions=decisions, **weights, **common)  # type: ignore[arg-type]
     planned = {**weights, **_planned(outcome, outside)}
     return GraphReport(
         lower_bound_bytes=outcome.lower_bound_bytes + session.outside.certain_bytes if outcome.lower_bound_bytes else 0,
         graphs=_graph_texts(outcome),
         base_timeline=() if in_stages else _timeline(base, None, outside),
         passes=(*passes, *planned.pop("passes", ())),
-        decisions=(*_tiles(session), *planned.pop("decisions", ())),
+        decisions=(*_tiles(session), *_left(session), *_not_left(session, planned.pop("decisions", ()))),
         **planned,
         **common,  # type: ignore[arg-type]
     )
@@ -238,6 +240,17 @@ def _patch_pass(tiled: Tiled | None, outside: int) -> tuple[PassReport, ...]:
     if tiled.gm is not None:
         before, after = tiled.base_peak_bytes + outside, tiled.peak_bytes + outside
     return (PassReport("patch", before, after, 0.0, 0.0, patch.seconds, patch_summary(patch)),)
+
+
+def _left(session: Session) -> tuple[DecisionRow, ...]:
+    """What is left as it is, whatever the budget."""
+    return tuple(DecisionRow("refused", name, source, None, None, why) for name, source, why in unplanned(session.graphs))
+
+
+def _not_left(session: Session, rows: Iterable[DecisionRow]) -> Iterator[DecisionRow]:
+    """``rows`` without the refusals of what is left anyway."""
+    left = {row.storage for row in _left(session)}
+    return (row for row in rows if row.kind != "refused" or row.storage not in left)
 
 
 def _refusals(outcome: Outcome) -> list[DecisionRow]:

@@ -11,7 +11,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import fx
 
+from memcompile.codegen.symbols import counted, finds_sizes
 from memcompile.frames import lines_of, short
+from memcompile.parts import parts_of
 
 T = TypeVar("T")
 
@@ -51,19 +53,21 @@ def is_symbol(node: fx.Node) -> bool:
 
 
 def hint(value: object) -> int:
-    """A size as a plain int: for a symbolic one, the value it has for the shapes in hand."""
+    """A size as a plain int: of a symbolic one, the value it has for the shapes in hand, or what it counts as (``symbols``)."""
     if isinstance(value, torch.SymInt):
-        return int(value.node.hint if value.node.hint is not None else value.node.require_hint())
+        return int(value.node.hint) if value.node.hint is not None else counted(value.node.expr, value.node.shape_env)
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 
 def node_bytes(node: fx.Node) -> int:
-    """Bytes of the dense tensor that a node yields, 0 for anything that is not one tensor."""
+    """Bytes of the tensor that a node yields, of a sparse one what it is made of; 0 for anything that is not one tensor."""
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return 0
-    size = value.element_size()
-    for length in value.shape:
+    return sum(map(_dense_bytes, parts_of(value))) if isinstance(value, torch.Tensor) else 0
+
+
+def _dense_bytes(tensor: torch.Tensor) -> int:
+    size = tensor.element_size()
+    for length in tensor.shape:
         size *= hint(length)
     return size
 
@@ -94,7 +98,8 @@ def is_pure(node: fx.Node) -> bool:
     """Whether running the node again gives the same value and changes nothing else.
 
     Random ops that draw from a generator, ops that mutate, that communicate or that PyTorch knows to have an effect (asserts,
-    ends of effect tokens, custom operators that were registered so), and operators of higher order are not pure.
+    ends of effect tokens, custom operators that were registered so), and operators of higher order are not pure. Nor is what
+    finds out a size: the code has one name for it.
     ``inductor_random`` is: it is a function of a seed tensor that was drawn once. So is attention without dropout.
     """
     if node.op in ("placeholder", "get_attr"):
@@ -104,7 +109,7 @@ def is_pure(node: fx.Node) -> bool:
     if isinstance(node.target, torch._ops.OpOverload):
         target = node.target
         schema = target._schema
-        changes = schema.is_mutable or not schema.returns or node.is_impure(impure_random=False)
+        changes = schema.is_mutable or not schema.returns or node.is_impure(impure_random=False) or finds_sizes(node)
         return not (changes or draws_random_state(node) or communicates(node))
     return not isinstance(node.target, torch._ops.HigherOrderOperator)
 

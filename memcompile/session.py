@@ -35,6 +35,7 @@ from memcompile.offload.modules import is_ticket
 from memcompile.offload.planning import Tools as WeightTools
 from memcompile.offload.planning import WeightPlan, plan_weights
 from memcompile.options import Options
+from memcompile.parts import storage_bytes
 from memcompile.passes.allocate import ArenaPlan
 from memcompile.passes.inverted import Inverted
 from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
@@ -422,7 +423,7 @@ class Session:
             peak.held_bytes,
             peak.forward_peak_bytes,
             peak.backward_peak_bytes,
-            sum(t.untyped_storage().nbytes() for t in (self.inputs[index] for index in self.owned) if t.requires_grad),
+            storage_bytes(t for t in (self.inputs[index] for index in self.owned) if t.requires_grad),
             peak.held_bytes - peak.saved_bytes,
             dropped.backward_peak_bytes,
             gradients_of(self.tensors),

@@ -44,7 +44,7 @@ def check_places(
     """
     places = _Places(offsets, height, relays)
     used = places.run(forward, "forward", {})
-    received: dict[str, Range] = {}
+    received: dict[str, tuple[Range, ...]] = {}
     wanted = [] if backward is None else [name for name, _ in backward.inputs]
     for index in reversed(range(len(forward.outputs))):  # what is returned and saved is saved by its last place
         buffer, node = forward.outputs[index], forward.output_nodes[index]
@@ -53,14 +53,14 @@ def check_places(
             if buffer in used:
                 received[node] = used[buffer]
         elif buffer in used:
-            place = used[buffer]
-            raise VerificationError(f"output {index} of the forward lies in the arena, at {place}, and the user holds it")
+            where = " and ".join(map(str, used[buffer]))
+            raise VerificationError(f"output {index} of the forward lies in the arena, at {where}, and the user holds it")
     if backward is None:
         return
     left = places.run(backward, "backward", received)
     for name in backward.outputs:
         if name in left:
-            raise VerificationError(f"{name}, a gradient, lies in the arena, at {left[name]}")
+            raise VerificationError(f"{name}, a gradient, lies in the arena, at {' and '.join(map(str, left[name]))}")
 
 
 class _Places:
@@ -70,8 +70,8 @@ class _Places:
         for number, relay in enumerate(relays, 1):
             self.starts |= {(relay.half, name): (number, 0) for name in relay.buffers}
 
-    def run(self, trace: GraphTrace, half: str, used: Mapping[str, Range]) -> dict[str, Range]:
-        """Name -> place at the end of a half."""
+    def run(self, trace: GraphTrace, half: str, used: Mapping[str, tuple[Range, ...]]) -> dict[str, tuple[Range, ...]]:
+        """Name -> its own place and those of what it holds, at the end of a half."""
         names = dict(used)
         for event in trace.events:
             if event.kind == "alloc":
@@ -79,9 +79,12 @@ class _Places:
                 if (place := self._place(half, event.name, event.size_bytes)) is None:
                     continue
                 for other, taken in names.items():
-                    if place.overlaps(taken):
-                        raise VerificationError(f"{event.name} of the {half} at {place} overlaps {other} at {taken}")
-                names[event.name] = place
+                    if any(map(place.overlaps, taken)):
+                        where = " and ".join(map(str, taken))
+                        raise VerificationError(f"{event.name} of the {half} at {place} overlaps {other} at {where}")
+                names[event.name] = (place,)
+            elif event.kind == "hold" and event.base in names:
+                names[event.name] = (*names.get(event.name, ()), *names[event.base])
             elif event.kind == "alias" and event.base in names:
                 names[event.name] = names[event.base]
             elif event.kind in ("alias", "free"):

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from memcompile.codegen.inductor import InnerCompile, Rewrite
-from memcompile.fxutil import outputs_of
+from memcompile.fxutil import hint, outputs_of
 
 
 def fake_code(rewrite_inference: Rewrite) -> InnerCompile:
@@ -37,17 +37,18 @@ class _FakeCode:
     def __call__(self, args: list[Any]) -> list[Any]:
         args.clear()
         mode = torch._guards.detect_fake_mode()
-        return [_again(out, mode) if isinstance(out, torch.Tensor) else out for out in self.outputs]
+        return [_again(out, mode) for out in self.outputs]
 
 
-def _again(value: torch.Tensor, mode: Any) -> torch.Tensor:
-    """A new fake tensor with the layout of ``value``, in the fake mode that is active where the code is called."""
-    if mode is None:
+def _again(value: Any, mode: Any) -> Any:
+    """A new fake tensor with the layout of ``value``, in the fake mode that is active where the code is called; a size as it
+    counts."""
+    if isinstance(value, torch.SymInt):
+        return hint(value)
+    if mode is None or not isinstance(value, torch.Tensor):
         return value
     with mode:
-        size, stride = tuple(map(_hint, value.shape)), tuple(map(_hint, value.stride()))
-        return torch.empty_strided(size, stride, dtype=value.dtype, device=value.device)
-
-
-def _hint(length: Any) -> int:
-    return int(length.node.hint) if isinstance(length, torch.SymInt) else int(length)
+        size = tuple(map(hint, value.shape))
+        if value.layout is not torch.strided:
+            return torch.empty(size, dtype=value.dtype, device=value.device, layout=value.layout)
+        return torch.empty_strided(size, tuple(map(hint, value.stride())), dtype=value.dtype, device=value.device)

@@ -20,6 +20,7 @@ from torch import fx
 
 from memcompile.codegen.accumulate import in_place
 from memcompile.codegen.fusion import PlannedFusion, origins_of
+from memcompile.codegen.holding import holding
 from memcompile.codegen.lines import kind_of, trace_of
 from memcompile.codegen.order import planned_order
 from memcompile.codegen.patterns import StrictPatterns
@@ -29,6 +30,7 @@ from memcompile.codegen.tiles import sound_tiles
 from memcompile.codegen.trace import GraphTrace
 from memcompile.facts import UNPLANNED, Planned
 from memcompile.fxutil import hint, output_names, outputs_of
+from memcompile.parts import storage_keys
 from memcompile.passes.miscompiled import CAPTURED, JOINT, respell
 
 Accept = Callable[[GraphTrace, str], bool]
@@ -151,8 +153,17 @@ REUSE_SHARES = (1.0, 0.95, 0.9, 0.8, 0.6, 0.0)
 
 _JOINT_PASS = "joint_custom_pre_pass"
 _UNCACHED = {"fx_graph_cache": False, "fx_graph_remote_cache": False}
-_TRIAL_SETTINGS = {**_UNCACHED, "cpp.simdlen": 1}
+_SCALAR = {"cpp.simdlen": 1}
 """A trial writes scalar code: vector and tail variants of each loop triple its time and allocate nothing else."""
+
+
+def _trial_settings(graph: fx.Graph) -> dict[str, object]:
+    """Kernels that Inductor fills in from templates are other ones without vectors, or none."""
+    from torch._inductor import config
+
+    calls = {str(node.target) for node in graph.nodes if isinstance(node.target, torch._ops.HigherOrderOperator)}
+    templates = config.max_autotune or config.max_autotune_gemm or any(name.startswith("flex_attention") for name in calls)
+    return {**_UNCACHED} if templates else {**_UNCACHED, **_SCALAR}
 
 
 @contextlib.contextmanager
@@ -184,7 +195,7 @@ def recording(
             wrapper = _recording_wrapper(entry.wrapper_codegen, output_nodes, accept, settled, shares, place, scheduling)
             device_codegens[device] = dataclasses.replace(entry, wrapper_codegen=wrapper)
     try:
-        with scheduling.active():
+        with scheduling.active(), holding():
             yield
     finally:
         device_codegens.clear()
@@ -202,6 +213,13 @@ def _recording_wrapper(
 ) -> Any:
     from torch._inductor.virtualized import V
 
+    inner_traces: dict[str, GraphTrace] = {}
+
+    def read_inner(inner: Any, name: str, is_inference: bool) -> None:
+        """A branch, the body of a loop: a function of its own, whose memory counts where it is called."""
+        type(inner).run_wrapper_ir_passes(inner, is_inference)
+        inner_traces[name] = trace_of(inner.lines, V.graph, (), inner_traces)
+
     class RecordingWrapper(base):  # type: ignore[misc]
         lines: list[Any]
         reuse_share = 1.0
@@ -209,7 +227,10 @@ def _recording_wrapper(
         @staticmethod
         def create(is_subgraph: bool, subgraph_name: str | None, parent_wrapper: Any, partition_signatures: Any = None) -> Any:
             if is_subgraph:
-                return base.create(is_subgraph, subgraph_name, parent_wrapper, partition_signatures)
+                inner = base.create(is_subgraph, subgraph_name, parent_wrapper, partition_signatures)
+                inner.run_wrapper_ir_passes = functools.partial(read_inner, inner, str(subgraph_name))
+                return inner
+            inner_traces.clear()
             return RecordingWrapper()
 
         @property
@@ -242,7 +263,7 @@ def _recording_wrapper(
                 if hasattr(line, "is_reused"):
                     line.is_reused = False
             super().run_wrapper_ir_passes(is_inference)
-            return trace_of(self.lines, V.graph, output_nodes)
+            return trace_of(self.lines, V.graph, output_nodes, inner_traces)
 
     return RecordingWrapper
 
@@ -296,7 +317,7 @@ def lower(
         scheduled = (scheduling or Scheduling(enabled=False)).when(plan is UNPLANNED)
         stack.enter_context(recording(output_names(trial.graph), catch, stop, shares, scheduling=scheduled))
         stack.enter_context(planned(plan))
-        stack.enter_context(config.patch(_TRIAL_SETTINGS))
+        stack.enter_context(config.patch(_trial_settings(trial.graph)))
         stack.enter_context(_attribute(inductor_graph, "get_donated_idxs", lambda: list(donated)))
         with contextlib.suppress(_TraceReady):
             compile_fx_inner(
@@ -413,19 +434,18 @@ def donated_inputs(forward: fx.GraphModule, backward: fx.GraphModule, num_user_o
     if not config.donated_buffer:
         return []
     outputs = outputs_of(forward.graph)
-    held = {_storage_key(n) for n in forward.graph.find_nodes(op="placeholder")}
-    held |= {_storage_key(n) for n in outputs[:num_user_outputs] if isinstance(n, fx.Node)}
-    held |= {_storage_key(n) for n in outputs_of(backward.graph) if isinstance(n, fx.Node)}
+    others = (*forward.graph.find_nodes(op="placeholder"), *outputs[:num_user_outputs], *outputs_of(backward.graph))
+    held = {key for node in others if isinstance(node, fx.Node) for key in _storage_keys(node)}
     saved = {node.name: node for node in outputs[num_user_outputs:] if isinstance(node, fx.Node)}
     return [
         position
         for position, node in enumerate(backward.graph.find_nodes(op="placeholder"))
         if (source := saved.get(node.name)) is not None
         and isinstance(source.meta.get("val"), torch.Tensor)
-        and _storage_key(source) not in held
+        and held.isdisjoint(_storage_keys(source))
     ]
 
 
-def _storage_key(node: fx.Node) -> Any:
+def _storage_keys(node: fx.Node) -> list[int]:
     value = node.meta.get("val")
-    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else id(node)
+    return storage_keys(value) if isinstance(value, torch.Tensor) else []

@@ -17,6 +17,7 @@ from torch import fx
 from memcompile.codegen.accumulate import accumulator
 from memcompile.codegen.fusion import origins_of
 from memcompile.codegen.lines import buffer_bytes, kernel_scratch_bytes
+from memcompile.codegen.results import Results
 from memcompile.codegen.trace import Event, GraphTrace
 from memcompile.fxutil import communicates, draws_random_state
 from memcompile.solvers.ordering import Kernel, Kind, OrderProblem, Storage
@@ -37,6 +38,7 @@ class KernelGraph:
         self.producer = {name: node for node in nodes for name in node.get_buffer_names()}
         self.units = _units(nodes, self.producer)
         self.unit = {node: k for k, unit in enumerate(self.units) for node in unit}
+        self.taken = _taken(nodes)
         self.dying = self._dying(forward)
         self.root = self._roots(nodes)
         self.problem = self._problem()
@@ -128,7 +130,12 @@ class KernelGraph:
     def _scratch_bytes(self, node: Any) -> int:
         from torch._inductor.ir import ExternKernelAlloc, ExternKernelOut
 
-        return kernel_scratch_bytes(node, self.graph) if isinstance(node, (ExternKernelAlloc, ExternKernelOut)) else 0
+        if not isinstance(node, (ExternKernelAlloc, ExternKernelOut)):
+            return 0
+        scratch = kernel_scratch_bytes(node, self.graph)
+        if not isinstance(node, ExternKernelAlloc) or type(node.layout).__name__ not in _UNSTORED:
+            return scratch
+        return scratch + Results(node).unused_bytes(self.taken.get(node.get_name(), ()))
 
     def _input_bytes(self, name: str) -> int:
         value = self.graph.graph_inputs[name]
@@ -221,6 +228,14 @@ class KernelGraph:
         graph = self.graph
         owned = name in graph.graph_inputs and name not in self.scheduler.name_to_donated_buffer
         return owned or name in graph.constants or name in graph.never_reuse_buffers
+
+
+def _taken(nodes: Iterable[Any]) -> dict[str, list[tuple[Any, ...]]]:
+    """Library kernel -> where the results that are taken lie in what it returns."""
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    for kernel in (node.node for node in nodes if hasattr(node.node, "indices") and hasattr(node.node, "input_name")):
+        found.setdefault(kernel.input_name(0), []).append(tuple(index for _, index in kernel.indices))
+    return found
 
 
 def _units(nodes: Sequence[Any], producer: dict[str, Any]) -> list[list[Any]]:

@@ -6,27 +6,47 @@ for, rounded up to the 512-byte blocks of the caching allocator on CUDA.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterable, Sequence
-from operator import getitem
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from memcompile.codegen.accumulate import MM_ADD
+from memcompile.codegen.results import Result, Results
 from memcompile.codegen.scratch import scratch_bytes
+from memcompile.codegen.surface import surface
 from memcompile.codegen.swapped import is_move
-from memcompile.codegen.trace import Buffer, Event, GraphTrace
+from memcompile.codegen.symbols import counted
+from memcompile.codegen.text_lines import Statement, statements
+from memcompile.codegen.trace import Buffer, Event, GraphTrace, StepPeak, step_peak
 from memcompile.cost import is_library_call
-from memcompile.fxutil import hint, source_of
+from memcompile.errors import UnknownLineError
+from memcompile.fxutil import source_of
 from memcompile.streaming.program import PROGRAMS
 
 CUDA_BLOCK_BYTES = 512
 
 
-def trace_of(lines: Sequence[Any], graph: Any, output_nodes: tuple[str, ...]) -> GraphTrace:
-    """Read the planned wrapper lines of a top-level ``GraphLowering``. ``output_nodes``: see ``GraphTrace``."""
-    reader = _Reader(graph, lines)
+_HARMLESS = frozenset(
+    {"AssertDivByZeroLine", "AssertSizeStrideLine", "CommentLine", "DynamicScalarLine", "KernelDefinitionLine", "LineContext"}
+    | {"NullLine", "SymbolicCallArgLine", "UnbackedSymbolDefsLine"}
+    | {f"{way}{what}Line" for way in ("Enter", "Exit") for what in ("DeviceContextManager", "CudaStreamContext")}
+    | {f"{way}DeviceContextManagerWithStreamInfoLine" for way in ("Enter", "Exit")}
+)
+"""Lines by which no memory of a device comes or goes."""
+
+
+def trace_of(
+    lines: Sequence[Any], graph: Any, output_nodes: tuple[str, ...], inner: Mapping[str, GraphTrace] | None = None
+) -> GraphTrace:
+    """Read the planned wrapper lines of a ``GraphLowering``. ``output_nodes``: see ``GraphTrace``. ``inner``: the graphs inside
+    this one (branches, bodies of loops) by the names that the code calls them by.
+
+    Raises ``UnknownLineError`` for a line of which it is not known what memory it takes.
+    """
+    reader = _Reader(graph, lines, inner or {})
     for line in lines:
         reader.read(line)
     outputs, strides = reader.outputs()
@@ -35,16 +55,22 @@ def trace_of(lines: Sequence[Any], graph: Any, output_nodes: tuple[str, ...]) ->
 
 
 class _Reader:
-    def __init__(self, graph: Any, lines: Sequence[Any]) -> None:
-        self.graph = graph
-        self.items: dict[str, list[str]] = {}
+    """``items``: per kernel that returns several results, the buffers that take them, with where each lies in what it returns.
+    ``depth``: how many branches and loops the line stands in."""
+
+    def __init__(self, graph: Any, lines: Sequence[Any], inner: Mapping[str, GraphTrace]) -> None:
+        self.graph, self.inner = graph, inner
+        self.items: dict[str, list[tuple[str, tuple[Any, ...]]]] = {}
         for line in lines:
             if type(line).__name__ == "MultiOutputLine":
-                self.items.setdefault(line.arg_name, []).append(line.result_name)
+                path = tuple(index for _, index in line.indices)
+                self.items.setdefault(line.arg_name, []).append((line.result_name, path))
         nodes = graph.scheduler.nodes
         self.loops = {name: index for index, node in enumerate(nodes) for name in node.get_buffer_names()}
         self.events: list[Event] = []
         self.buffers: dict[str, Buffer] = {}
+        self.depth = 0
+        self.grown: set[str] = set()
 
     def read(self, line: Any) -> None:
         match type(line).__name__:
@@ -64,24 +90,81 @@ class _Reader:
                 self._free(line.node.get_name())
             case "ExternKernelAllocLine":
                 self._extern_alloc(line.node)
-            case "ExternKernelOutLine":
-                self._library_call(line.node, line.node.get_name())
+            case "ExternKernelOutLine" | "IndexPutFallbackLine" | "ScatterFallbackLine":
+                self._library_call(line.node)
             case "KernelCallLine" | "ExternKernelMultiOutLine":
                 name = line.kernel_name if hasattr(line, "kernel_name") else line.node.get_name()
                 self.events.append(Event("kernel", name))
+            case "MultiOutputLine":
+                pass  # its result was counted with the kernel that returns it
+            case "EnterSubgraphLine":
+                self.depth += 1
+            case "ExitSubgraphLine":
+                self.depth -= 1
             case "DeferredLine":
                 alias = re.match(r"(?:auto )?(\w+) = .*?\b((?:buf|arg|primals|tangents|view|permute)\w*)\b", line.line)
                 if alias and alias[1] not in self.graph.removed_buffers:
                     self._alias(alias[1], alias[2])
             case "str":
-                self._text(line)
+                for statement in statements(line):
+                    self._text(statement, line)
+            case kind if kind not in _HARMLESS:
+                raise surface(UnknownLineError(kind, str(line), str(torch.__version__)))
 
-    def _text(self, line: str) -> None:
-        for statement in line.split(";"):
-            free = re.match(r"\s*del (\w+(?:\s*,\s*\w+)*)", statement)
-            if free:
-                for name in re.split(r"\s*,\s*", free[1]):
-                    self._free(name)
+    def _text(self, statement: Statement, line: str) -> None:
+        name, names = statement.target, statement.names
+        match statement.effect:
+            case "free":
+                for dead in names:
+                    self._free(dead)
+            case "kernel":
+                self.events.append(Event("kernel", name))
+            case "collect" | "assign":
+                self.events += [Event("hold", name, base=held) for held in names if held != name]
+            case "call" | "loop":
+                self._call(statement)
+            case "many":
+                self.grown.add(name)
+            case "reduce":
+                size = self._describe(self.graph.get_buffer(name))
+                self.events += [Event("workspace", name, size), Event("alloc", name, size)]
+            case "check":
+                buffer = self.graph.try_get_buffer(names[0]) or self.graph.graph_inputs.get(names[0])
+                self.events.append(Event("workspace", names[0], buffer_bytes(buffer, self.graph) if buffer is not None else 0))
+            case _:
+                raise surface(UnknownLineError("text", line, str(torch.__version__)))
+
+    def _call(self, statement: Statement) -> None:
+        """A branch, a turn of a loop, a part of the graph: a function of the lowered code.
+
+        What it makes is counted while it runs; what it returns lives as long as what takes it. What another branch would return
+        in its place is given up first.
+        """
+        trace = self.inner.get(statement.callee)
+        if trace is None:
+            raise surface(UnknownLineError("call", f"{statement.callee}(...)", str(torch.__version__)))
+        peak = own_step(trace)
+        results = {name: self._size_of(name) for target in statement.targets for name in self._results(target)}
+        self.events += [Event("free", name) for name in (*results, *statement.targets)]
+        turns = peak.held_bytes if statement.effect == "loop" else 0  # what the turn before made
+        self.events += [Event("workspace", statement.callee, peak.peak_bytes + turns), Event("kernel", statement.callee)]
+        self.events += [Event("free", name) for name in statement.names]
+        self.events += [Event("alloc", name, size) for name, size in results.items()]
+        for target in statement.targets:
+            if target not in results:
+                others = max(0, peak.held_bytes - sum(results.values())) if target == statement.target else 0
+                grown = sum(results.values()) if target in self.grown else 0
+                self.events += [Event("alloc", target, others + grown)]
+                self.events += [Event("hold", target, base=name) for name in self._results(target)]
+
+    def _results(self, target: str) -> list[str]:
+        """The buffers that take what a call returns as ``target``."""
+        items = [name for name, _ in self.items.get(target, ())]
+        return items or ([target] if self.graph.try_get_buffer(target) is not None and target not in self.items else [])
+
+    def _size_of(self, name: str) -> int:
+        buffer = self.graph.try_get_buffer(name)
+        return 0 if buffer is None or not _has_memory(buffer) else self._describe(buffer)
 
     def _alloc(self, node: Any) -> None:
         if node.get_name() in self.graph.removed_buffers:
@@ -92,32 +175,47 @@ class _Reader:
         self.events.append(Event("alias", name, base=base))
 
     def _free(self, name: str) -> None:
-        self.events.append(Event("free", name))
+        """In a branch, what dies only dies there: it is alive where the other one was taken."""
+        if not self.depth:
+            self.events.append(Event("free", name))
 
     def _extern_alloc(self, node: Any) -> None:
-        """The kernel allocates its outputs itself: one tensor, or a tuple that MultiOutput lines take apart."""
+        """The kernel allocates its results itself: one tensor, or what MultiOutput lines take apart. A tuple lives until its
+        own name dies, with all that is in it."""
         name = node.get_name()
-        aliased = list(node.get_inputs_that_alias_output())
+        items = self.items.get(name, ())
+        results = Results(node)
         if type(node.layout).__name__ in ("MultiOutputLayout", "NoneLayout"):
-            for item in self.items.get(name, ()):
-                buffer = self.graph.try_get_buffer(item)
-                if buffer is not None:
-                    self.events.append(Event("alloc", item, self._describe(buffer)))
-        elif aliased:
-            self._alias(name, aliased[0])
+            for item, path in items:
+                self._result(item, results.result(item, path))
+            if unused := results.unused_bytes(path for _, path in items):
+                self.events.append(Event("alloc", name, unused))
+            self.events += [Event("hold", name, base=item) for item, _ in items]
         else:
-            self.events.append(Event("alloc", name, self._describe(node)))
-        self._library_call(node, name)
+            self._result(name, results.result(name, ()))
+        self._library_call(node)
 
-    def _library_call(self, node: Any, name: str) -> None:
+    def _result(self, name: str, result: Result | None) -> None:
+        buffer = self.graph.try_get_buffer(name)
+        if result is None or buffer is None:
+            return
+        if result.base:
+            self._describe(buffer)
+            self._alias(name, result.base)
+        else:
+            self.events.append(Event("alloc", name, self._describe(buffer, result.size_bytes)))
+        self.events += [Event("hold", name, base=held) for held in result.holds]
+
+    def _library_call(self, node: Any) -> None:
         """A kernel of a library, and its scratch."""
         scratch = kernel_scratch_bytes(node, self.graph)
         if scratch:
-            self.events.append(Event("workspace", name, scratch))
-        self.events.append(Event("kernel", name))
+            self.events.append(Event("workspace", node.get_name(), scratch))
+        self.events.append(Event("kernel", node.get_name()))
 
-    def _describe(self, node: Any) -> int:
-        size = buffer_bytes(node, self.graph)
+    def _describe(self, node: Any, size: int | None = None) -> int:
+        """Note where a buffer comes from; returns its bytes: ``size``, or what its layout says."""
+        size = buffer_bytes(node, self.graph) if size is None else size
         origin = node.get_origin_node() if hasattr(node, "get_origin_node") else None
         nodes = [] if origin is None else [origin]
         nodes += sorted(
@@ -151,32 +249,21 @@ class _Reader:
 
 
 def kernel_scratch_bytes(node: Any, graph: Any) -> int:
-    """Bytes that a library kernel takes while it runs, beside its results; those that nobody takes count as scratch."""
-    strides = [
-        tuple(size_hint(graph, step) for step in source.get_stride()) for source in node.inputs if hasattr(source, "get_stride")
-    ]
+    """Bytes that a library kernel takes while it runs, beside its results."""
     if is_move(node):
         return 0
     if getattr(node, "op_overload", None) is torch.ops.memcompile.stream_rows_.default:
         return PROGRAMS[node.constant_args[0]].scratch_bytes
+    strides = [
+        tuple(size_hint(graph, step) for step in source.get_stride()) for source in node.inputs if hasattr(source, "get_stride")
+    ]
     called = getattr(getattr(node, "op_overload", None), "overloadpacket", None)
     origins = [
         origin
         for origin in node.get_origins()
         if getattr(origin.target, "overloadpacket", origin) is called or origin.target is MM_ADD
     ]
-    return max((scratch_bytes(origin, strides) for origin in origins), default=0) + _unused_bytes(node)
-
-
-def _unused_bytes(node: Any) -> int:
-    """Bytes of the results, of a kernel that returns several, that nobody takes."""
-    called = getattr(node, "op_overload", None)
-    origin = next((origin for origin in node.get_origins() if origin.target is called), None)
-    if origin is None or not isinstance(origin.meta.get("val"), tuple | list):
-        return 0
-    taken = {user.args[1] for user in origin.users if user.target is getitem and user.users}
-    unused = [value for index, value in enumerate(origin.meta["val"]) if index not in taken and isinstance(value, torch.Tensor)]
-    return sum(hint(value.numel()) * value.itemsize for value in unused)
+    return max((scratch_bytes(origin, strides) for origin in origins), default=0)
 
 
 def kind_of(graph: Any) -> str:
@@ -185,10 +272,21 @@ def kind_of(graph: Any) -> str:
 
 
 def size_hint(graph: Any, value: Any) -> int:
-    """Concrete size for the shapes in hand."""
+    """A size as it counts (``symbols``)."""
+    if isinstance(value, int):
+        return value
     sizes = graph.sizevars
-    hint = sizes.optimization_hint if hasattr(sizes, "optimization_hint") else sizes.size_hint
-    return int(hint(value, fallback=0))
+    known = value.xreplace(sizes.inv_precomputed_replacements)
+    return counted(known, sizes.shape_env) if known.free_symbols else int(known)
+
+
+def _has_memory(buffer: Any) -> bool:
+    return type(buffer.get_output_spec()).__name__ not in ("NoneLayout", "MultiOutputLayout")
+
+
+def own_step(trace: GraphTrace) -> StepPeak:
+    """The replay of a graph without its inputs: what it takes beside them, and what of that it returns."""
+    return step_peak(dataclasses.replace(trace, inputs=()))
 
 
 def buffer_bytes(node: Any, graph: Any) -> int:

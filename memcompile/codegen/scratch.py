@@ -15,7 +15,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from memcompile.fxutil import hint
-from memcompile.runtime.workspace import WORKSPACES
+from memcompile.runtime.workspace import WORKSPACES, as_lazy
 
 _BLAS = frozenset({"mm", "addmm", "mm_add", "bmm", "baddbmm"})
 """They take nothing from PyTorch's allocator in single and double precision."""
@@ -85,7 +85,8 @@ def _laid_out(values: list[torch.Tensor], strides: Sequence[Sequence[int]]) -> l
 
 def _strided(tensor: torch.Tensor, stride: Sequence[Any]) -> torch.Tensor:
     """A tensor without memory of the same sizes, with these strides."""
-    return torch.empty_strided([hint(n) for n in tensor.shape], [hint(n) for n in stride], dtype=tensor.dtype, device="meta")
+    size, strides = [hint(n) for n in tensor.shape], [hint(n) for n in stride]
+    return as_lazy(torch.empty_strided(size, strides, dtype=tensor.dtype, device="meta"), tensor)
 
 
 def _copied(operands: list[torch.Tensor], source: torch.Tensor, weight: torch.Tensor) -> int:

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-EventKind = Literal["alloc", "alias", "free", "kernel", "workspace"]
+EventKind = Literal["alloc", "alias", "hold", "free", "kernel", "workspace"]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``alloc``: ``name`` takes ``size_bytes``. ``alias``: ``name`` shares the storage of ``base``. ``free``: ``name`` is
+    """``alloc``: ``name`` takes ``size_bytes``. ``alias``: ``name`` shares the storage of ``base``. ``hold``: the storage of
+    ``base`` lives at least as long as ``name`` (a sparse tensor holds its indices, a list its items). ``free``: ``name`` is
     deleted (its storage dies with its last name). ``kernel``: a kernel runs. ``workspace``: the kernel ``name`` takes
     ``size_bytes`` while it runs."""
 
@@ -140,6 +141,7 @@ class _Replay:
         self.lives: list[Life] = []
         self.life: dict[int, Life] = {}
         self.root: dict[str, int] = {}
+        self.held: dict[str, list[int]] = {}
         self.size: dict[int, int] = {}
         self.names: dict[int, int] = {}
         self.label: dict[int, str] = {}
@@ -162,15 +164,35 @@ class _Replay:
         self.root[name] = storage
         self.names[storage] += 1
 
+    def share(self, name: str, base: str) -> None:
+        """``name`` stands for what ``base`` stands for, and holds what that holds."""
+        held = list(self.held.get(base, ()))
+        self.bind(name, self.root[base])
+        self._hold(name, held)
+
+    def hold(self, name: str, base: str) -> None:
+        """What ``base`` stands for lives as long as ``name``, which need not have a storage of its own (a list)."""
+        self._hold(name, [*([self.root[base]] if base in self.root else []), *self.held.get(base, ())])
+
+    def _hold(self, name: str, storages: list[int]) -> None:
+        for storage in storages:
+            self.names[storage] += 1
+        if storages:
+            self.held.setdefault(name, []).extend(storages)
+
+    def free_all(self, prefix: str) -> None:
+        """Give up all names that begin so."""
+        for name in [name for name in (*self.root, *self.held) if name.startswith(prefix)]:
+            self.free(name)
+
     def free(self, name: str) -> None:
-        storage = self.root.pop(name, None)
-        if storage is None:
-            return
-        self.names[storage] -= 1
-        if not self.names[storage]:
-            self.live -= self.size.pop(storage)
-            del self.names[storage]
-            self.life[storage].death = self.clock
+        own = [self.root.pop(name)] if name in self.root else []
+        for storage in (*own, *self.held.pop(name, ())):
+            self.names[storage] -= 1
+            if not self.names[storage]:
+                self.live -= self.size.pop(storage)
+                del self.names[storage]
+                self.life[storage].death = self.clock
 
     def run(self, trace: GraphTrace, where: str, prefix: str) -> Iterator[Moment]:
         for event in trace.events:
@@ -181,9 +203,10 @@ class _Replay:
                     self.new(name, event.size_bytes)
                     yield Moment(where, event.name, self.live)
                 case "alias":
-                    base = self.root.get(prefix + event.base)
-                    if base is not None:
-                        self.bind(name, base)
+                    if prefix + event.base in self.root:
+                        self.share(name, prefix + event.base)
+                case "hold":
+                    self.hold(name, prefix + event.base)
                 case "free":
                     self.free(name)
                 case "workspace":
@@ -234,12 +257,10 @@ def step_peak(
 
     forward_peak = follow(replay.run(forward, "forward", "f."))
     for index, name in enumerate(forward.outputs):
-        storage = replay.root.get("f." + name) if name else None
-        if storage is not None:
-            replay.bind(f"{'saved' if index in saved else 'user'}.{index}", storage)
+        if "f." + name in replay.root:
+            replay.share(f"{'saved' if index in saved else 'user'}.{index}", "f." + name)
     replay.clock = boundary = replay.clock + 1
-    for name in [n for n in replay.root if n.startswith("f.")]:
-        replay.free(name)
+    replay.free_all("f.")
     held = replay.live - entry
     backward_peak = 0
     own = {replay.root[n] for n in replay.root if n.startswith("entry.")}
@@ -252,21 +273,19 @@ def step_peak(
         for name, size in backward.inputs:
             source = f"saved.{handed_over.get(name)}"
             if source in replay.root:
-                replay.bind("b." + name, replay.root[source])
+                replay.share("b." + name, source)
                 replay.free(source)
             elif name not in handed_over and size:
                 storage = replay.new("b." + name, size, name)
                 if tangents_held:
                     replay.bind("tangent." + name, storage)
-        for name in [n for n in replay.root if n.startswith("saved.")]:
-            replay.free(name)
+        replay.free_all("saved.")
         backward_peak = follow(replay.run(backward, "backward", "b."))
         for index, name in enumerate(backward.outputs):
             if name and "b." + name in replay.root:
-                replay.bind(f"gradient.{index}", replay.root["b." + name])
+                replay.share(f"gradient.{index}", "b." + name)
         replay.clock += 1
-        for name in [n for n in replay.root if n.startswith("b.")]:
-            replay.free(name)
+        replay.free_all("b.")
     return StepPeak(
         peak,
         entry,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
+from operator import attrgetter, getitem
 from typing import Any
 
 import torch
@@ -279,10 +279,11 @@ def _attributes(graphs: StepGraphs) -> dict[str, Any]:
 
 
 def _written(op: OpFacts) -> Iterator[fx.Node]:
-    """The nodes of a kernel that hold memory: every root, followed by its items when it makes a tuple."""
+    """The nodes of a kernel: every root, followed by its items when it makes a tuple, also those without any bytes: a tuple is
+    no tensor, and cannot be saved."""
     for root in op.roots:
         yield root
-        yield from (node for node, _ in op.storages if node is not root and node.all_input_nodes[:1] == [root])
+        yield from (user for user in root.users if user.target is getitem)
 
 
 def saved_nodes(joint: JointGraph) -> tuple[list[fx.Node], list[fx.Node]]:

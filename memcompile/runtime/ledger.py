@@ -21,6 +21,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from memcompile.codegen.region import Region, region_under_way
+from memcompile.parts import storages_of
 from memcompile.report.data import GraphReport
 
 
@@ -306,8 +307,8 @@ def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     """Distinct storages: key -> bytes. Results of autograd (what another graph of the step returned) have negative keys."""
     found: dict[int, int] = {}
     for tensor in tensors:
-        storage = tensor.untyped_storage()
-        found[-storage._cdata if tensor.grad_fn is not None else storage._cdata] = storage.nbytes()
+        for storage in storages_of(tensor):
+            found[-storage._cdata if tensor.grad_fn is not None else storage._cdata] = storage.nbytes()
     return found
 
 

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 
 import torch
 from torch._C._profiler import _ExtraFields_Allocation, _ProfilerEvent
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from memcompile.errors import UnsupportedDeviceError
 from memcompile.offload.modules import resident_tensors
+from memcompile.parts import storages_of
 from memcompile.runtime.arena import BLOCKS
 
 Step = Callable[[], object]
@@ -86,8 +86,7 @@ def entry_storages(model: torch.nn.Module, inputs: object, device: torch.device)
     sizes: dict[int, int] = {}
     for tensor in _entry_tensors(model, inputs):
         if tensor.device == device:
-            storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
+            sizes |= {storage.data_ptr(): storage.nbytes() for storage in storages_of(tensor)}
     return sizes
 
 
@@ -147,22 +146,12 @@ def _measure_cuda(step: Step, device: torch.device) -> Measurement:
 
 
 def _entry_tensors(model: torch.nn.Module, inputs: object) -> Iterator[torch.Tensor]:
-    """Parameters, buffers, offloaded weights that stay in memory, and inputs, each followed by its gradient; wrapper
-    subclasses as the tensors that they hold."""
+    """Parameters, buffers, offloaded weights that stay in memory, and inputs, each followed by its gradient."""
     leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
     for tensor in [*model.parameters(), *model.buffers(), *resident_tensors(model), *leaves]:
-        yield from _unwrapped(tensor)
-        if tensor.is_leaf and tensor.grad is not None:
-            yield from _unwrapped(tensor.grad)
-
-
-def _unwrapped(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    if not is_traceable_wrapper_subclass(tensor):
         yield tensor
-        return
-    names, _ = tensor.__tensor_flatten__()
-    for name in names:
-        yield from _unwrapped(getattr(tensor, name))
+        if tensor.is_leaf and tensor.grad is not None:
+            yield tensor.grad
 
 
 def _walk(events: Iterable[_ProfilerEvent]) -> Iterator[_ProfilerEvent]:

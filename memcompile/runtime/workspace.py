@@ -94,7 +94,8 @@ def _load(path: Path) -> dict[str, int]:
 def _signature(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     def written(argument: Any) -> Any:
         if isinstance(argument, torch.Tensor):
-            return f"{str(argument.dtype).removeprefix('torch.')}{list(argument.shape)}/{list(argument.stride())}"
+            lazy = ("*" if argument.is_conj() else "") + ("-" if argument.is_neg() else "")
+            return f"{lazy}{str(argument.dtype).removeprefix('torch.')}{list(argument.shape)}/{list(argument.stride())}"
         return argument
 
     named = [*(("", a) for a in args), *((f"{name}=", a) for name, a in sorted(kwargs.items()))]
@@ -104,7 +105,7 @@ def _signature(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, A
 def _measurable(target: OpOverload, arguments: Any) -> bool:
     tensors = [a for a in _pytree.tree_leaves(arguments) if isinstance(a, torch.Tensor)]
     plain = not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
-    return plain and bool(tensors) and all(t.is_floating_point() for t in tensors)
+    return plain and bool(tensors) and all(t.is_floating_point() or t.is_complex() for t in tensors)
 
 
 def _measure(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
@@ -126,4 +127,10 @@ def _measure(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any
 
 
 def _zeros(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).zero_()
+    return as_lazy(torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).zero_(), tensor)
+
+
+def as_lazy(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """``tensor`` as a view that whoever reads it conjugates or negates, which takes memory, where ``other`` is one."""
+    tensor = tensor.conj() if other.is_conj() else tensor
+    return torch._neg_view(tensor) if other.is_neg() else tensor
