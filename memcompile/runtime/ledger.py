@@ -156,8 +156,7 @@ class _Hold:
 def _references(tensors: Iterable[torch.Tensor]) -> References:
     """Address of each storage -> weak reference and bytes. No other storage gets the address while the reference is there."""
     found = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
+    for storage in itertools.chain.from_iterable(map(storages_of, tensors)):
         reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         found[storage._cdata] = reference, storage.nbytes()
     return found
