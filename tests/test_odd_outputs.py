@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree
 
 import memcompile
+from memcompile.backend import memcompile as compiled_graph
 from memcompile.report.data import Report
 from memcompile.runtime.measure import measure_peak
 from tests.odd_programs import PROGRAMS, ROWS, WIDTH, Around, Odd
@@ -96,6 +97,6 @@ def test_nothing_writes_over_the_values_of_a_sparse_gradient(fresh_dynamo: None)
     odd = PROGRAMS["sparse gradient"]
 
     def backend(gm: torch.fx.GraphModule, inputs: Any) -> Any:
-        return memcompile.backend.memcompile(gm, inputs, options={"inductor": QUICK})
+        return compiled_graph(gm, inputs, options={"inductor": QUICK})
 
     torch.testing.assert_close(run(odd, True, backend), run(odd, True), rtol=1e-5, atol=1e-5)
