@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import memcompile
+from memcompile.codegen.dump import kernels_of
 from memcompile.dryrun import captured
 from memcompile.errors import BudgetInfeasibleError
 from memcompile.fxutil import source_of
@@ -74,3 +75,13 @@ def test_a_budget_that_is_too_small(batch: int, training: bool) -> None:
         memcompile.plan(model, torch.randn(batch, 8), options={"memory_budget": 16, "lower": False})
     assert ("batch" in caught.value.next_lever) == (batch > 1)
     assert ".py:" not in str(caught.value)
+
+
+def test_lines_of_kernels_are_the_users() -> None:
+    lines = [
+        f"# Source Nodes: [x], File: {torch.nn.functional.__file__}:5823 in pad",
+        "# File: /home/me/model.py:12 in forward",
+    ]
+    text = "\n".join([*lines, "cpp_fused_add_0 = async_compile.cpp_pybinding(['const float*'], r'''", "int x;", "''')"])
+    (kernel,) = kernels_of(text)
+    assert kernel.source_lines == ("model.py:12",)

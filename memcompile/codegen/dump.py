@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from memcompile.frames import is_users, short
+
 _KERNEL = re.compile(
     r"^(?P<name>\w+) = async_compile\.(?P<how>\w+)\((?:'(?P<named>\w+)', |(?P<args>\[[^\]]*\]), )?(?:r?)'''(?P<code>.*?)'''",
     re.MULTILINE | re.DOTALL,
 )
-_SOURCE_LINE = re.compile(r"#.*?File: ([^\s:]+:\d+)")
+_SOURCE_LINE = re.compile(r"#.*?File: ([^\s:]+):(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,8 @@ def kernels_of(module_source: str) -> Iterator[Kernel]:
     """The kernels of one generated module, in order."""
     comments_from = 0
     for match in _KERNEL.finditer(module_source):
-        lines = tuple(dict.fromkeys(_short(s) for s in _SOURCE_LINE.findall(module_source[comments_from : match.start()])))
+        comments = _SOURCE_LINE.findall(module_source[comments_from : match.start()])
+        lines = tuple(dict.fromkeys(short(path, int(line)) for path, line in comments if is_users(path)))
         comments_from = match.end()
         language: Literal["cpp", "python"] = "cpp" if match["how"].startswith("cpp") else "python"
         yield Kernel(match["name"], language, match["code"].strip() + "\n", lines)
-
-
-def _short(location: str) -> str:
-    return location.rsplit("/", 1)[-1]
