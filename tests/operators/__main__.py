@@ -32,6 +32,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--again", default="", help="results, separated by commas, that are run again: different,crashed")
     parser.add_argument("--no-witness", action="store_true", help="do not ask plain Inductor where ours fails")
+    parser.add_argument("--table", type=Path, help="a page whose table of counts is written anew: benchmarks/README.md")
     parser.add_argument("--summary", action="store_true", help="only print what the log says")
     return parser.parse_args(argv)
 
@@ -40,17 +41,17 @@ def main(argv: list[str] | None = None) -> int:
     """Run, append to the log, print the counts; 1 where something differs, crashes or dies."""
     args = _arguments(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    caches = tempfile.mkdtemp(prefix="operators-")
-    for variable in ("TORCHINDUCTOR_CACHE_DIR", "MEMCOMPILE_CACHE_DIR"):
-        os.environ.setdefault(variable, f"{caches}/{variable.lower()}")
-    from tests.operators.summary import failures, newest, rows_of, table
+    with tempfile.TemporaryDirectory(prefix="operators-") as caches:
+        for variable in ("TORCHINDUCTOR_CACHE_DIR", "MEMCOMPILE_CACHE_DIR"):
+            os.environ.setdefault(variable, f"{caches}/{variable.lower()}")
+        if not args.summary:
+            _run(args)
+    from tests.operators.summary import failures, newest, rows_of, table, write_table
 
-    if not args.summary:
-        _run(args)
     rows = [row for row in newest(rows_of(args.log)) if row["source"] in args.sources.split(",")]
-    print(failures(rows))
-    print()
-    print(table(rows))
+    print(f"{failures(rows)}\n\n{table(rows)}")
+    if args.table is not None:
+        write_table(rows, args.table)
     return int(any(row["result"] in ("different", "crashed", "died", "timeout") for row in rows))
 
 
@@ -68,15 +69,14 @@ def _run(args: argparse.Namespace) -> None:
     patterns = args.ops.split(",")
     chosen = [e for e in entries(tuple(args.sources.split(","))) if any(fnmatch.fnmatchcase(e.name, p) for p in patterns)]
     again = args.again.split(",")
-    mode = "infer" if args.infer else "train"
+    judge = Judge(args.level, args.budget, args.batch, args.infer, not args.no_witness)
     done = frozenset(
         (row["source"], row["entry"], row["variant"], row["sample"])
         for row in newest(rows_of(args.log))
-        if row["level"] == args.level and row["budget"] == args.budget and row["result"] not in again
-        if args.infer == (row["mode"] == "infer" and mode == "infer") or row["mode"] != "train"
+        if (row["level"], row["budget"], row.get("grad", "on")) == (judge.level, judge.budget, judge.grad)
+        if row["result"] not in again
     )
     per_entry = None if args.samples == "all" else int(args.samples)
-    judge = Judge(args.level, args.budget, args.batch, args.infer, not args.no_witness)
     pieces = [
         Work(tuple(chosen[start : start + args.entries]), done, per_entry) for start in range(0, len(chosen), args.entries)
     ]

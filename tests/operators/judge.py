@@ -19,15 +19,16 @@ from tests.operators.program import SEED, Compile, Program, Results, differentia
 from tests.operators.ways import eager, inductor, ours, planned, without_kernels
 
 LEVELS = ("planned", "lowered", "compiled")
-RESULTS = ("same", "different", "refused", "crashed", "inductor", "eager", "timeout", "died")
-"""``inductor``: plain Inductor fails in the same way. ``eager``: the sample does not run in the program at all."""
+RESULTS = ("same", "uncaptured", "different", "refused", "crashed", "inductor", "eager", "timeout", "died")
+"""``uncaptured``: the same, but Dynamo made no graph of it. ``inductor``: plain Inductor fails in the same way. ``eager``: the sample does not run in the program at all."""
 
 Begin = Callable[[Sequence[Sample]], None]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one sample. ``mode``: "train" or "infer"; ``plain``: what plain Inductor does where ours fails."""
+    """What became of one sample. ``mode``: "train" or "infer", where ``grad`` is "off" whatever could be trained; ``plain``: what
+    plain Inductor does where ours fails."""
 
     source: str
     entry: str
@@ -40,6 +41,7 @@ class Verdict:
     result: str
     reason: str = ""
     plain: str = ""
+    grad: str = "on"
 
     def row(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -58,6 +60,11 @@ class Judge:
     infer: bool = False
     witness: bool = True
     begin: Begin = lambda _samples: None
+
+    @property
+    def grad(self) -> str:
+        """Whether gradients are "on" or "off"."""
+        return "off" if self.infer else "on"
 
     def judge(self, samples: Sequence[Sample]) -> Iterator[Verdict]:
         """A verdict for each sample."""
@@ -90,12 +97,11 @@ class Judge:
             else:
                 yield self._failed(samples[0], built, draws, error)
             return
-        numbers = {int(name.split(".")[0]) for name in wrong if name[0].isdigit()} or (
-            set(range(len(samples))) if wrong else set()
-        )
+        captured = "same" if _graphs() else "uncaptured"
+        numbers = {int(name.split(".")[0]) for name in wrong}
         for number, sample in enumerate(samples):
             if number not in numbers:
-                yield self._verdict(sample, train, "same")
+                yield self._verdict(sample, train, captured)
             elif len(samples) == 1:
                 yield self._different(sample, built, draws, wrong)
             else:
@@ -107,7 +113,7 @@ class Judge:
         """A sample that differed in a batch, alone. Where it is the same then, the batch is to blame: a difference too."""
         (alone,) = self._batch([sample], train, draws)
         mine = {name: reason for name, reason in wrong.items() if name.startswith(f"{number}.")}
-        if alone.result == "same" and mine:
+        if alone.result == "same":
             yield self._verdict(sample, train, "different", f"in a batch of {size} only: {mine}")
         else:
             yield alone
@@ -146,18 +152,19 @@ class Judge:
         expected = built.run(eager)
         exact = None if draws else _exact(built)
         compiler, context = way
+        torch._dynamo.utils.counters.clear()
         with context:
             found = built.run(compiler)
         wrong = differences(found, expected, exact)
         for number, sample in enumerate(built.samples):
             if not sample.valued:
-                wrong = {n: r for n, r in wrong.items() if n.startswith(f"{number}.") and "instead of" in r}
+                wrong = {n: r for n, r in wrong.items() if not n.startswith(f"{number}.") or "instead of" in r}
         return wrong
 
     def _verdict(self, sample: Sample, train: bool, result: str, reason: str = "", plain: str = "") -> Verdict:
         mode = "train" if train else "infer"
         about = (sample.source, sample.entry, sample.variant, sample.index, sample.dtype)
-        return Verdict(*about, mode, self.level, self.budget, result, reason[:600], plain[:600])
+        return Verdict(*about, mode, self.level, self.budget, result, reason[:600], plain[:600], self.grad)
 
 
 def build(samples: Sequence[Sample], train: bool) -> Program | OptimizerProgram:
@@ -170,6 +177,11 @@ def _exact(built: Any) -> Results | None:
         return built.run(eager, torch.float64)  # type: ignore[no-any-return]
     except Exception:  # noqa: BLE001 - an operator, or a constant of the sample, without float64
         return None
+
+
+def _graphs() -> int:
+    """How many graphs Dynamo made in the last comparison."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def _own(error: BaseException | None) -> MemcompileError | None:

@@ -3,7 +3,7 @@
 Before: every floating-point tensor of a sample is the result of a product with an identity and of a leaky ReLU of slope 1, which
 together give exactly the value that went in, so that what is rounded or compared in the operator is the same in every run.
 After: half of each output is returned, and a product of its arcus tangent with a constant goes into the loss. A buffer, mutated
-at the end, takes the loss.
+at the end, takes the losses of the samples.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 Results = dict[str, Any]
-"""What a run leaves behind by name: "0.out1" is an output of sample 0, "0.grad t3" a gradient, "loss", "state"."""
+"""What a run leaves behind by name: "0.out1" is an output of sample 0, "0.grad t3" a gradient, "0.loss" its loss."""
 
 
 def enter(x: Tensor, eye: Tensor | None, order: tuple[int, ...]) -> Tensor:
@@ -42,27 +42,32 @@ def enter(x: Tensor, eye: Tensor | None, order: tuple[int, ...]) -> Tensor:
     return h.reshape(dense.shape).permute(inverse)
 
 
-def leave(value: Any, weights: dict[int, Tensor], found: list[Any]) -> Any:
-    """Append what ``value`` holds to ``found``; returns its part of the loss."""
-    if isinstance(value, (tuple, list)):
-        return sum([leave(part, weights, found) for part in value])
-    if isinstance(value, dict):
-        return sum([leave(part, weights, found) for part in value.values()])
+def leave(value: Any, weights: dict[int, Tensor], found: list[Any]) -> Tensor:
+    """Append what ``value`` holds to ``found``; returns its loss."""
+    terms: list[Tensor] = [weights[1].new_zeros(())]
+    _leave(value, weights, found, terms)
+    return torch.stack(terms).sum()
+
+
+def _leave(value: Any, weights: dict[int, Tensor], found: list[Any], terms: list[Tensor]) -> None:
+    if isinstance(value, (tuple, list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            _leave(part, weights, found, terms)
+        return
     if not isinstance(value, Tensor):
         found.append(value)
-        return 0.0
+        return
     if value.layout is not torch.strided:
         value = value.to_dense()
     if value.is_complex():
         value = torch.view_as_real(value.resolve_conj())
     if value.dtype not in FLOATS:
         found.append(value)
-        return 0.0
+        return
     found.append(value.detach() * 0.5)
     width = width_of(value.numel())
-    if width == 0:
-        return 0.0
-    return (value.reshape(-1, width).to(weights[width].dtype).atan() @ weights[width]).sum()
+    if width:
+        terms.append((value.reshape(-1, width).to(weights[width].dtype).atan() @ weights[width]).sum())
 
 
 def width_of(numel: int) -> int:
@@ -94,15 +99,16 @@ class Program:
         scope = {"enter": enter, "leave": leave, "torch": torch, **self.constants, **modules}
         exec(compile(self.source, "<program>", "exec"), scope)
         weights = constants(dtype or torch.float32)
-        state = torch.zeros((), dtype=dtype or torch.float32)
+        state = torch.zeros(len(self.samples), dtype=dtype or torch.float32)
         torch.manual_seed(SEED)
         with torch.set_grad_enabled(self.train):
-            loss, found = compiler(scope["step"])(tensors, weights, state)
-            if self.train and isinstance(loss, Tensor) and loss.requires_grad:
-                loss.backward()
-        results: Results = {"loss": loss, "state": state}
+            losses, found = compiler(scope["step"])(tensors, weights, state)
+            if losses.requires_grad:
+                losses.sum().backward()
+        results: Results = {}
         for number, values in enumerate(found):
             results |= {f"{number}.out{i}": value for i, value in enumerate(values)}
+            results |= {f"{number}.loss": losses[number], f"{number}.state": state[number]}
         for i, (tensor, owner) in enumerate(zip(tensors, self.owners, strict=True)):
             results[f"{owner}.input t{i}"] = tensor
             if tensor.grad is not None:
@@ -137,11 +143,10 @@ class _Writer:
     def program(self) -> Program:
         for number, sample in enumerate(self.samples):
             self._write(number, sample)
-        total = " + ".join(f"l{number}" for number in range(len(self.samples)))
+        losses = ", ".join(f"l{number}" for number in range(len(self.samples)))
         found = ", ".join(f"r{number}" for number in range(len(self.samples)))
-        self.lines += [f"loss = {total}"]
-        self.lines += ["state.mul_(0.5).add_(loss.detach() if isinstance(loss, torch.Tensor) else loss)"]
-        self.lines += [f"return loss, [{found}]"]
+        self.lines += [f"losses = torch.stack([{losses}])", "state.mul_(0.5).add_(losses.detach())"]
+        self.lines += [f"return losses, [{found}]"]
         source = "def step(t, w, state):\n" + "".join(f"    {line}\n" for line in self.lines)
         return Program(self.samples, self.train, source, tuple(self.tensors), tuple(self.owners), self.constants)
 

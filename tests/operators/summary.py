@@ -22,22 +22,26 @@ def rows_of(path: Path) -> Iterator[Row]:
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """The last verdict on each sample at each level."""
-    names = ("source", "entry", "variant", "sample", "level", "budget")
-    return list({(*tuple(row[name] for name in names), row["mode"] == "infer"): row for row in rows}.values())
+    """The last verdict on each sample, at each level and budget."""
+    names = ("source", "entry", "variant", "sample", "level", "budget", "grad")
+    return list({tuple(row.get(name, "on") for name in names): row for row in rows}.values())
 
 
 def table(rows: Iterable[Row]) -> str:
-    """A Markdown table: level, budget and source against results."""
-    counts: dict[tuple[str, str, str], Counter[str]] = {}
+    """A Markdown table: level, budget, gradients and source against results."""
+    counts: dict[tuple[str, ...], Counter[str]] = {}
+    entries: dict[tuple[str, ...], set[str]] = {}
     for row in rows:
-        counts.setdefault((row["level"], row["budget"], row["source"]), Counter())[row["result"]] += 1
+        key = (row["level"], row["budget"], row.get("grad", "on"), row["source"])
+        counts.setdefault(key, Counter())[row["result"]] += 1
+        entries.setdefault(key, set()).add(row["entry"])
     names = [name for name in RESULTS if any(count[name] for count in counts.values())]
-    lines = [f"| level | budget | samples of | run | {' | '.join(names)} |", "|---" * (4 + len(names)) + "|"]
-    for (level, budget, source), count in sorted(counts.items()):
-        cells = " | ".join(str(count[name]) for name in names)
-        lines.append(f"| {level} | {budget} | {source} | {count.total()} | {cells} |")
-    return "\n".join(lines)
+    head = ["level", "budget", "gradients", "samples of", "entries", "run", *names]
+    lines = [
+        [*key, str(len(entries[key])), str(count.total()), *(str(count[name]) for name in names)]
+        for key, count in sorted(counts.items())
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
 
 
 def failures(rows: Iterable[Row], shown: int = 200) -> str:
@@ -51,3 +55,11 @@ def failures(rows: Iterable[Row], shown: int = 200) -> str:
     for (result, reason), names in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1])))[:shown]:
         lines.append(f"{result:<9} {len(names):>5}  {reason}\n{'':<17}{', '.join(names[:4])}")
     return "\n".join(lines)
+
+
+def write_table(
+    rows: Iterable[Row], page: Path, begin: str = "<!-- operators:begin -->", end: str = "<!-- operators:end -->"
+) -> None:
+    """Put the table between two marks of a page."""
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n{table(rows)}\n{end}{rest.split(end)[1]}")

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
@@ -145,9 +145,6 @@ class Workers:
             result = "timeout" if late else "died"
             reason = f"after {self.limit_s:.0f} s" if late else f"status {status}"
             about = (source, entry, variant, index, one["dtype"])
-            yield Verdict(*about, "", self.judge.level, self.judge.budget, result, reason).row()
+            yield Verdict(*about, "", self.judge.level, self.judge.budget, result, reason, grad=self.judge.grad).row()
         if lost:
             waiting.insert(1 if len(lost) > 1 else 0, replace(child.work, done=done | keys))
-
-
-Progress = Callable[[str], None]
