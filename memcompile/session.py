@@ -21,7 +21,7 @@ from memcompile.codegen.partition import default_partition
 from memcompile.codegen.repro import repro_script
 from memcompile.codegen.scheduled import Scheduling
 from memcompile.codegen.streamed import compile_block, streaming_refusal
-from memcompile.codegen.surface import surface, wrapped
+from memcompile.codegen.surface import raised_by_inductor, surface, wrapped
 from memcompile.codegen.trace import GraphTrace, StepPeak
 from memcompile.compiled_graph import CompiledGraph
 from memcompile.cost import CostModel
@@ -325,7 +325,10 @@ class Session:
 
     @contextlib.contextmanager
     def _named(self, name: str) -> Iterator[None]:
-        """A bug of ours in a pass: named, with its cause, unless the user chose the fallback."""
+        """A bug of ours in a pass: named, with its cause, unless the user chose the fallback.
+
+        What Inductor cannot compile by itself stays an error of Inductor's.
+        """
         try:
             yield
         except MemcompileError:
@@ -333,6 +336,8 @@ class Session:
         except Exception as error:
             if (own := wrapped(error)) is not None:
                 raise surface(own) from None
+            if raised_by_inductor(error):
+                raise
             if self.options.fallback != "inductor":
                 raise surface(PassError(name, f"{type(error).__name__}: {error}")) from error
             log.warning("%s failed, Inductor compiles the graph as it is: %s", name, error)

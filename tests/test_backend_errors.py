@@ -139,6 +139,19 @@ def test_a_crash_of_a_pass_is_named(monkeypatch):
         assert any("is not kept" in note for note in report.graphs[0].notes) is not fits
 
 
+def test_what_inductor_cannot_lower_is_no_crash_of_ours(monkeypatch):
+    """Plain torch.compile fails alike: nobody is told that memcompile has a bug."""
+    from torch._inductor.exc import InductorError
+    from torch._inductor.lowering import lowerings
+
+    def unable(*_args, **_kwargs):
+        raise NotImplementedError("no kernel for this")
+
+    monkeypatch.setitem(lowerings, torch.ops.aten.erf.default, unable)
+    with pytest.raises(InductorError, match="no kernel for this"):
+        call(small(), memory_budget="60%")
+
+
 def test_no_report_before_the_first_call():
     with pytest.raises(NoReportError, match="one step"):
         memcompile.report(torch.compile(small(), backend="memcompile"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import traceback
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -48,6 +49,15 @@ def wrapped(error: Exception) -> MemcompileError | None:
     while isinstance(inner, BackendCompilerFailed):
         inner = inner.inner_exception
     return inner.with_traceback(error.__traceback__) if isinstance(inner, MemcompileError) and inner is not error else None
+
+
+def raised_by_inductor(error: Exception) -> bool:
+    """Whether Inductor failed by itself, as it would under plain ``torch.compile``: the last frame is none of memcompile's."""
+    inner: Any = error
+    while isinstance(inner, BackendCompilerFailed):
+        inner = inner.inner_exception
+    frames = list(traceback.walk_tb(inner.__traceback__))
+    return inner is not error and bool(frames) and not frames[-1][0].f_globals.get("__name__", "").startswith("memcompile.")
 
 
 def surface(error: E) -> E:
