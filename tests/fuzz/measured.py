@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 import memcompile
-from memcompile.runtime.ledger import LEDGER
 from memcompile.runtime.measure import measure_peak
+from tests.fuzz.planned import forget
 from tests.fuzz.programs import Program
 from tests.fuzz.run import Seen, mode_of, run
 
@@ -42,8 +42,7 @@ def measure(program: Program, names: Names, backend: Callable[..., Any]) -> tupl
     way = program.way
     if way.optimizer:
         return seen, None
-    torch._dynamo.reset()
-    LEDGER.reset()
+    forget()
     loaded = program.load()
     model = loaded.model(way)
     function = torch.compile(model, backend=backend)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+import memcompile
 from memcompile import session as sessions
 from memcompile.codegen.inductor import Rewrite, real_code
 from memcompile.codegen.surface import surface
@@ -145,3 +146,4 @@ def forget() -> None:
     LEDGER.reset()
     LEDGER.live.clear()
     gc.collect()
+    memcompile.release()  # arenas that lie idle would be counted for the next one
