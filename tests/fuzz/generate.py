@@ -68,7 +68,7 @@ def _drawn(seed: int, draw: random.Random) -> Program | None:
     making = _Making(draw, Program(seed, (), inputs, (), (), way))
     favourites = draw.sample(PALETTE, 3)  # of each program: else all of them are equally mixed
     drawn = [(feature, weight * (6 if (feature, weight, f) in favourites else 1), f) for feature, weight, f in PALETTE]
-    wanted = draw.randrange(3, 13)
+    wanted = draw.randrange(3, 10)
     for _ in range(5 * wanted):
         if len(making.body) >= wanted:
             break

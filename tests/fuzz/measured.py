@@ -47,7 +47,6 @@ def measure(program: Program, names: Names, backend: Callable[..., Any]) -> tupl
     model = loaded.model(way)
     function = torch.compile(model, backend=backend)
     args = loaded.inputs(way.rows[0], 0)
-    tangents: dict[int, torch.Tensor] = {}
     names.addresses.clear()
 
     def step() -> object:
@@ -56,10 +55,7 @@ def measure(program: Program, names: Names, backend: Callable[..., Any]) -> tupl
         if way.mode == "train":
             found = outputs if isinstance(outputs, tuple) else (outputs,)
             differentiable = [out for out in found if isinstance(out, torch.Tensor) and out.requires_grad]
-            for i, out in enumerate(differentiable):
-                if out.dim() and i not in tangents:
-                    tangents[i] = torch.ones_like(out)
-            torch.autograd.backward(differentiable, [tangents.get(i) for i in range(len(differentiable))])
+            torch.autograd.backward(differentiable, [torch.ones_like(out) if out.dim() else None for out in differentiable])
             model.zero_grad(set_to_none=True)
             for arg in args:
                 if isinstance(arg, torch.Tensor):
@@ -67,8 +63,7 @@ def measure(program: Program, names: Names, backend: Callable[..., Any]) -> tupl
         return outputs
 
     step()
-    given = [*args, *tangents.values()]
-    peak = measure_peak(step, model=model, inputs=given)
+    peak = measure_peak(step, model=model, inputs=args)
     alive = _sizes([*model.parameters(), *model.buffers(), *args])
     unread = sum(size for address, size in alive.items() if address not in names.addresses)
     report = memcompile.report(function)
