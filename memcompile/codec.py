@@ -39,6 +39,12 @@ def decode(cls: type[T], data: Mapping[str, Any]) -> T:
     return cls(**arguments)
 
 
+def decode_as(form: type[T], data: Any) -> T:
+    """A value of any form that `encode` takes: a dataclass, or a number. Raises `ValueError` on data of another shape."""
+    value: T = _decode_value(form, data, getattr(form, "__name__", str(form)))
+    return value
+
+
 @cache
 def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls)

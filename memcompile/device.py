@@ -7,11 +7,7 @@ the cost of arithmetic compares with the cost of moving bytes, and that is what 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from memcompile.codec import decode, encode
+from memcompile import cache
 from memcompile.errors import InvalidOptionError, UnsupportedDeviceError
 from memcompile.host_memory import host_free_bytes
 from memcompile.logs import get_logger
@@ -68,14 +64,13 @@ def device_model(device: torch.device, *, refresh: bool = False) -> DeviceModel:
     """
     if device.type not in SUPPORTED_DEVICES or (device.type == "cuda" and not torch.cuda.is_available()):
         raise UnsupportedDeviceError(str(device), SUPPORTED_DEVICES)
-    key = cache_key(device)
-    path = cache_path(key)
-    model = None if refresh else _load(path, key)
-    if model is None:
-        start = time.perf_counter()
-        model = measure(device)
-        log.info("measured %s in %.2f s: %s", device, time.perf_counter() - start, model)
-        write_atomically(path, {"key": key, "model": encode(model)})
+    return cache.get("device", cache_key(device), DeviceModel, lambda: _measured(device), refresh=refresh, valid=_plausible)
+
+
+def _measured(device: torch.device) -> DeviceModel:
+    start = time.perf_counter()
+    model = measure(device)
+    log.info("measured %s in %.2f s: %s", device, time.perf_counter() - start, model)
     return model
 
 
@@ -116,16 +111,6 @@ def prefers_onednn() -> bool:
     return "AMD" in _processor_name() and bool(torch._C._has_mkldnn)
 
 
-# --- cache -----------------------------------------------------------------------------------------------------------
-
-
-def cache_directory() -> Path:
-    """``$MEMCOMPILE_CACHE_DIR``, else ``$XDG_CACHE_HOME/memcompile``, else ``~/.cache/memcompile``."""
-    if chosen := os.environ.get("MEMCOMPILE_CACHE_DIR"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "memcompile"
-
-
 def cache_key(device: torch.device) -> dict[str, Any]:
     """What the numbers depend on: they are measured again when any of it changes."""
     return {
@@ -137,44 +122,11 @@ def cache_key(device: torch.device) -> dict[str, Any]:
     }
 
 
-def cache_path(key: Mapping[str, Any], kind: str = "device") -> Path:
-    """The file that holds the numbers of a ``kind`` for ``key``."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return cache_directory() / f"{kind}-{key['device']}-{digest}.json"
-
-
-def _load(path: Path, key: Mapping[str, Any]) -> DeviceModel | None:
-    """The cached numbers; None when there are none, or when the file is damaged or speaks of something else."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["key"] != key:
-            raise ValueError("other key")
-        return _checked(decode(DeviceModel, data["model"]))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s is not a usable device cache (%s): measuring again", path, error)
-        return None
-
-
-def _checked(model: DeviceModel) -> DeviceModel:
+def _plausible(model: DeviceModel) -> bool:
     speeds = (model.attention_speed, model.convolution_speed)
     rates = (model.bandwidth_bytes_per_s, model.elements_per_second, *speeds, *model.flops_per_s.values())
     costs = (model.launch_overhead_s, model.fresh_memory_s_per_byte)
-    if "float32" not in model.flops_per_s or not all(rate > 0 for rate in rates) or not all(cost >= 0 for cost in costs):
-        raise ValueError("numbers out of range")
-    return model
-
-
-def write_atomically(path: Path, data: Mapping[str, Any]) -> None:
-    """Write JSON so that processes that start together never read half a file; a warning where that is impossible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            json.dump(data, file, indent=1)
-        Path(file.name).replace(path)
-    except OSError as error:
-        log.warning("cannot write the cache %s: %s", path, error)
+    return "float32" in model.flops_per_s and all(rate > 0 for rate in rates) and all(cost >= 0 for cost in costs)
 
 
 # --- measurement -----------------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-from memcompile.device import cache_directory, device_model, device_name, free_bytes
-from memcompile.errors import UnsupportedTorchError
+from memcompile import cache
+from memcompile.device import device_model, device_name, free_bytes
+from memcompile.errors import UnsafeCacheError, UnsupportedTorchError
 from memcompile.support import BEYOND_TORCH, OLDEST_TORCH, check_torch
 from memcompile.units import format_bytes
 
@@ -147,8 +148,12 @@ def check_devices(refresh: bool) -> Iterator[Check]:
 
 
 def check_cache() -> Check:
-    """The folder of the device's numbers can be written."""
-    folder = cache_directory()
+    """The folder of caches is this user's alone, and can be written."""
+    folder = cache.directory()
+    try:
+        cache.check_owner(folder)
+    except UnsafeCacheError as error:
+        return Check("cache", "fail", str(error))
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if os.access(existing, os.W_OK):
         return Check("cache", "ok", str(folder))

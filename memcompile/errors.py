@@ -208,6 +208,18 @@ class KernelBuildError(MemcompileError):
         )
 
 
+class UnsafeCacheError(MemcompileError):
+    """The directory of the caches could hold what another user put there. ``reason``: why."""
+
+    def __init__(self, folder: str, reason: str) -> None:
+        self.folder = folder
+        self.reason = reason
+        super().__init__(
+            f"the cache directory {folder} {reason}. Code is loaded from it, so only you may write there; or let the "
+            "environment variable MEMCOMPILE_CACHE_DIR name another one."
+        )
+
+
 class UnknownTargetError(UsageError):
     """A GPU that kernels cannot be compiled for."""
 

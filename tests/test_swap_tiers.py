@@ -79,14 +79,8 @@ def test_unknown_tier() -> None:
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def test_measured_numbers_are_plausible_and_leave_no_trace(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "LIMIT_S", 0.02)
     folder = tmp_path / "scratch"
@@ -101,7 +95,7 @@ def test_measured_numbers_are_plausible_and_leave_no_trace(
     assert list(folder.iterdir()) == []
 
 
-def test_measured_once_for_each_file_system(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_once_for_each_file_system(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(speed, "_measure", lambda tier: asked.append(tier) or SAMPLE)
     (tmp_path / "other").mkdir()
@@ -113,16 +107,6 @@ def test_measured_once_for_each_file_system(cache: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(speed, "_file_system", lambda _: ["/elsewhere"])
     measure_tier(DiskTier(tmp_path, MIB))
     assert len(asked) == 3
-
-
-@pytest.mark.parametrize("damage", ["", "{}", '{"key": 1, "model": {}}'])
-def test_damaged_cache_is_measured_again(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    monkeypatch.setattr(speed, "_measure", lambda _: SAMPLE)
-    measure_tier(DiskTier(tmp_path, MIB))
-    (file,) = cache.iterdir()
-    file.write_text(damage)
-    assert measure_tier(DiskTier(tmp_path, MIB)) == SAMPLE
-    assert len(file.read_text()) > len(damage)
 
 
 def test_file_system_of_a_directory(tmp_path: Path) -> None:

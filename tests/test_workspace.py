@@ -7,19 +7,15 @@ import torch
 from torch import nn
 
 import memcompile
+from memcompile import cache
 from memcompile.runtime import workspace
 from memcompile.runtime.measure import measure_peak
-from memcompile.runtime.workspace import Workspaces, measuring
+from memcompile.runtime.workspace import measuring, workspace_bytes
 
 aten = torch.ops.aten
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path))
-    workspace.WORKSPACES.forget()
-    yield tmp_path
-    workspace.WORKSPACES.forget()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def patch_embedding_gradient() -> tuple[torch._ops.OpOverload, tuple]:
@@ -30,22 +26,24 @@ def patch_embedding_gradient() -> tuple[torch._ops.OpOverload, tuple]:
     return aten.convolution_backward.default, (gradient, image, weight, [64], *settings)
 
 
-def test_measured_once_then_read_from_the_cache_file(own_cache, monkeypatch):
+def test_measured_once_then_read_from_the_cache_file(monkeypatch):
     op, args = patch_embedding_gradient()
     with measuring():
-        first = workspace.WORKSPACES.bytes_of(op, args, {})
+        first = workspace_bytes(op, args, {})
     assert first is not None
     assert first > 0
     monkeypatch.setattr(workspace, "_measure", lambda *_: pytest.fail("measured again"))
+    cache.forget()
     with measuring():
-        assert Workspaces().bytes_of(op, args, {}) == first
-    assert Workspaces().bytes_of(op, args, {}) == first  # a dry run reads, too
+        assert workspace_bytes(op, args, {}) == first
+    cache.forget()
+    assert workspace_bytes(op, args, {}) == first  # a dry run reads, too
 
 
 def test_nothing_runs_outside_of_measuring(monkeypatch):
     op, args = patch_embedding_gradient()
     monkeypatch.setattr(workspace, "_measure", lambda *_: pytest.fail("ran"))
-    assert workspace.WORKSPACES.bytes_of(op, args, {}) is None
+    assert workspace_bytes(op, args, {}) is None
 
 
 def test_another_shape_and_another_stride_are_other_calls(monkeypatch):
@@ -53,20 +51,8 @@ def test_another_shape_and_another_stride_are_other_calls(monkeypatch):
     monkeypatch.setattr(workspace, "_measure", lambda *_: next(taken))
     x = torch.randn(4, 4)
     with measuring():
-        found = [workspace.WORKSPACES.bytes_of(aten.mm.default, (x, y), {}) for y in (x, x.t(), x[:, :2], torch.randn(4, 4))]
+        found = [workspace_bytes(aten.mm.default, (x, y), {}) for y in (x, x.t(), x[:, :2], torch.randn(4, 4))]
     assert found == [1, 2, 3, 1]
-
-
-def test_a_damaged_cache_is_measured_again(own_cache, caplog):
-    op, args = patch_embedding_gradient()
-    with measuring():
-        first = workspace.WORKSPACES.bytes_of(op, args, {})
-    (file,) = own_cache.glob("workspaces-*.json")
-    file.write_text('{"bytes": [')
-    workspace.WORKSPACES.forget()
-    with measuring():
-        assert workspace.WORKSPACES.bytes_of(op, args, {}) == first
-    assert "no usable cache" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -82,14 +68,14 @@ def test_a_damaged_cache_is_measured_again(own_cache, caplog):
 def test_what_is_not_measured(op, args):
     state = torch.random.get_rng_state()
     with measuring():
-        assert workspace.WORKSPACES.bytes_of(op, args, {}) is None
+        assert workspace_bytes(op, args, {}) is None
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_profiler_of_the_user_is_left_alone():
     op, args = patch_embedding_gradient()
     with torch.profiler.profile(), measuring():
-        assert workspace.WORKSPACES.bytes_of(op, args, {}) is None
+        assert workspace_bytes(op, args, {}) is None
 
 
 class PatchEmbedding(nn.Module):

@@ -15,7 +15,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from memcompile.fxutil import hint
-from memcompile.runtime.workspace import WORKSPACES, as_lazy
+from memcompile.runtime.workspace import as_lazy, workspace_bytes
 
 _BLAS = frozenset({"mm", "addmm", "mm_add", "bmm", "baddbmm"})
 """They take nothing from PyTorch's allocator in single and double precision."""
@@ -33,7 +33,7 @@ def scratch_bytes(node: fx.Node, strides: Sequence[Sequence[int]] = ()) -> int:
     if not values or values[0].device.type != "cpu" or not isinstance(node.target, torch._ops.OpOverload):
         return 0
     blas = node.target._opname in _BLAS and values[0].dtype in (torch.float32, torch.float64)
-    measured = WORKSPACES.bytes_of(node.target, *_call(node, strides)) if strides and not blas else None
+    measured = workspace_bytes(node.target, *_call(node, strides)) if strides and not blas else None
     return _derived(node, strides) if measured is None else measured
 
 

@@ -7,17 +7,16 @@ is about to be compiled is made once on zeros, under the profiler. A dry run mak
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch._ops import OpOverload
 from torch.utils import _pytree
 
-from memcompile.device import cache_key, cache_path, plain_mode, write_atomically
+from memcompile import cache
+from memcompile.device import cache_key, plain_mode
 from memcompile.logs import get_logger
 from memcompile.runtime.measure import highest_sum, record_allocations
 
@@ -29,66 +28,29 @@ _measuring: ContextVar[bool] = ContextVar("measuring", default=False)
 
 @contextlib.contextmanager
 def measuring() -> Iterator[None]:
-    """While active, calls that are not known yet are made; afterwards what they took is written to the cache."""
+    """While active, calls that are not known yet are made."""
     token = _measuring.set(True)
     try:
         yield
     finally:
         _measuring.reset(token)
-        WORKSPACES.store()
 
 
-class Workspaces:
-    """What each call takes while it runs, beside its results. Use the one instance, ``WORKSPACES``."""
+def workspace_bytes(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    """What a call takes while it runs, beside its results, in bytes; None for what is not known and cannot be measured now:
+    integer tensors, random or mutating ops, an op that refuses zeros, a profiler that runs already.
 
-    def __init__(self) -> None:
-        self._known: dict[Path, dict[str, int]] = {}
-        self._unsaved: set[Path] = set()
-
-    def bytes_of(self, target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
-        """Bytes; None for what is not known and cannot be measured now: integer tensors, random or mutating ops, an op that
-        refuses zeros, a profiler that runs already.
-
-        ``args``, ``kwargs``: tensors of the shapes, strides and types of the call, on any device, and all else as it is.
-        """
-        path = cache_path(cache_key(_CPU), "workspaces")
-        known = self._known.get(path)
-        if known is None:
-            known = self._known[path] = _load(path)
-        call = _signature(target, args, kwargs)
-        if call not in known and _measuring.get() and _measurable(target, (args, kwargs)):
-            taken = _measure(target, args, kwargs)
-            if taken is not None:
-                log.info("%s takes %s bytes of scratch", call, taken)
-                known[call] = taken
-                self._unsaved.add(path)
-        return known.get(call)
-
-    def store(self) -> None:
-        """Write what is new; other processes may have added to the file."""
-        for path in self._unsaved:
-            self._known[path] = {**_load(path), **self._known[path]}
-            write_atomically(path, {"key": cache_key(_CPU), "bytes": self._known[path]})
-        self._unsaved.clear()
-
-    def forget(self) -> None:
-        """Read the cache files again when they are needed."""
-        self._known.clear()
-        self._unsaved.clear()
-
-
-WORKSPACES = Workspaces()
-
-
-def _load(path: Path) -> dict[str, int]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return {str(call): int(taken) for call, taken in data["bytes"].items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("%s is no usable cache of workspaces (%s): measuring again", path, error)
-        return {}
+    ``args``, ``kwargs``: tensors of the shapes, strides and types of the call, on any device, and all else as it is.
+    """
+    call = _signature(target, args, kwargs)
+    key = {**cache_key(_CPU), "call": call}
+    found = cache.known("workspace", key, int, valid=lambda size: size >= 0)
+    if found is None and _measuring.get() and _measurable(target, (args, kwargs)):
+        taken = _measure(target, args, kwargs)
+        if taken is not None:
+            log.info("%s takes %s bytes of scratch", call, taken)
+            return cache.get("workspace", key, int, lambda: taken)
+    return found
 
 
 def _signature(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

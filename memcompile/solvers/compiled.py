@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from numba import njit
+import numba
+from numba.core import caching, serialize
+from numba.core.compiler import CompileResult
+
+from memcompile import cache
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def compiled(function: _Function) -> _Function:
     """Compiled on its first call, and kept for later processes where there is a folder to write to."""
-    try:
-        return cast(_Function, njit(cache=True)(function))
-    except RuntimeError:
-        return cast(_Function, njit(function))
+    dispatcher = numba.njit(function)
+    dispatcher._cache = _Checked(function)
+    return cast(_Function, dispatcher)
+
+
+class _Checked(caching.NullCache):
+    """In numba's place for caches of one function. Its own unpickles whatever lies beside the source, and a damaged file is an
+    error in every process from then on."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        source = Path(function.__code__.co_filename).read_bytes()  # what it calls stands there, too
+        digest = hashlib.sha256(source).hexdigest()
+        self._key = {"function": function.__qualname__, "source": digest, "numba": numba.__version__}
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """The function compiled for a signature; None where it has to be compiled."""
+        context.refresh()
+        content = cache.read(self._path(signature, context.codegen()))
+        return None if content is None else CompileResult._rebuild(context, *pickle.loads(content))  # type: ignore[no-untyped-call]
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Keep what was compiled."""
+        if not result.lifted and not result.library.has_dynamic_globals:
+            cache.write(self._path(signature, result.codegen), serialize.dumps(result._reduce()))  # type: ignore[no-untyped-call]
+
+    def _path(self, signature: Any, codegen: Any) -> Any:
+        machine = [str(part) for part in codegen.magic_tuple()]
+        return cache.path_of("numba", {**self._key, "signature": str(signature), "machine": machine}, ".pickle")

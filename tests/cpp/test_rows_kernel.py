@@ -188,15 +188,14 @@ def test_dense_convolutions_expand_only_where_asked_for():
     assert inverted_residuals(graph, dense=True).blocks[0].expand.kernel == (3, 3)
 
 
-def test_what_does_not_compile_says_so(monkeypatch, tmp_path):
-    monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path))
+def test_what_does_not_compile_says_so(own_cache):
     with pytest.raises(KernelBuildError, match=r"no C\+\+ kernel can be built with .*nonsense"):
         load("nonsense")
-    assert not list(tmp_path.rglob("*.so"))
+    assert not list(own_cache.rglob("*.so"))
 
 
-def test_a_kernel_is_compiled_once(monkeypatch, tmp_path):
-    monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path))
+@pytest.mark.usefixtures("own_cache")
+def test_a_kernel_is_compiled_once(monkeypatch):
     source = 'extern "C" int run() { return 7; }'
     assert load(source).run() == 7
     monkeypatch.setattr("memcompile.codegen.cpp.build._compile", None)

@@ -122,8 +122,8 @@ def test_a_compiler_that_is_missing_is_said():
     assert "no C++ kernel can be built" in why and "no-such-compiler" in why
 
 
-def test_a_compiler_without_openmp_is_said(monkeypatch, tmp_path):
-    monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path))
+@pytest.mark.usefixtures("own_cache")
+def test_a_compiler_without_openmp_is_said(monkeypatch):
     monkeypatch.setattr("memcompile.codegen.cpp.build.FLAGS", ("-shared", "-fPIC", "-nostdinc"))
     gm, done, _ = rewritten(network(), torch.randn(1, 3, 18, 20), Goal(forced=True), run=True)
     assert gm is None

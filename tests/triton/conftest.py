@@ -34,10 +34,9 @@ def dot_of_floats(self, a, b, d, input_precision, max_num_imprecise_acc):
 
 
 @pytest.fixture
-def interpreted(monkeypatch, tmp_path):
+def interpreted(monkeypatch):
     """Kernels that are loaded now run in the interpreter, with bfloat16 as on a GPU."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(Builder, "cast_impl", cast_rounding_to_nearest)
     monkeypatch.setattr(Builder, "create_dot", dot_of_floats)
 
@@ -46,5 +45,4 @@ def interpreted(monkeypatch, tmp_path):
 def compiled(monkeypatch, tmp_path):
     """Kernels that are loaded now are compiled, and not found in a cache."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-import hashlib
 import os
 import subprocess
 import tempfile
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from memcompile.device import cache_directory, device_name
+from memcompile import cache
+from memcompile.device import device_name
 from memcompile.errors import KernelBuildError
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
@@ -24,16 +25,26 @@ PROBE = '#include <omp.h>\nextern "C" int threads() { return omp_get_max_threads
 
 def load(source: str) -> ctypes.CDLL:
     """The library of a source, compiled unless a machine like this has done so (caches of PyTorch that are off are off here).
-    Raises `KernelBuildError`."""
+
+    A library that was damaged, or that cannot be loaded here, is compiled again. Raises `KernelBuildError`, and
+    `UnsafeCacheError` rather than load what another user may have written.
+    """
+    path = library_path(source)
+    if not torch.compiler.config.force_disable_caches and cache.read(path) is not None:
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(path))
+    with cache.as_file(path, _compile(source)) as library:
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError as error:
+            raise KernelBuildError(_compiler(), str(error)) from None
+
+
+def library_path(source: str) -> Path:
+    """Where the library of a source lies once it is compiled. Raises `KernelBuildError`."""
     compiler = _compiler()
-    key = hashlib.sha256("\n".join((source, compiler, _version(compiler), _processor(), *FLAGS)).encode()).hexdigest()[:24]
-    path = cache_directory() / "cpp" / f"{key}.so"
-    if torch.compiler.config.force_disable_caches or not path.exists():
-        _compile(compiler, source, path)
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise KernelBuildError(compiler, str(error)) from None
+    key = {"source": source, "compiler": compiler, "version": _version(compiler), "processor": _processor(), "flags": FLAGS}
+    return cache.path_of("cpp", key, ".so")
 
 
 def build_refusal(*, run: bool = True) -> str:
@@ -47,15 +58,15 @@ def build_refusal(*, run: bool = True) -> str:
     return ""
 
 
-def _compile(compiler: str, source: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+def _compile(source: str) -> bytes:
+    compiler = _compiler()
+    with tempfile.TemporaryDirectory() as folder:
         text, library = Path(folder) / "rows.cpp", Path(folder) / "rows.so"
         text.write_text(source, encoding="utf-8")
         done = subprocess.run([compiler, *FLAGS, str(text), "-o", str(library)], capture_output=True, text=True, check=False)
         if done.returncode:
             raise KernelBuildError(compiler, done.stderr[:2000])
-        library.replace(path)  # processes that compile the same at the same time each put a whole file there
+        return library.read_bytes()
 
 
 def _compiler() -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import linecache
 import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
 from typing import Self
 
@@ -24,7 +24,6 @@ from memcompile.codegen.triton.layout import Function
 from memcompile.codegen.triton.module import body_of, header, launcher, signature_of
 from memcompile.codegen.triton.rows_kernel import ROWS_METHOD, rows_launch, write_rows_kernel
 from memcompile.codegen.triton.source import LINE_LENGTH, Source
-from memcompile.device import cache_directory
 from memcompile.errors import KernelRefusedError, MissingTritonError
 
 Launcher = Callable[..., tuple[torch.Tensor, ...]]
@@ -74,14 +73,7 @@ class GeneratedKernel(ABC):
         """The imported module. Raises `MissingTritonError`."""
         if importlib.util.find_spec("triton") is None:
             raise MissingTritonError
-        digest = hashlib.sha256(self.source.encode()).hexdigest()[:16]
-        path = cache_directory() / "kernels" / f"{self.name}_{digest}.py"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(f".{os.getpid()}")
-            draft.write_text(self.source, encoding="utf-8")
-            draft.replace(path)
-        return _imported(path, os.environ.get("TRITON_INTERPRET", "0"))
+        return _executed(self.name, self.source, os.environ.get("TRITON_INTERPRET", "0"))
 
     def load(self, choose: Choice | None = None) -> Launcher:
         """``launch(*operands, out=None)``: takes the placeholders' tensors in order, returns the results.
@@ -147,14 +139,17 @@ def _first_config(chain: Chain, method: Method) -> Config:
 
 
 @functools.cache
-def _imported(path: Path, interpret: str) -> ModuleType:
-    """Import a file, once for each of the ways Triton runs kernels (compiled, interpreted)."""
-    name = f"memcompile_kernels.{path.stem}_{interpret}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # a .py file always has both
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+def _executed(name: str, source: str, interpret: str) -> ModuleType:
+    """The module of a source, once for each of the ways Triton runs kernels (compiled, interpreted).
+
+    There is no file: Triton and tracebacks find the lines where Python keeps those of files that it has read.
+    """
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    module = ModuleType(f"memcompile_kernels.{name}_{digest}_{interpret}")
+    module.__file__ = f"<memcompile {name} {digest}>"
+    linecache.cache[module.__file__] = len(source), None, source.splitlines(keepends=True), module.__file__
+    sys.modules[module.__name__] = module
+    exec(compile(source, module.__file__, "exec"), module.__dict__)
     return module
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from typing import Any
 
 import torch
 
-from memcompile.device import cache_path, plain_mode, write_atomically
+from memcompile import cache
+from memcompile.device import plain_mode
 from memcompile.logs import get_logger
 from memcompile.runtime.swap.engine import Engine
 from memcompile.runtime.swap.speed import measure_tier, tier_key
@@ -33,21 +32,9 @@ def busy_s_per_byte(tier: Tier, *, refresh: bool = False) -> float:
     if not isinstance(tier, DiskTier):
         return 0.0
     key = {**tier_key(tier), "threads": torch.get_num_threads()}
-    path = cache_path(key, "beside")
-    found = None if refresh else _load(path, key)
-    if found is None:
-        found = _measure(tier)
-        log.info("transfers to %s take %.3f s of computation per GiB", tier, found * 2**30)
-        write_atomically(path, {"key": key, "busy_s_per_byte": found})
+    found = cache.get("beside", key, float, lambda: _measure(tier), refresh=refresh, valid=lambda s: s >= 0)
+    log.info("transfers to %s take %.3f s of computation per GiB", tier, found * 2**30)
     return found
-
-
-def _load(path: Any, key: dict[str, Any]) -> float | None:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return float(data["busy_s_per_byte"]) if data["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _measure(tier: DiskTier) -> float:

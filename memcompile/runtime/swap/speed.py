@@ -6,7 +6,6 @@ slower (a third of the speed on ext4 with O_DIRECT), and disks differ from place
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from typing import Any
 
 import torch
 
-from memcompile.codec import decode, encode
-from memcompile.device import cache_path, device_name, plain_mode, write_atomically
+from memcompile import cache
+from memcompile.device import device_name, plain_mode
 from memcompile.errors import SwapError
 from memcompile.logs import get_logger
 from memcompile.runtime.swap.engine import Engine
@@ -49,14 +48,11 @@ def measure_tier(tier: Tier, *, refresh: bool = False) -> TierModel:
     Raises `TierUnavailableError`, and `TierFullError` where there is no room to measure. A tier smaller than the probe is
     measured with less.
     """
-    key = tier_key(tier)
-    path = cache_path(key, "tier")
-    model = None if refresh else _load(path, key)
-    if model is None:
-        model = _measure(tier)
-        log.info("measured %s: %s", tier, model)
-        write_atomically(path, {"key": key, "model": encode(model)})
-    return model
+    return cache.get("tier", tier_key(tier), TierModel, lambda: _measure(tier), refresh=refresh, valid=_plausible)
+
+
+def _plausible(model: TierModel) -> bool:
+    return min(model.write_bytes_per_s, model.read_bytes_per_s, model.latency_s) > 0
 
 
 def tier_key(tier: Tier) -> dict[str, Any]:
@@ -82,22 +78,6 @@ def _file_system(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -
     return [wanted]
 
 
-def _load(path: Path, key: dict[str, Any]) -> TierModel | None:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["key"] != key:
-            raise ValueError("other key")
-        model = decode(TierModel, data["model"])
-        if min(model.write_bytes_per_s, model.read_bytes_per_s, model.latency_s) <= 0:
-            raise ValueError("numbers out of range")
-        return model
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s is not a usable cache of a tier (%s): measuring again", path, error)
-        return None
-
-
 def _measure(tier: Tier) -> TierModel:
     device = torch.device("cuda" if isinstance(tier, HostTier) else "cpu")
     size_bytes = max(min(PROBE_BYTES, tier.capacity_bytes // (2 * DEPTH)), 1)
@@ -118,7 +98,9 @@ def _measure(tier: Tier) -> TierModel:
     finally:
         engine.close()
     moved = DEPTH * size_bytes
-    return TierModel(tier.name, moved / write_s, moved / read_s, latency_s)
+    model = TierModel(tier.name, moved / write_s, moved / read_s, latency_s)
+    log.info("measured %s: %s", tier, model)
+    return model
 
 
 def _write(engine: Engine, sources: list[torch.Tensor]) -> list[torch.Tensor]:
