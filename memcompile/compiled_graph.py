@@ -31,12 +31,11 @@ class CompiledGraph:
         self.function, self.entry, self.session, self.original = function, entry, session, original
         self.tangents_held = session.graphs is None or session.graphs.tangents_held
         accumulates = gradient_bytes(session.tensors) > 0
-        self.arenas = [session.placing.arena]  # lowered code finds them by name
         tiled = () if session.tiled is None else session.tiled.patched
         streamed = (*session.low_rank.streamed, *session.inverted.blocks)
-        self.programs = [*(s.program for s in streamed), *(p.program for p in tiled)]  # and these by key
-        chosen = None if session.outcome is None else session.outcome.chosen
-        self.moved = () if chosen is None else chosen.joint.moved  # and these too
+        programs = [*(s.program for s in streamed), *(p.program for p in tiled)]
+        moved = () if session.outcome is None or session.outcome.chosen is None else session.outcome.chosen.joint.moved
+        self.keeps: list[object] = [session.placing.arena, *programs, *moved]  # lowered code finds them by name or key
         self.variants: dict[tuple[object, ...], tuple[Callable[..., Any], GraphEntry]] = {}
         self.variants[accumulates, self.tangents_held] = function, entry
         self.planned = session.room is not None
@@ -69,6 +68,5 @@ class CompiledGraph:
             again = type(before)(copied, args, before.options, before.device, tangents_held=self.tangents_held)
             variant = again.compile()
             self.variants[key] = variant.function, variant.entry
-            self.arenas += variant.arenas
-            self.moved += variant.moved
+            self.keeps.append(variant)
         return self.variants[key]
