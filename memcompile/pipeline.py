@@ -38,6 +38,7 @@ from memcompile.facts import Facts, StepGraphs, gather_facts
 from memcompile.logs import get_logger
 from memcompile.passes import rematerialize, swap
 from memcompile.passes.reorder import reordered
+from memcompile.solvers import work
 from memcompile.solvers.problem import InfeasibleError, Schedule, Solution
 from memcompile.verify import verify
 
@@ -117,6 +118,11 @@ class Outcome:
     steady_bytes: int = 0
     plan_seconds: float = 0.0
     lower_seconds: float = 0.0
+    began: float = field(default_factory=work.now)
+
+    def left_s(self, time_limit_s: float) -> float:
+        """Seconds of work that the next plan may take: what earlier ones left, however long they were waited for."""
+        return max(LEAST_S, time_limit_s - (work.now() - self.began))
 
     @property
     def final(self) -> Lowered:
@@ -247,7 +253,7 @@ def _within(outcome: Outcome, facts: Facts, budget_bytes: int, time_limit_s: flo
     """The fastest plan found that keeps the budget once it is lowered, if any."""
     target, misses = int(TRUSTED_SHARE * budget_bytes) if trust else budget_bytes, 0
     for _ in range(MAX_LOWERINGS):
-        left_s = max(LEAST_S, time_limit_s - outcome.plan_seconds)
+        left_s = outcome.left_s(time_limit_s)
         attempt = _attempt(outcome, facts, target, budget_bytes, left_s, lowering, trust)
         if attempt.trusted:
             outcome.chosen = attempt
@@ -323,10 +329,10 @@ def _attempt(
     outcome: Outcome, facts: Facts, target: int, limit_bytes: int, time_limit_s: float, lowering: Lowering, trust: bool
 ) -> Attempt:
     """``limit_bytes``: up to which lowered code may hold dead buffers."""
-    start = time.perf_counter()
+    start, began = time.perf_counter(), work.now()
     solution, at_floor = _planned(outcome, facts, target, time_limit_s)
     if (known := fused(facts, solution.schedule, max(target, solution.peak_bytes))) is not facts:
-        facts, left_s = known, time_limit_s - (time.perf_counter() - start)
+        facts, left_s = known, time_limit_s - (work.now() - began)
         solution, at_floor = _planned(outcome, facts, target, max(LEAST_S, left_s))
     apart = crowded(facts, solution.schedule, max(target, solution.peak_bytes))
     joint = rematerialize.apply(facts, solution.schedule, apart, outcome.tiers.names, outcome.tiers.mover)
@@ -351,21 +357,21 @@ def _expected(graphs: StepGraphs, base: StepPeak, solution: Solution) -> Lowered
 def _planned(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -> tuple[Solution, bool]:
     """A plan within ``target``; the smallest one, and True, where there is none."""
     outcome.facts = facts
-    start = time.perf_counter()
+    began = work.now()
     try:
         solution = swap.plan(facts, target, time_limit_s, outcome.tiers)
     except InfeasibleError as infeasible:
         return infeasible.floor, True
-    return _no_slower(outcome, facts, target, solution, time_limit_s - (time.perf_counter() - start)), False
+    return _no_slower(outcome, facts, target, solution, time_limit_s - (work.now() - began)), False
 
 
 def _no_slower(outcome: Outcome, facts: Facts, target: int, solution: Solution, time_limit_s: float) -> Solution:
     """A plan for less is a plan for ``target``, too. Where the search is not exact it may find a faster one there: so that more
     memory does not make a slower step, the next rungs below are looked at, the same ones from wherever one comes."""
     rung = max(1, outcome.base.peak.peak_bytes // RUNGS)
-    started = time.perf_counter()
+    began = work.now()
     for below in range(target // rung * rung, 0, -rung)[:LOOKED_AT]:
-        left_s = time_limit_s - (time.perf_counter() - started)
+        left_s = time_limit_s - (work.now() - began)
         if solution.status == "optimal" or outcome.tiers.links or left_s <= 0:
             break
         try:

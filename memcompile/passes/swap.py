@@ -19,6 +19,7 @@ from memcompile.facts import Facts
 from memcompile.fxutil import mutated_inputs
 from memcompile.passes import rematerialize
 from memcompile.runtime.swap_ops import Mover
+from memcompile.solvers import work
 from memcompile.solvers.lanes import lanes
 from memcompile.solvers.moves import Link, Lives, Traffic, plan_moves, traffic
 from memcompile.solvers.problem import InfeasibleError, Move, Schedule, Solution
@@ -57,7 +58,7 @@ def plan(facts: Facts, budget_bytes: int, time_limit_s: float, tiers: Tiers) -> 
     """
     if not tiers.links:
         return rematerialize.plan(facts, budget_bytes, time_limit_s)
-    return _Search(facts, budget_bytes, tiers, time.monotonic() + time_limit_s).run()
+    return _Search(facts, budget_bytes, tiers, work.now() + time_limit_s).run()
 
 
 def durations_of(facts: Facts, schedule: Schedule) -> list[float]:
@@ -136,7 +137,7 @@ class _Search:
         if not self.tiers.recompute:
             yield rematerialize.plan(self.facts, top, 0.3)  # but for what the user chose to compute again
             return
-        left = max(0.5, self.deadline - time.monotonic())
+        left = max(0.5, self.deadline - work.now())
         try:
             smallest = rematerialize.plan(self.facts, self.budget, left / 2)
         except InfeasibleError as infeasible:
@@ -146,7 +147,7 @@ class _Search:
             return
         low = max(smallest.peak_bytes, self.budget)
         for index, share in enumerate(SHARES):
-            left = max(0.3, (self.deadline - time.monotonic()) / (len(SHARES) - index))
+            left = max(0.3, (self.deadline - work.now()) / (len(SHARES) - index))
             try:
                 yield rematerialize.plan(self.facts, int(low + share * (top - low)), left)
             except InfeasibleError:

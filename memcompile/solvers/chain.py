@@ -40,7 +40,7 @@ class ChainModel:
 
 
 def model_chain(index: Index, chain: Chain, seed: int, deadline: float) -> ChainModel:
-    """Solve each distinct block once; blocks reached after ``deadline`` (of ``time.monotonic``) get few options."""
+    """Solve each distinct block once; blocks reached after ``deadline`` (of ``work.now``) get few options."""
     parts = tuple(extract(index, block) for block in chain.blocks)
     solved: dict[object, tuple[Option, ...]] = {}
     for part in parts:

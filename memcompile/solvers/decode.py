@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from memcompile.solvers import work
 from memcompile.solvers.index import Index
 from memcompile.solvers.problem import Schedule
+
+OP_S = 1e-6
 
 
 class Emitter:
@@ -110,6 +113,7 @@ def decode(index: Index, resident: Mapping[int, Collection[int]] | None = None) 
     at_split = [resident[w] for w in sorted(resident) if w >= boundary][:1]
     runs = first_runs(index, at_split[0] if at_split else None)
     emitter = Emitter(index)
+    work.spend(OP_S * len(index.reads))
     for p in range(len(index.reads)):
         if p == boundary:
             emitter.cross_split()

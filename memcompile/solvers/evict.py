@@ -11,10 +11,12 @@ import heapq
 import random
 from bisect import bisect_left
 
+from memcompile.solvers import work
 from memcompile.solvers.index import Index
 from memcompile.solvers.problem import Schedule
 
 DEPTH = 64  # ancestors looked at when a remake is priced
+EXECUTION_S = 1.5e-5
 
 
 class CapExceededError(Exception):
@@ -138,6 +140,7 @@ class CappedDecoder:
         if len(self.sequence) >= self.max_executions:
             raise CapExceededError
         self.sequence.append(p)
+        work.spend(EXECUTION_S)
         self.executed[p] = 1
         if base:
             self.now = p + 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
+from memcompile.solvers import work
 from memcompile.solvers.blocks import Part
 from memcompile.solvers.decode import decode
 from memcompile.solvers.evict import CapExceededError, decode_capped
@@ -37,14 +37,14 @@ class Option:
 def block_options(part: Part, seed: int, deadline: float) -> tuple[Option, ...]:
     """A Pareto front of options: (saved bytes, peak, extra seconds), each optimised on the part alone.
 
-    ``deadline`` (of ``time.monotonic``): fewer options after it, at least the one that saves everything.
+    ``deadline`` (of ``work.now``): fewer options after it, at least the one that saves everything.
     """
     index, replay = Index.of(part.problem), Replay(part.problem)
     base = decode(index)
     full = _measure(part, index, replay, base)
     options = [full]
     for share in SAVED_SHARES:
-        if time.monotonic() > deadline:
+        if work.now() > deadline:
             break
         saved = int(share * full.saved_bytes)
         options += _with_saved(part, index, replay, saved, full, seed)

@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from memcompile.solvers import work
 from memcompile.solvers.placement import Part, placements
 from memcompile.solvers.placement_exact import Verdict, search_height
 from memcompile.solvers.simulate import Ints
@@ -82,10 +83,10 @@ def pack(
     """Offsets of the smallest height found; with a ``capacity``, the first arrangement within it.
 
     Offsets, but for those of aliases, are multiples of ``alignment`` and sizes count as rounded up to it. The same input gives
-    the same answer unless the time limit cuts the search. Raises ``CapacityError``, and ``PackingError`` for buffers that
-    cannot be.
+    the same answer: the time limit is one of work (``work.py``). Raises ``CapacityError``, and ``PackingError`` for buffers
+    that cannot be.
     """
-    began = time.monotonic()
+    began, deadline = time.monotonic(), work.now() + time_limit_s
     check(buffers, alignment)
     storages, places = merge(buffers)
     parts = split(storages, alignment)
@@ -94,7 +95,7 @@ def pack(
     offsets: Ints = np.zeros(len(storages), dtype=np.int64)
     height, lower_bound, method = 0, 0, "nothing to do"
     for part in sorted(parts, key=lambda part: -len(part.sizes)):
-        left_s = time_limit_s - (time.monotonic() - began)
+        left_s = deadline - work.now()
         found, bound, how = _solve(part, max(goal, height), capacity is None, left_s, seed)
         offsets[part.indices] = found
         if (top := int((found + part.sizes).max())) > height:
@@ -114,19 +115,19 @@ def _solve(part: Part, goal: int, smallest: bool, time_limit_s: float, seed: int
     Ends at a height of ``goal``; where there is none, goes on to the smallest one if that is wanted. There is always one greedy
     placement, however long it takes; another only if one like the last ends in time.
     """
-    deadline = time.monotonic() + time_limit_s
+    deadline = work.now() + time_limit_s
     bound = part.lower_bound
     best, height, method = np.zeros(0, dtype=np.int64), -1, ""
-    began = time.monotonic()
+    began = work.now()
     for name, offsets in placements(part):
         if height < 0 or part.height(offsets) < height:
             best, height, method = offsets, part.height(offsets), name
-        now = time.monotonic()
+        now = work.now()
         if height <= goal or now + (now - began) > deadline:
             break
         began = now
     low = max(bound, goal)
-    while height > low and len(part.sizes) <= EXACT_BUFFERS and (left_s := deadline - time.monotonic()) > 0:
+    while height > low and len(part.sizes) <= EXACT_BUFFERS and (left_s := deadline - work.now()) > 0:
         verdict, offsets = search_height(part, low, left_s, seed)
         if verdict is Verdict.FOUND:
             best, height, method = offsets, part.height(offsets), "search"

@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import enum
 import itertools
-import time
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 from ortools.sat.python import cp_model
 
+from memcompile.solvers import work
 from memcompile.solvers.placement import Part
 from memcompile.solvers.simulate import Ints
 
 SLICES = ("TWA", "TAW", "WAT", "TWA", "", "TWA")
 """Orders that the constraint solver branches by, one a slice, from the fourth on with noise; "": its own search."""
 FIRST_SLICE, MORE_SLICE = 0.03, 1.1
-"""In the solver's deterministic time, here some 20 seconds a unit, and the factor from slice to slice."""
+"""In the solver's deterministic time, and the factor from slice to slice."""
+UNIT_S, BUFFER_S, STEP_S = 20.0, 2e-5, 4e-6
+"""Seconds of work of a unit of that time, of writing a buffer down, of a step of the depth-first search."""
 ATTEMPTS = (
     *(("TWA", True), ("TAW", True), ("WTA", True), ("ATW", True)),
     *(("TWA", False), ("TAW", False), ("FWA", True), ("FAW", True)),
@@ -57,7 +59,7 @@ def search_height(
 
     ``most_turns``: of the searches, for an answer that does not depend on the machine's speed: the first two take a second.
     """
-    deadline = time.monotonic() + time_limit_s
+    deadline = work.now() + time_limit_s
     rng = np.random.default_rng(seed)
     failures = np.ones(int(part.ends.max()))
     constrained = _constrained(part, height, deadline, failures, rng)
@@ -68,7 +70,7 @@ def search_height(
         for verdict, offsets in itertools.islice(answers, count):
             if verdict is not Verdict.UNKNOWN:
                 return verdict, offsets
-            if time.monotonic() > deadline:
+            if work.now() > deadline:
                 return Verdict.UNKNOWN, offsets
     raise AssertionError("the turns never end")
 
@@ -89,7 +91,9 @@ def _deepened(part: Part, height: int, failures: Floats, rng: np.random.Generato
     for turn in itertools.count():
         for name, upwards in ATTEMPTS:
             order = _order(part, name, failures, rng, _noise(rng) if turn else 0.0)
-            found, offsets = search.attempt(order, upwards, int(FIRST_STEPS * MORE_STEPS**turn))
+            steps = int(FIRST_STEPS * MORE_STEPS**turn)
+            found, offsets = search.attempt(order, upwards, steps)
+            work.spend(STEP_S * (steps - search.steps_left))
             yield Verdict.UNKNOWN if found is None else Verdict.FOUND if found else Verdict.NONE, offsets
 
 
@@ -117,14 +121,14 @@ def _constrain(part: Part, height: int, order: Ints | None, slice_: float, deadl
         ranges.append(model.new_fixed_size_interval_var(offsets[-1], size, ""))
     model.add_no_overlap_2d(spans, ranges)
     solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = max(0.0, deadline - time.monotonic())
-    solver.parameters.max_deterministic_time = slice_
+    solver.parameters.max_deterministic_time = min(slice_, max(0.0, deadline - work.now()) / UNIT_S)
     solver.parameters.num_workers = 1
     if order is not None:
         solver.parameters.search_branching = cp_model.FIXED_SEARCH
         chosen = [offsets[i] for i in order.tolist()]
         model.add_decision_strategy(chosen, cp_model.CHOOSE_LOWEST_MIN, cp_model.SELECT_MIN_VALUE)
     status = solver.solve(model)
+    work.spend(UNIT_S * solver.response_proto.deterministic_time + BUFFER_S * len(part.sizes))
     if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return Verdict.FOUND, np.array([solver.value(offset) * part.unit for offset in offsets], dtype=np.int64)
     return Verdict.NONE if status == cp_model.INFEASIBLE else Verdict.UNKNOWN, np.zeros(0, dtype=np.int64)

@@ -90,6 +90,11 @@ class Search:
             counts=np.zeros(2, dtype=np.int64),
         )
 
+    @property
+    def steps_left(self) -> int:
+        """Of the last attempt."""
+        return max(0, int(self._state.counts[_STEPS]))
+
     def attempt(self, order: Ints, upwards: bool, steps: int) -> tuple[bool | None, Ints]:
         """One search of about ``steps`` steps: whether there is an arrangement, None if they did not suffice; offsets in bytes.
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from memcompile.solvers import work
 from memcompile.solvers.problem import Schedule
 from memcompile.solvers.simulate import Replay
 
 GONE = np.int64(-(2**60))
+EXECUTION_S = 1e-5
 
 
 class Polisher:
@@ -20,6 +22,7 @@ class Polisher:
     def __init__(self, replay: Replay, schedule: Schedule, budget: int) -> None:
         self.replay, self.budget, self.split = replay, budget, schedule.split
         self.sequence = list(schedule.sequence)
+        work.spend(EXECUTION_S * len(self.sequence))
         self.live = replay.run(schedule).live_bytes.copy()
         alive = replay.instances(np.array(schedule.sequence, dtype=np.int64))
         self.storage = alive.storage.tolist()

@@ -13,10 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memcompile.solvers import work
 from memcompile.solvers.check_moves import check_moves
 from memcompile.solvers.problem import Move, Problem, Schedule
 
 Ints = NDArray[np.int64]
+
+RUN_S, EXECUTION_S = 1e-4, 1e-6
+"""Seconds of work of a replay, and of each execution in it."""
 
 
 def alive(begins: Ints, ends: Ints, sizes: Ints, count: int) -> Ints:
@@ -145,6 +149,7 @@ class Replay:
         """Replay a schedule."""
         sequence = np.array(schedule.sequence, dtype=np.int64)
         n = len(sequence)
+        work.spend(RUN_S + EXECUTION_S * n)
         alive, read_place = self._instances(sequence)
         size = self.size[alive.storage].astype(np.float64)
         delta = np.bincount(alive.start, weights=size, minlength=n + 2)

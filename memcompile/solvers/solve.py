@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from memcompile.solvers import work
 from memcompile.solvers.bisection import bisect_cap
 from memcompile.solvers.blocks import find_chain
 from memcompile.solvers.chain import chain_floor, chain_search, model_chain
@@ -56,8 +57,8 @@ class Search:
 
     @property
     def left(self) -> float:
-        """Seconds until the deadline."""
-        return self.deadline - time.monotonic()
+        """Seconds of work until the deadline."""
+        return self.deadline - work.now()
 
     @property
     def lowest_peak(self) -> int:
@@ -97,11 +98,12 @@ class Search:
 def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, seed: int = 0, effort: float = 1.0) -> Solution:
     """The cheapest schedule found within ``budget_bytes``; InfeasibleError with the smallest peak found when there is none.
 
-    ``effort`` multiplies the seconds that are spent for a problem of this size, up to ``time_limit_s``.
+    ``effort`` multiplies the seconds that are spent for a problem of this size, up to ``time_limit_s``. They are seconds of
+    work (``work.py``): the same problem gets the same answer.
     """
     began = time.monotonic()
     index = Index.of(problem)
-    search = Search(index, Replay(problem), budget_bytes, began + effort_s(problem, time_limit_s, effort), seed)
+    search = Search(index, Replay(problem), budget_bytes, work.now() + effort_s(problem, time_limit_s, effort), seed)
     base = search.offer(decode(index), "base")
     if not search.closed:
         sequence = decode(index).sequence
@@ -199,7 +201,7 @@ def _chain(search: Search, _: int) -> None:
         chain = find_chain(search.index, blocks)
         if chain is not None and len(chain.blocks) not in seen:
             seen.add(len(chain.blocks))
-            model = model_chain(search.index, chain, search.seed, time.monotonic() + max(search.left, LEAST_S))
+            model = model_chain(search.index, chain, search.seed, work.now() + max(search.left, LEAST_S))
             plans = chain_search(search.index, search.replay, model, search.budget)
             for schedule in sorted(plans, key=lambda s: search.replay.extra_seconds(s))[:3]:
                 search.offer(schedule, "chain")
@@ -289,7 +291,7 @@ def minimum_peak(problem: Problem, *, time_limit_s: float, enough_bytes: int = 0
     index, replay = Index.of(problem), Replay(problem)
     lower = floor_bound(index)
     base = decode(index)
-    search = Search(index, replay, replay.run(base).peak_bytes, began + time_limit_s, 0)
+    search = Search(index, replay, replay.run(base).peak_bytes, work.now() + time_limit_s, 0)
     search.lowest = (base, replay.run(base), "base")
     enough = max(lower, enough_bytes)
     _lowest_by_chain(search, enough)
@@ -324,7 +326,7 @@ def _lowest_by_chain(search: Search, enough: int) -> None:
         chain = find_chain(search.index, blocks) if search.left > 0 and search.lowest_peak > enough else None
         if chain is None:
             continue
-        model = model_chain(search.index, chain, search.seed, time.monotonic() + max(search.left, LEAST_S))
+        model = model_chain(search.index, chain, search.seed, work.now() + max(search.left, LEAST_S))
         for _ in range(3):
             before = search.lowest_peak
             for schedule in chain_floor(search.index, model, before):

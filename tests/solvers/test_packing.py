@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -217,3 +219,16 @@ def test_aliases_that_cannot_be(aliases: list[Buffer], message: str) -> None:
 def test_the_text_format_has_no_aliases() -> None:
     with pytest.raises(PackingError, match="v: an alias of b"):
         write_csv([Buffer("b", 0, 1, 4), Buffer("v", 0, 1, 4, alias="b")], (0, 0))
+
+
+def test_a_slow_machine_finds_the_same_places(monkeypatch):
+    """The search goes on for as much work as elsewhere, whatever the clock says."""
+    rng = random.Random(7)
+    rows = [(lower := rng.randrange(60), lower + rng.randrange(1, 25), 64 * rng.randrange(1, 400)) for _ in range(120)]
+    buffers = made(*rows)
+    usual = pack(buffers, alignment=64, time_limit_s=1.0)
+    clock = itertools.count(0, 5)
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    again = pack(buffers, alignment=64, time_limit_s=1.0)
+    assert (again.height, again.offsets, again.method) == (usual.height, usual.offsets, usual.method)
+    assert usual.method == "search" or usual.height > usual.lower_bound

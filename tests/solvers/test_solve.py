@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from expecttest import assert_expected_inline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memcompile.solvers import work
 from memcompile.solvers.decode import decode
 from memcompile.solvers.floor import floor_bound
 from memcompile.solvers.index import Index
@@ -213,3 +216,25 @@ ln_f
 head
 loss""",
     )
+
+
+def test_a_slow_machine_finds_the_same_plan(monkeypatch):
+    """Where every look at the clock takes five seconds (other processes, a first import), nothing is cut short."""
+    problem = unet(3)
+    budget = int(0.45 * base_peak(problem))
+    usual = solve(problem, budget, time_limit_s=3.0)
+    clock = itertools.count(0, 5)
+    for name in ("monotonic", "perf_counter", "time"):
+        monkeypatch.setattr(time, name, lambda: float(next(clock)))
+    assert solve(problem, budget, time_limit_s=3.0).schedule == usual.schedule
+
+
+def test_a_shorter_limit_is_less_work():
+    problem = unet(3)
+    budget = int(0.45 * base_peak(problem))
+    done = []
+    for limit_s in (0.05, 3.0):
+        before = work.now()
+        solve(problem, budget, time_limit_s=limit_s)
+        done.append(work.now() - before)
+    assert done[0] < 0.5 * done[1]
