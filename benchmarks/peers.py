@@ -207,12 +207,14 @@ class Timing:
     ratio_q3: float
 
 
-def prepare_process(threads: int | None = None) -> None:
-    """Settings that the comparison needs: no cached compilation, no silent fall back to eager, a warm compiler."""
+def prepare_process(threads: int | None = None, *, warm: bool = True) -> None:
+    """Settings that the comparison needs: no cached compilation, no silent fall back to eager, and a ``warm`` compiler."""
     if threads:
         torch.set_num_threads(threads)
     torch._dynamo.config.recompile_limit = 64  # one entry for each way and graph
     torch._dynamo.config.fail_on_recompile_limit_hit = True
+    if not warm:
+        return
     with fresh_cache():  # the first compilation of a process starts workers and builds headers: no way should pay for that
         torch.compile(lambda x: (x * 2).relu().sum())(torch.ones(64, requires_grad=True)).backward()
 

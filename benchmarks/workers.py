@@ -68,13 +68,13 @@ class WayFailedError(Exception):
 
 class Remote:
     """An object at the other end of a pipe: ``make`` builds it there, at the first request. Raises `WayFailedError` where the
-    object raises; `close` ends its process."""
+    object raises; `close` ends its process. ``warm``: whether its compiler is started first, for times of first calls."""
 
-    def __init__(self, way: Named, make: Callable[[], object], threads: int = 0) -> None:
+    def __init__(self, way: Named, make: Callable[[], object], threads: int = 0, *, warm: bool = True) -> None:
         self.way = way
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, threads), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, make, threads, warm), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -135,9 +135,9 @@ class Worker(Remote):
         return reserved
 
 
-def _serve(pipe: Connection, make: Callable[[], object], threads: int) -> None:
+def _serve(pipe: Connection, make: Callable[[], object], threads: int, warm: bool) -> None:
     """Answer one request after the other until the pipe closes."""
-    prepare_process(threads)
+    prepare_process(threads, warm=warm)
     made: object | None = None
     while True:
         try:

@@ -35,7 +35,8 @@ from torch import Tensor, nn
 import memcompile
 from benchmarks import peers
 from benchmarks.models import CASES, Batch, Case, windows
-from memcompile.errors import BudgetInfeasibleError, MemcompileError
+from benchmarks.workers import Remote, WayFailedError
+from memcompile.errors import MemcompileError
 from memcompile.runtime.measure import measure_peak
 from memcompile.units import format_bytes
 
@@ -138,24 +139,6 @@ class _progress:
         self.bar.stop()
 
 
-@dataclass
-class Contender:
-    """One way in the side-by-side, training its own copy of the model."""
-
-    running: peers.Running
-    measured_peak_bytes: int
-    planned_peak_bytes: int | None
-    optimizer: torch.optim.Optimizer
-    seconds: list[float] = field(default_factory=list)
-    loss: float = 0.0
-
-    def train(self, batch: Batch, seed: int) -> None:
-        """One step, timed."""
-        start = time.perf_counter()
-        self.loss = train_step(self.running.model, self.optimizer, batch, seed).item()
-        self.seconds.append(time.perf_counter() - start)
-
-
 def case_of(size: Size) -> Case:
     """The model of `size` as a case of the benchmark, so that the benchmark's peers can run it."""
 
@@ -166,71 +149,123 @@ def case_of(size: Size) -> Case:
     return Case("gpt2", "the example's GPT-2", build, gpt2.loss, gpt2.checkpoint)
 
 
-def contenders(size: Size, device: torch.device) -> Iterator[Contender | str]:
+@dataclass(frozen=True)
+class Ready:
+    """What a way says of itself once it is compiled."""
+
+    peak_bytes: int
+    planned_peak_bytes: int | None
+    first_call_seconds: float
+
+
+class Contender(peers.Running):
+    """One way in the side-by-side, training its own copy of the model in a process of its own: nothing that another way keeps
+    (arenas, compiled code, memory of the heap) is counted for it."""
+
+    def __init__(self, size: Size, steps: int, way: peers.Way, device: str) -> None:
+        super().__init__(case_of(size), way, device)
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=LEARNING_RATE)
+        self.data = enumerate(batches(size, steps, self.device))
+
+    def ready(self) -> Ready:
+        """Compile, and measure the peak."""
+        self.first_call(cold=False)  # kernels that two ways share are compiled once
+        planned = memcompile.report(self.model).planned_peak_bytes if self.way.kind == "memcompile" else None
+        return Ready(self.peak().peak_bytes, planned, self.first_call_seconds)
+
+    def train(self) -> tuple[float, float]:
+        """The next step: seconds, and the loss."""
+        step, batch = next(self.data)
+        start = time.perf_counter()
+        loss = train_step(self.model, self.optimizer, batch, step).item()
+        return time.perf_counter() - start, loss
+
+
+@dataclass
+class Trained:
+    """What the parent knows of a contender."""
+
+    way: peers.Way
+    remote: Remote
+    ready: Ready
+    seconds: list[float] = field(default_factory=list)
+    loss: float = 0.0
+
+    def train(self) -> None:
+        """One step, timed there."""
+        seconds, self.loss = self.remote.ask("train")
+        self.seconds.append(seconds)
+
+
+def prepared(size: Size, steps: int, device: torch.device, way: peers.Way) -> Trained:
+    """A way, compiled and measured in its process. Raises `WayFailedError`."""
+    with console.status(f"{way.name}: compiling and measuring"):
+        remote = Remote(way, functools.partial(Contender, size, steps, way, str(device)), warm=False)
+        ready = remote.ask("ready")
+    console.print(f"  [dim]{way.name}: ready after {ready.first_call_seconds:.0f} s[/]")
+    return Trained(way, remote, ready)
+
+
+def contenders(size: Size, steps: int, device: torch.device) -> Iterator[Trained | str]:
     """Every way of the side-by-side, compiled and measured one after the other; a text for one that could not run."""
-    case = case_of(size)
-    prepare = functools.partial(_contender, case, device)
+    prepare = functools.partial(prepared, size, steps, device)
     yield prepare(peers.EAGER)
     plain = prepare(peers.PLAIN)
     yield plain
-    settings = [way for way in peers.PEERS if way.activation_budget in ACTIVATION_BUDGETS]
-    yield min((prepare(way) for way in settings), key=lambda each: each.measured_peak_bytes)
+    settings = [prepare(way) for way in peers.PEERS if way.activation_budget in ACTIVATION_BUDGETS]
+    lowest = min(settings, key=lambda each: each.ready.peak_bytes)
+    for other in settings:
+        if other is not lowest:
+            other.remote.close()
+    yield lowest
     yield prepare(peers.CHECKPOINT)
     for share in BUDGET_SHARES:
-        budget_bytes = int(share * plain.measured_peak_bytes)
+        budget_bytes = int(share * plain.ready.peak_bytes)
         way = peers.Way(f"memcompile {format_bytes(budget_bytes)} ({share:.0%})", "memcompile", memory_budget=budget_bytes)
         try:
             yield prepare(way)
-        except BudgetInfeasibleError as error:
+        except WayFailedError as error:
+            if error.floor_bytes is None:
+                raise
             yield f"{way.name}: does not fit, the smallest reachable peak is {format_bytes(error.floor_bytes)}"
-
-
-def _contender(case: Case, device: torch.device, way: peers.Way) -> Contender:
-    with console.status(f"{way.name}: compiling and measuring"):
-        running = peers.Running(case, way, str(device))
-        running.first_call(cold=False)  # kernels that two ways share are compiled once
-        peak = running.peak()
-        planned = memcompile.report(running.model).planned_peak_bytes if way.kind == "memcompile" else None
-    console.print(f"  [dim]{way.name}: ready after {running.first_call_seconds:.0f} s[/]")
-    optimizer = torch.optim.AdamW(running.module.parameters(), lr=LEARNING_RATE)
-    return Contender(running, peak.peak_bytes, planned, optimizer)
 
 
 def side_by_side(size: Size, steps: int, device: torch.device) -> Table:
     """Train every way from the same weights on the same batches, step by step in turns, and tabulate."""
-    peers.prepare_process()
-    found = list(contenders(size, device))
-    ways = [each for each in found if isinstance(each, Contender)]
+    found = list(contenders(size, steps, device))
+    ways = [each for each in found if isinstance(each, Trained)]
     with _progress("in turns", steps) as advance:
-        for step, batch in enumerate(batches(size, steps, device)):
+        for step in range(steps):
             shift = step % len(ways)
             for way in ways[shift:] + ways[:shift]:
-                way.train(batch, step)
+                way.train()
             advance(ways[1].loss, "in turns")
+    for way in ways:
+        way.remote.close()
     table = Table(title=f"side by side: {steps} steps from the same weights", caption=_caption(found), title_justify="left")
     for name in ("way", "planned peak", "measured peak", "of plain", "step", "of plain", "final loss"):
         table.add_column(name, justify="left" if name == "way" else "right")
-    plain = next(way for way in ways if way.running.way is peers.PLAIN)
-    for way in ways:
-        table.add_row(*_cells(way, plain), style="bold" if way.planned_peak_bytes else None)
+    plain = next(each for each in ways if each.way is peers.PLAIN)
+    for each in ways:
+        table.add_row(*_cells(each, plain), style="bold" if each.ready.planned_peak_bytes else None)
     return table
 
 
-def _cells(way: Contender, plain: Contender) -> list[str]:
-    ratios = [mine / theirs for mine, theirs in zip(way.seconds, plain.seconds, strict=True)]
-    name = way.running.way.name
+def _cells(own: Trained, plain: Trained) -> list[str]:
+    ratios = [mine / theirs for mine, theirs in zip(own.seconds, plain.seconds, strict=True)]
+    name, planned = own.way.name, own.ready.planned_peak_bytes
     return [
-        f"activation_memory_{name}" if way.running.way.kind == "budget" else name,
-        format_bytes(way.planned_peak_bytes) if way.planned_peak_bytes else "",
-        format_bytes(way.measured_peak_bytes),
-        f"{way.measured_peak_bytes / plain.measured_peak_bytes:.2f}",
-        f"{statistics.median(way.seconds):.3f} s",
+        f"activation_memory_{name}" if own.way.kind == "budget" else name,
+        format_bytes(planned) if planned else "",
+        format_bytes(own.ready.peak_bytes),
+        f"{own.ready.peak_bytes / plain.ready.peak_bytes:.2f}",
+        f"{statistics.median(own.seconds):.3f} s",
         f"{statistics.median(ratios):.2f}",
-        f"{way.loss:.3f}",
+        f"{own.loss:.3f}",
     ]
 
 
-def _caption(found: Sequence[Contender | str]) -> str:
+def _caption(found: Sequence[Trained | str]) -> str:
     lines = [each for each in found if isinstance(each, str)]
     return "\n".join([*lines, "times: medians; ratios: paired with plain torch.compile's step of the same batch"])
 
@@ -269,8 +304,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.save is not None:
             console.print(f"saved to {report.save(args.save)}")
         if args.compare_steps:
+            console.print("side by side, each way in a process of its own:")
             console.print(side_by_side(size, args.compare_steps, device))
-    except MemcompileError as error:
+    except (MemcompileError, WayFailedError) as error:
         console.print(f"[red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False)
         return 1

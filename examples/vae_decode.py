@@ -15,6 +15,7 @@ In a pipeline: `pipe.vae.decoder = torch.compile(pipe.vae.decoder, backend="memc
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -27,12 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the decoder is t
 import torch
 from torch import Tensor
 
-import memcompile
 from benchmarks.patch_nets import VaeDecoder
-from examples.side_by_side import Contender, console, contend, tabulate
+from examples.side_by_side import OURS, PLAIN, Contender, console, contend, tabulate
 from memcompile.errors import MemcompileError
 
-PLAIN = "torch.compile"
+PLAIN_NAME = "torch.compile"
 
 
 def decoder(tile: int = 0) -> VaeDecoder:
@@ -50,19 +50,15 @@ def options_of(args: argparse.Namespace) -> dict[str, object]:
 
 def decode(args: argparse.Namespace, latent: Tensor) -> list[Contender]:
     """The latent decoded in every way, eager and whole first."""
-    module = decoder().to(args.device)
-    compiled = torch.compile(module, backend="memcompile", options=options_of(args))
     found = [
-        contend("eager", module, module, latent),
-        contend(PLAIN, torch.compile(module), module, latent),
-        contend("memcompile", compiled, module, latent),
+        contend("eager", decoder, latent),
+        contend(PLAIN_NAME, decoder, latent, PLAIN),
+        contend("memcompile", decoder, latent, OURS, options_of(args), args.save),
     ]
-    report = memcompile.report(compiled)
-    print(report)
+    print(found[-1].report)
     if args.save is not None:
-        console.print(f"the plan: {report.save(args.save)}")
-    tiled = decoder(tile=args.size // 2).to(args.device)
-    return [*found, contend("diffusers tiling", tiled, tiled, latent)]
+        console.print(f"the plan: {found[-1].saved}")
+    return [*found, contend("diffusers tiling", functools.partial(decoder, tile=args.size // 2), latent)]
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -87,11 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         found = decode(args, latent)
     except MemcompileError as error:
-        console.print(f"[red]{type(error).__name__}[/]: ", end="")
-        console.print(str(error), markup=False)
+        console.print(str(error), style="red", markup=False)
         return 1
     title = f"Stable Diffusion's VAE, {args.size} x {args.size} pixels; differences to the eager decoder, whole"
-    console.print(tabulate(title, found, PLAIN))
+    console.print(tabulate(title, found, PLAIN_NAME))
     return 0
 
 

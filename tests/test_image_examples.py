@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -14,7 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the examples are
 
 from benchmarks.patch_nets import SuperResolution
 from examples import patch_vision, vae_decode
-from examples.side_by_side import Contender, contend, difference, tabulate
+from examples.side_by_side import OURS, Contender, contend, difference, tabulate
+from memcompile.errors import MemcompileError
+from memcompile.runtime.arena import BLOCKS
 
 
 def test_the_enlarged_picture_is_the_smoothed_one():
@@ -30,19 +34,25 @@ def test_the_enlarged_picture_is_the_smoothed_one():
     assert (inner.diff(dim=-1) >= 0).all()
 
 
-def test_a_contender_is_measured():
-    module = nn.Conv2d(3, 4, 1)
+def test_a_contender_is_measured_alone(monkeypatch):
+    """In a process of its own: what this one keeps for other ways is not counted."""
+    monkeypatch.setattr(BLOCKS, "reserved_bytes", lambda _: 10**9)
     x = torch.randn(1, 3, 32, 32)
-    found = contend("eager", module, module, x)
+    found = contend("eager", functools.partial(nn.Conv2d, 3, 4, 1), x)
     assert found.entry_bytes == 4 * (4 * 3 + 4 + 3 * 32 * 32)
-    assert found.transient_bytes >= 4 * 4 * 32 * 32
-    assert not found.output.requires_grad
+    assert 4 * 4 * 32 * 32 <= found.transient_bytes < 10**6
+    assert found.output.shape == (1, 4, 32, 32)
     assert difference(found.output, 1.5 * found.output) == pytest.approx(0.5)
 
 
+def test_what_memcompile_refuses_arrives():
+    with pytest.raises(MemcompileError, match="UnknownOptionError: options has no entry 'budget'"):
+        contend("memcompile", functools.partial(nn.Conv2d, 3, 4, 1), torch.ones(1, 3, 4, 4), OURS, {"budget": 1})
+
+
 def test_the_table_compares_activations_with_plains():
-    first = Contender("torch.compile", torch.tensor([1.0, -2.0]), 5 * 2**20, 2**20, 0.5)
-    second = Contender("memcompile", torch.tensor([1.0, -1.5]), 2 * 2**20, 2**20, 0.75)
+    first = Contender("torch.compile", np.array([1.0, -2.0]), 5 * 2**20, 2**20, 0.5)
+    second = Contender("memcompile", np.array([1.0, -1.5]), 2 * 2**20, 2**20, 0.75)
     console = Console(width=120)
     with console.capture() as captured:
         console.print(tabulate("both", [first, second], "torch.compile"))
