@@ -12,7 +12,7 @@ import multiprocessing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, ClassVar
 
 from torch._dynamo.exc import TorchDynamoException
 
@@ -70,11 +70,13 @@ class Remote:
     """An object at the other end of a pipe: ``make`` builds it there, at the first request. Raises `WayFailedError` where the
     object raises; `close` ends its process. ``warm``: whether its compiler is started first, for times of first calls."""
 
-    def __init__(self, way: Named, make: Callable[[], object], threads: int = 0, *, warm: bool = True) -> None:
+    warm: ClassVar[bool] = True
+
+    def __init__(self, way: Named, make: Callable[[], object], threads: int = 0) -> None:
         self.way = way
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, threads, warm), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, make, threads, self.warm), daemon=True)
         self._process.start()
         theirs.close()
 

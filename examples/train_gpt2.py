@@ -181,6 +181,10 @@ class Contender(peers.Running):
         return time.perf_counter() - start, loss
 
 
+class _Remote(Remote):
+    warm = False
+
+
 @dataclass
 class Trained:
     """What the parent knows of a contender."""
@@ -200,7 +204,7 @@ class Trained:
 def prepared(size: Size, steps: int, device: torch.device, way: peers.Way) -> Trained:
     """A way, compiled and measured in its process. Raises `WayFailedError`."""
     with console.status(f"{way.name}: compiling and measuring"):
-        remote = Remote(way, functools.partial(Contender, size, steps, way, str(device)), warm=False)
+        remote = _Remote(way, functools.partial(Contender, size, steps, way, str(device)))
         ready = remote.ask("ready")
     console.print(f"  [dim]{way.name}: ready after {ready.first_call_seconds:.0f} s[/]")
     return Trained(way, remote, ready)

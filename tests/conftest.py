@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A pool of compiling processes takes seconds to start, in each process anew, and tests compile a kernel or two.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # Kept between runs, with what pytest keeps. The user's own numbers are neither read nor written.
 os.environ["MEMCOMPILE_CACHE_DIR"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "memcompile")
 
@@ -26,6 +28,14 @@ def own_cache(tmp_path, monkeypatch):
     cache.forget()
     yield tmp_path / "cache"
     cache.forget()
+
+
+@pytest.fixture
+def cold_workers(monkeypatch):
+    """Processes of the benchmarks do not start their compiler first: nobody reads the times of their first calls."""
+    from benchmarks.workers import Remote
+
+    monkeypatch.setattr(Remote, "warm", False)
 
 
 @pytest.fixture

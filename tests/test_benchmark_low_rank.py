@@ -24,6 +24,8 @@ from benchmarks.rows import Setting, read_rows
 from benchmarks.table import between
 from benchmarks.workers import WayFailedError
 
+pytestmark = pytest.mark.usefixtures("cold_workers")
+
 TINY = Size(scale=1, layers=1)
 DENSE = Way("dense", "dense")
 CHOSEN = low_rank.Chosen("cpu", TINY, torch.float32, rounds=2, ways=("dense", "memcompile"))

@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks a
 from benchmarks import models, nets, peers, rows, table
 from benchmarks.workers import WayFailedError, Worker
 
+pytestmark = pytest.mark.usefixtures("cold_workers")
+
 
 def row(way: str, **fields) -> rows.Row:
     return rows.Row("2026-01-01", "cpu", 2, "2.13.0", "", "net", way, **fields)

@@ -27,6 +27,8 @@ from benchmarks.table import between
 from benchmarks.workers import WayFailedError
 from memcompile.errors import MemcompileError
 
+pytestmark = pytest.mark.usefixtures("cold_workers")
+
 SETTING = Setting("cpu", 2, "2.13.0", "abc")
 CHOSEN = patch.Chosen("cpu", 1, torch.float32, 2, overheads=(0.1,), shares=(0.5,))
 OURS, HALF = within_overhead(0.1), within_share(0.5)

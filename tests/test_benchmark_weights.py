@@ -20,6 +20,8 @@ from benchmarks.table import README, between
 from benchmarks.weights_running import CASES, Bound, Running, Way, hook_loads, write_checkpoint
 from benchmarks.weights_table import END, START, Row, table
 
+pytestmark = pytest.mark.usefixtures("cold_workers")
+
 SMALL = CASES["decoder, 4 tokens"].scaled(16)
 
 

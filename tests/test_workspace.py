@@ -103,3 +103,30 @@ def test_the_planned_peak_counts_what_the_kernel_takes():
     planned = memcompile.report(compiled).planned_peak_bytes
     measured = measure_peak(step, model=model, inputs=(image,)).peak_bytes
     assert planned == pytest.approx(measured, rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build convolves without oneDNN")
+def test_a_first_process_plans_as_later_ones_do():
+    """Nothing measured yet, then everything: the same plan for the same budget, and what it takes keeps the budget."""
+    image = torch.randn(8, 3, 128, 128)
+    found = []
+    for _ in range(2):
+        cache.forget()
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 16, 4, 4), nn.GELU(), *(nn.Conv2d(16, 16, 3, padding=1), nn.GELU()) * 2]
+        model = nn.Sequential(*layers)
+        compiled = torch.compile(model, backend="memcompile", options={"memory_budget": "80%"})
+
+        def step(model=model, compiled=compiled) -> None:
+            model.zero_grad()
+            compiled(image).square().mean().backward()
+
+        step()
+        report = memcompile.report(compiled)
+        (graph,) = report.graphs
+        measured = measure_peak(step, model=model, inputs=(image,)).peak_bytes
+        assert measured <= graph.budget_bytes
+        found.append((graph.budget_bytes, graph.planned_peak_bytes, measured, [d.storage for d in graph.decisions]))
+    assert found[0] == found[1]
+    assert any(cache.directory().glob("workspace-*"))
