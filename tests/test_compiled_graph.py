@@ -33,6 +33,7 @@ class Planned:
     def __init__(self, _gm: object, _args: object, _options: object, _device: object, **_kwargs: object) -> None:
         number = Planned.made = Planned.made + 1
         self.options = self.device = self.graphs = None
+        self.room = SimpleNamespace()
         self.inputs: list[Any] = []
         self.tensors = [PARAMETER]
         self.placing = SimpleNamespace(arena=Arena(CPU))
