@@ -81,9 +81,9 @@ def build_model(size: Size) -> nn.Module:
 
 
 def batches(size: Size, steps: int, device: torch.device) -> list[Batch]:
-    """`steps` batches of random windows of the text."""
+    """`steps` batches of random windows of the text, each with memory of its own: a view keeps all the others alive."""
     tokens = windows(size.batch * steps, size.sequence).to(device)
-    return [{"input_ids": part, "labels": part} for part in tokens.split(size.batch)]
+    return [{"input_ids": part, "labels": part} for part in map(torch.clone, tokens.split(size.batch))]
 
 
 def train_step(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> Tensor:

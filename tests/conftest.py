@@ -9,8 +9,6 @@ from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# A pool of compiling processes takes seconds to start, in each process anew, and tests compile a kernel or two.
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # Kept between runs, with what pytest keeps. The user's own numbers are neither read nor written.
 os.environ["MEMCOMPILE_CACHE_DIR"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "memcompile")
 
