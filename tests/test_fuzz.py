@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.fuzz.check import Setting, check
+from tests.fuzz.check import Setting, check, setting_of
 from tests.fuzz.generate import generate
 from tests.fuzz.judge import differences
 from tests.fuzz.programs import Line, Program, Way
@@ -97,3 +97,23 @@ def test_shrinking_leaves_what_fails(monkeypatch):
 def test_what_once_failed(name):
     outcome = check(*REGRESSIONS[name])
     assert outcome.status in ("same", "refused"), outcome.detail
+
+
+FIXED = [
+    ("planned", 0, 12),
+    ("planned", 100, 12),
+    ("planned", 200, 12),
+    ("lowered", 300, 5),
+    ("lowered", 400, 5),
+    ("compiled", 500, 2),
+]
+"""Level, first seed, number of programs."""
+
+
+@pytest.mark.parametrize(("level", "first", "count"), FIXED)
+def test_programs_nobody_chose(level, first, count):
+    """A fixed part of ``make fuzz``."""
+    outcomes = {seed: check(generate(seed), setting_of(seed, level)) for seed in range(first, first + count)}
+    faults = {seed: (outcome.signature, outcome.detail) for seed, outcome in outcomes.items() if outcome.is_fault}
+    assert not faults, faults
+    assert sum(outcome.status == "same" for outcome in outcomes.values()) >= count // 2

@@ -105,7 +105,7 @@ def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, see
     index = Index.of(problem)
     search = Search(index, Replay(problem), budget_bytes, work.now() + effort_s(problem, time_limit_s, effort), seed)
     base = search.offer(decode(index), "base")
-    if not search.closed:
+    if problem.ops and not search.closed:
         sequence = decode(index).sequence
         _search(search, binding_instant(index, sequence, base.live_bytes))
     if search.best is None:

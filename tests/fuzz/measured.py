@@ -50,6 +50,9 @@ def measure(program: Program, names: Names, backend: Callable[..., Any]) -> tupl
     names.addresses.clear()
 
     def step() -> object:
+        for tensor in (*args, *model.buffers()):
+            if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
+                tensor.detach_()  # the last step wrote it
         with mode_of(program):
             outputs = function(*args)
         if way.mode == "train":

@@ -62,4 +62,5 @@ REGRESSIONS: dict[str, tuple[Program, Setting]] = {
         LOWERED,
     ),
     "a view of a complex number": (_program("a1 = torch.fft.fft(x) * 0.1", "a1.mul_(0.5j)", "a1"), SMALLEST),
+    "a graph that runs nothing": (_program("y[:1]", inputs=(Y,), way=Way("no_grad")), LOWERED),
 }
