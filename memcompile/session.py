@@ -423,14 +423,15 @@ class Session:
 
     def _profile(self, peak: StepPeak, dropped: StepPeak) -> Profile:
         """``dropped``: where what the forward returns is dropped before the backward."""
+        around = self.outside.around_bytes  # traces count of an input what it spans
         return Profile(
             storages(self.tensors),
             peak.held_bytes,
-            peak.forward_peak_bytes,
-            peak.backward_peak_bytes,
+            peak.forward_peak_bytes + around,
+            peak.backward_peak_bytes + around if peak.backward_peak_bytes else 0,
             storage_bytes(t for t in (self.inputs[index] for index in self.owned) if t.requires_grad),
             peak.held_bytes - peak.saved_bytes,
-            dropped.backward_peak_bytes,
+            dropped.backward_peak_bytes + around if dropped.backward_peak_bytes else 0,
             gradients_of(self.tensors),
         )
 

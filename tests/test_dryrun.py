@@ -212,6 +212,16 @@ def test_tied_weights_count_once_and_existing_gradients_count() -> None:
     assert grown.graphs[0].entry_bytes - tied.graphs[0].entry_bytes == (16 * 16 + 2 * 16) * 4
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_keeps_alive_what_it_was_split_from(training: bool) -> None:
+    model = Mlp()
+    batches = torch.randn(4, *batch().shape)
+    with torch.set_grad_enabled(training):
+        own, split = (memcompile.plan(model, x) for x in (batches[0].clone(), batches[0]))
+    assert split.planned_peak_bytes - own.planned_peak_bytes == 3 * batch().nbytes
+    assert split.steps[0].planned_peak_bytes - own.steps[0].planned_peak_bytes == 3 * batch().nbytes
+
+
 def test_a_value_that_the_step_reads_is_a_clear_error() -> None:
     class Reads(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -153,6 +153,23 @@ class TestOutside:
         del gone
         assert ledger.outside([shared, out]) == Outside(100 + 100, 40 + 12)
 
+    @pytest.mark.parametrize(
+        ("part", "around"),
+        [
+            (lambda x: [x], 0),
+            (lambda x: [x[:2]], 4 * 24),
+            (lambda x: [x[:2], x[5:]], 4 * 12),
+            (lambda x: list(x.split(2)), 0),
+            (lambda x: [x.t(), x.view(-1)], 0),
+            (lambda x: [x[:, :2]], 4 * 2),
+            (lambda x: [x[3:3]], 4 * 32),
+            (lambda x: [x[0].expand(9, 4)], 4 * 28),
+        ],
+    )
+    def test_what_lies_around_a_view_is_alive_too(self, part, around):
+        given = part(torch.ones(8, 4))
+        assert Ledger().outside(given) == Outside(certain_bytes=around, around_bytes=around)
+
     def test_what_two_runs_save_counts_twice(self):
         ledger, outs = Ledger(), [output(4), output(4)]
         graph = entry(Profile({}, 40 + 16, 100, 100, returned_bytes=16))

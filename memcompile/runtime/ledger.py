@@ -21,7 +21,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from memcompile.codegen.region import Region, region_under_way
-from memcompile.parts import storages_of
+from memcompile.parts import parts_of, storages_of
 from memcompile.report.data import GraphReport
 
 
@@ -57,10 +57,12 @@ class Profile:
 @dataclass(frozen=True, slots=True)
 class Outside:
     """What is alive beside a graph as it is compiled. ``certain_bytes``: whatever the plans of other graphs (their parameters,
-    gradients of earlier steps). ``held_bytes``: what earlier graphs of the step hold, were given and returned."""
+    gradients of earlier steps, ``around_bytes`` of them in the storages of inputs that are views, around these).
+    ``held_bytes``: what earlier graphs of the step hold, were given and returned."""
 
     certain_bytes: int = 0
     held_bytes: int = 0
+    around_bytes: int = 0
 
     @property
     def bytes(self) -> int:
@@ -203,7 +205,8 @@ class Ledger:
         others = {key: size for hold in holds for key, size in hold.alive().items() if key not in own and key not in certain}
         saved = sum(hold.entry.profile.held_bytes - hold.entry.profile.returned_bytes for hold in holds)
         gradients = gradient_bytes([*parameters, *tensors])
-        return Outside(sum(certain.values()) + gradients, sum(others.values()) + saved)
+        around = bytes_around(tensors)
+        return Outside(sum(certain.values()) + gradients + around, sum(others.values()) + saved, around)
 
     def peak_with(self, profile: Profile) -> int:
         """Peak of the step under way with one more graph."""
@@ -309,6 +312,18 @@ def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
         for storage in storages_of(tensor):
             found[-storage._cdata if tensor.grad_fn is not None else storage._cdata] = storage.nbytes()
     return found
+
+
+def bytes_around(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages that tensors are views of beyond those that the tensors span: a batch keeps all batches alive that
+    it was split from."""
+    left: dict[int, int] = {}
+    for part in itertools.chain.from_iterable(map(parts_of, tensors)):
+        storage = part.untyped_storage()
+        steps = ((length - 1) * step for length, step in zip(part.shape, part.stride(), strict=True))
+        span = (sum(steps) + 1) * part.element_size() if part.numel() else 0
+        left[storage._cdata] = left.get(storage._cdata, storage.nbytes()) - span
+    return sum(max(0, size) for size in left.values())
 
 
 def given_of(arguments: Iterable[object]) -> list[torch.Tensor]:
