@@ -105,7 +105,7 @@ FIXED = [
     ("planned", 200, 12),
     ("lowered", 300, 5),
     ("lowered", 400, 5),
-    ("compiled", 500, 2),
+    ("compiled", 503, 2),
 ]
 """Level, first seed, number of programs."""
 
