@@ -190,13 +190,13 @@ def random_net(seed: int) -> Net:
     from tests.test_random_graphs import N, Wide
 
     def made() -> tuple[nn.Module, tuple[Tensor, ...]]:
-        model, batch = Wide(seed, length=12), torch.randn(512, N, generator=torch.Generator().manual_seed(seed))
+        batch = torch.randn(512, N, generator=torch.Generator().manual_seed(seed))
+        drawn = (Wide(seed + 1000 * attempt, length=12) for attempt in itertools.count())
+        model = next(model for model in drawn if model(batch).requires_grad)
         model(batch).backward()
-        for parameters in (model.weights, model.offsets):
-            for index, parameter in enumerate(parameters):
-                if parameter.grad is None:  # no graph reads it: nobody can count it
-                    parameters[index] = nn.Parameter(torch.empty(0))
-                parameter.grad = None
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.grad is not None)  # where not, no graph reads it
+            parameter.grad = None
         return model, (batch,)
 
     return Net(f"random {seed}", made)

@@ -250,8 +250,12 @@ def _sparing(facts: Facts, between_bytes: int) -> Facts:
 
 
 def _within(outcome: Outcome, facts: Facts, budget_bytes: int, time_limit_s: float, lowering: Lowering, trust: bool) -> None:
-    """The fastest plan found that keeps the budget once it is lowered, if any."""
+    """The fastest plan found that keeps the budget once it is lowered, if any.
+
+    Above the budget the target is lowered, far below it raised once; where that is too far, targets in between are tried.
+    """
     target, misses = int(TRUSTED_SHARE * budget_bytes) if trust else budget_bytes, 0
+    fitting = 0
     for _ in range(MAX_LOWERINGS):
         left_s = outcome.left_s(time_limit_s)
         attempt = _attempt(outcome, facts, target, budget_bytes, left_s, lowering, trust)
@@ -260,17 +264,21 @@ def _within(outcome: Outcome, facts: Facts, budget_bytes: int, time_limit_s: flo
             return
         exact = attempt.lowered.peak.peak_bytes
         log.info("target %d: model %d, exact %d of %d", target, attempt.solution.peak_bytes, exact, budget_bytes)
+        if attempt.at_floor and len(outcome.attempts) == 1:
+            outcome.steady_bytes = attempt.solution.peak_bytes - 1
         if exact <= budget_bytes:
             if outcome.chosen is None or attempt.solution.extra_seconds < outcome.chosen.solution.extra_seconds:
                 outcome.chosen = attempt
             if len(outcome.attempts) > 1 or exact >= CLOSE_ENOUGH * budget_bytes or attempt.is_cheap():
                 return
-            target = target + (budget_bytes - exact)
+            fitting, target = target, target + (budget_bytes - exact)
             continue
         if outcome.chosen is not None:
-            return
+            if target - fitting < 2 * LEAST_STEP * budget_bytes:
+                return
+            target = (fitting + target) // 2
+            continue
         if attempt.at_floor:
-            outcome.steady_bytes = attempt.solution.peak_bytes - 1
             return
         facts = _known(attempt, budget_bytes)
         misses += 1

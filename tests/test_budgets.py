@@ -1,0 +1,105 @@
+"""Programs at many budgets: kept, monotone, refused with numbers that hold. Planned by the model of Inductor's fusion, which is
+quick; ``benchmarks/budgets.py`` does the same with compiled code and the profiler."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.budget_nets import NETS, random_net
+from benchmarks.budgets import BudgetRow, faults, table
+from memcompile.bound import least_bytes
+from memcompile.dryrun import captured, predict_graphs
+from memcompile.pipeline import Lowered, Outcome, fit
+from tests.planned_eagerly import COSTS
+
+ONE_GRAPH = {net.name: net for net in NETS if not net.breaks} | {f"random {seed}": random_net(seed) for seed in (0, 1)}
+
+
+@functools.cache
+def lowered(name: str) -> Lowered:
+    model, inputs = ONE_GRAPH[name].make()
+    torch._dynamo.reset()
+    (graphs,) = captured(model, {}, args=inputs, training=ONE_GRAPH[name].training)
+    return predict_graphs(graphs)
+
+
+def planned(name: str, budget_bytes: int, between_bytes: int = 0) -> Outcome:
+    return fit(lowered(name), budget_bytes, lambda: COSTS, 10.0, predict_graphs, between_bytes=between_bytes)
+
+
+@pytest.mark.parametrize("name", ["mlp", "attention", "checkpointed", "random 0"])
+def test_more_memory_is_no_slower_and_refusals_hold(name: str) -> None:
+    free = lowered(name).peak.peak_bytes
+    outcomes = [planned(name, free * percent // 100) for percent in (1, 25, 50, 62, 74, 84, 95, 100)]
+    kept = [outcome for outcome in outcomes if outcome.fits]
+    refused = [outcome for outcome in outcomes if not outcome.fits]
+    seconds = [0.0 if o.chosen is None else o.chosen.solution.extra_seconds for o in kept]
+    assert seconds == sorted(seconds, reverse=True)
+    assert kept and all(outcome.final.peak.peak_bytes <= outcome.budget_bytes for outcome in kept)
+    (floor,) = {outcome.floor_bytes for outcome in refused}
+    (bound,) = {outcome.lower_bound_bytes for outcome in refused}
+    advised = planned(name, floor)
+    assert advised.fits and advised.final.peak.peak_bytes <= floor
+    assert 0 < bound <= min(outcome.final.peak.peak_bytes for outcome in outcomes)
+    assert bound == least_bytes(lowered(name).graphs, lowered(name).peak.entry_bytes)
+
+
+def test_room_between_the_halves_is_spared_where_a_plan_can() -> None:
+    """A step that fits as it is keeps less for its backward when other graphs run in between."""
+    free = lowered("mlp").peak
+    held = free.entry_bytes + free.held_bytes
+    assert planned("mlp", free.peak_bytes).chosen is None
+    between = free.peak_bytes - held + 150_000
+    sparing = planned("mlp", free.peak_bytes, between)
+    assert sparing.fits and sparing.chosen is not None
+    assert sparing.final.peak.entry_bytes + sparing.final.peak.held_bytes + between <= free.peak_bytes
+    impossible = planned("mlp", free.peak_bytes, 10 * free.peak_bytes)
+    assert impossible.fits and impossible.final.peak.held_bytes <= sparing.final.peak.held_bytes, "then as much as can be"
+
+
+def row(asked: str, status: str, budget: int, measured: int, seconds: float = 0.0, **more: int) -> BudgetRow:
+    return BudgetRow("2026", "2.13", "c", "net", asked, status, budget, measured, measured, seconds, **more)
+
+
+GOOD = (
+    row("100 %", "kept", 100, 100),
+    row("80 %", "kept", 80, 79, 2.0),
+    row("1 byte", "refused", 1, 60, 5.0, floor_bytes=60, lower_bound_bytes=40),
+    row("advised for 1 byte", "kept", 60, 60, 5.0),
+)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        (row("90 %", "kept", 90, 91), "measured above the budget"),
+        (row("90 %", "kept", 90, 85, 3.0), "slower than at 80 %"),
+        (row("advised for 2 bytes", "refused", 61, 62, floor_bytes=60), "refused what was advised"),
+        (row("2 bytes", "refused", 2, 60, floor_bytes=60, lower_bound_bytes=61), "the bound is not below"),
+        (row("2 bytes", "refused", 2, 60, floor_bytes=70, lower_bound_bytes=40), "2 different floors"),
+    ],
+)
+def test_the_benchmark_sees_what_is_wrong(wrong: BudgetRow, fault: str) -> None:
+    assert faults(GOOD) == []
+    assert any(fault in found for found in faults([*GOOD, wrong]))
+    assert fault in table([*GOOD, wrong])
+
+
+def test_planned_and_measured_must_agree() -> None:
+    import dataclasses
+
+    away = dataclasses.replace(GOOD[1], planned_bytes=70)
+    assert faults([GOOD[0], away]) == ["80 %: planned more than 1 % from measured"]
+
+
+def test_every_program_makes_a_scalar_or_infers() -> None:
+    for net in (*NETS, random_net(3)):
+        model, inputs = net.make()
+        assert isinstance(model, nn.Module)
+        output = model(*inputs)
+        assert output.requires_grad == net.training or not net.training
+        assert not net.training or output.dim() == 0
