@@ -72,8 +72,13 @@ def test_tangents_live_to_the_end_of_the_backward():
 
 
 def test_zeros_that_stand_for_missing_tangents_die_as_they_are_read():
-    backward = trace({"s": 32, "tangent": 8}, [("free", "s"), ("free", "tangent"), ("alloc", "g", 16)], ["g"])
+    backward = trace({"s": 32, "tangent": 24}, [("free", "s"), ("free", "tangent"), ("alloc", "g", 16)], ["g"])
     assert live(step_peak(FORWARD, backward, tangents_held=False), "backward") == [100 + 8 + 16]
+
+
+def test_the_gradient_of_a_loss_stays_with_the_engine():
+    backward = trace({"s": 32, "tangent": 4}, [("free", "s"), ("free", "tangent"), ("alloc", "g", 16)], ["g"])
+    assert live(step_peak(FORWARD, backward, tangents_held=False), "backward") == [100 + 8 + 4 + 16]
 
 
 def test_user_outputs_live_to_the_end_of_the_step():

@@ -130,6 +130,9 @@ class StepPeak:
         return max(self.timeline, key=lambda m: m.live_bytes, default=Moment("forward", "entry", self.entry_bytes))
 
 
+SCALAR_BYTES = 8
+"""Of the gradient of a loss, at most: the autograd engine holds it until the backward returns."""
+
 _HALVES = {"f": "forward", "b": "backward"}
 
 
@@ -277,7 +280,7 @@ def step_peak(
                 replay.free(source)
             elif name not in handed_over and size:
                 storage = replay.new("b." + name, size, name)
-                if tangents_held:
+                if tangents_held or size <= SCALAR_BYTES:
                     replay.bind("tangent." + name, storage)
         replay.free_all("saved.")
         backward_peak = follow(replay.run(backward, "backward", "b."))
