@@ -71,6 +71,8 @@ class Judge:
         groups: dict[tuple[bool, bool, bool], list[Sample]] = {}
         for sample in samples:
             train = differentiable(sample) and not self.infer
+            if self.infer and not differentiable(sample):
+                continue  # judged with the others
             self.begin([sample])
             try:
                 build([sample], train).run(eager)
