@@ -66,6 +66,8 @@ def test_every_class_of_lines_is_counted_or_known_to_be_harmless() -> None:
             [Statement("call", "buf1", ("partition1_args",), "partition_1", ("buf1", "buf2"))],
         ),
         ("buf3[0] = buf1", [Statement("assign", "buf3", ("buf1",))]),
+        ("buf3[1] = reinterpret_tensor(buf0, (4, 2), (2, 1), 0)", [Statement("assign", "buf3", ("buf0",))]),
+        ("buf3[1] = reinterpret_tensor(buf0, (4, ), (1, ), 8).clone()", [Statement("assign", "buf3", ("buf0",))]),
         ("buf3[0] = torch.stack(buf3[2], dim=0)", [Statement("many", "buf3")]),
         ("buf5.copy_(buf4, False)", [Statement("kernel", "buf5")]),
         ("workspace_0.zero_()", [Statement("kernel", "workspace_0")]),

@@ -68,7 +68,8 @@ _KERNEL = tuple(
 )
 _FREE = re.compile(rf"del ({_NAME}(?:\s*,\s*{_NAME})*)")
 _COLLECT = re.compile(rf"({_NAME}_args) = \[(.*)\]")
-_ASSIGN = re.compile(rf"({_NAME})\[\d+\] = ({_NAME})(?:\.clone\(\)|\.unsqueeze\(0\)\.clone\(\))?")
+_VIEW = rf"(?:reinterpret_tensor\(({_NAME}), \([^)]*\), \([^)]*\), [^()]*\)|({_NAME}))"
+_ASSIGN = re.compile(rf"({_NAME})\[\d+\] = {_VIEW}(?:(?:\.unsqueeze\(0\))?\.clone\(\))?")
 _CALL = re.compile(rf"\(?({_ITEM}(?:, {_ITEM})*),?\)? = ((?:self\.partitions\[\d+\])|{_NAME})\(({_NAME}_args)\)")
 _MANY = re.compile(
     rf"({_NAME})\.extend\(\[\[\] for _ in range\(\d+\)\]\)|({_NAME})\[\d+\]\.append\(.*\)|({_NAME})\[\d+\] = torch\.stack\(.*\)"
@@ -107,7 +108,7 @@ def _statement(text: str) -> Statement:
     if many := _MANY.fullmatch(text):
         return Statement("many", next(filter(None, many.groups())))
     if assign := _ASSIGN.fullmatch(text):
-        return Statement("assign", assign[1], (assign[2],))
+        return Statement("assign", assign[1], (assign[2] or assign[3],))
     if reduced := _REDUCE.fullmatch(text):
         return Statement("reduce", reduced[1], (reduced[2],))
     for pattern in _KERNEL:
