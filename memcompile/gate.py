@@ -31,7 +31,6 @@ def placed_peak(step: StepPeak, placed: Collection[tuple[str, str]], height: int
         forward_peak_bytes=max(live[: step.boundary], default=0),
         backward_peak_bytes=max(live[step.boundary :], default=0) if step.backward_peak_bytes else 0,
         held_bytes=held,
-        saved_bytes=held - (step.held_bytes - step.saved_bytes),
     )
 
 

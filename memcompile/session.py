@@ -430,7 +430,7 @@ class Session:
             peak.forward_peak_bytes + around,
             peak.backward_peak_bytes + around if peak.backward_peak_bytes else 0,
             storage_bytes(t for t in (self.inputs[index] for index in self.owned) if t.requires_grad),
-            peak.held_bytes - peak.saved_bytes,
+            peak.returned_bytes,
             dropped.backward_peak_bytes + around if dropped.backward_peak_bytes else 0,
             gradients_of(self.tensors),
         )

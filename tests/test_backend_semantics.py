@@ -393,12 +393,19 @@ class Block(nn.Module):
         return x + self.narrow(torch.tanh(self.wide(x)).sin())
 
 
+class Sum(nn.Module):
+    """A loss that takes no memory of its own: it is in no graph."""
+
+    def forward(self, x):
+        return x.sum()
+
+
 def test_blocks_that_are_compiled_by_themselves():
     """They share one graph, and what each has saved is alive together: so says the report."""
-    model, inputs = nn.Sequential(*(Block() for _ in range(4))), [rows()[0].requires_grad_()]
-    for block in model:
+    model, inputs = nn.Sequential(*(Block() for _ in range(4)), Sum()), [rows()[0].requires_grad_()]
+    for block in model[:-1]:
         block.compile(backend="memcompile", options={"inductor": QUICK})
     peak = measured(model, model, inputs).peak_bytes
     report = memcompile.report(model)
     assert len(report.graphs) == 1 and len(report.steps) == 1
-    assert peak <= report.planned_peak_bytes <= 1.03 * peak
+    assert peak - 8 <= report.planned_peak_bytes <= 1.03 * peak  # the sum and its gradient are in no graph

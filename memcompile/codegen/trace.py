@@ -108,6 +108,8 @@ class Life:
 class StepPeak:
     """Result of a replay. ``peak_bytes`` includes ``entry_bytes`` (the graph's own inputs).
 
+    Between the halves ``held_bytes`` are alive: ``returned_bytes`` in what the user received, ``saved_bytes`` for the backward.
+
     ``lives``: every storage, in order of birth. ``boundary``: the event at which the forward has returned. ``end``: one past
     the last event.
     """
@@ -123,6 +125,7 @@ class StepPeak:
     lives: tuple[Life, ...] = ()
     boundary: int = 0
     end: int = 0
+    returned_bytes: int = 0
 
     @property
     def peak_moment(self) -> Moment:
@@ -301,4 +304,5 @@ def step_peak(
         tuple(replay.lives),
         boundary,
         replay.clock + 1,
+        user,
     )
