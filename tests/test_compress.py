@@ -301,7 +301,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main(["compress", target, "--rank", "1", "--layers", "1", "--calibrate", "--json"]) == 0
     (layer,) = json.loads(capsys.readouterr().out)["layers"]
     assert (layer["name"], layer["rank"]) == ("1", 1) and layer["output_error"] > 0
-    assert cli.main(["compress", target, "--ratio", "4"]) == 1
+    assert cli.main(["compress", target, "--ratio", "4"]) == 2
     assert "InvalidOptionError: option 'ratio'" in capsys.readouterr().err
     for wrong in ([], ["--rank", "1", "--ratio", ".5"]):
         with pytest.raises(SystemExit, match="2"):
