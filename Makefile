@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXAMPLES := $(VENV)/.installed-examples
+NNSMITH := $(VENV)/nnsmith
 PYTEST_ARGS ?=
 WORKERS ?= 2
 DEMO_ARGS ?=
@@ -18,7 +19,7 @@ export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help $(VENV) test fuzz operators demo demo-vision demo-vae lint format bench clean
+.PHONY: help $(VENV) test fuzz fuzz-nnsmith operators demo demo-vision demo-vae lint format bench clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[.$$()a-zA-Z_-]+:.*## /{t=$$1; if (t=="$$(VENV)") t=".venv"; printf "  make %-12s %s\n", t, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +45,14 @@ test: $(STAMP)  ## run the tests, two at a time (WORKERS=1 PYTEST_ARGS="-k optio
 
 fuzz: $(STAMP)  ## random programs against eager (FUZZ_ARGS="--seconds 600 --seed 1")
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
+# by themselves: NNSmith asks for more than is used of it, and must not touch torch or numpy
+$(NNSMITH): | $(STAMP)
+	$(BIN)/python -m pip install -q --no-deps --target $@ nnsmith==0.1.0 z3-solver multipledispatch appdirs omegaconf \
+	  antlr4-python3-runtime==4.9.3 pyyaml
+
+fuzz-nnsmith: $(NNSMITH)  ## the same with networks of NNSmith
+	PYTHONPATH=$(NNSMITH) $(BIN)/python -m tests.fuzz --nnsmith $(FUZZ_ARGS)
 
 operators: $(STAMP)  ## PyTorch's own samples against eager (OPERATORS_ARGS="--ops add,mm --samples all --jobs 2")
 	$(BIN)/python -m tests.operators $(OPERATORS_ARGS)

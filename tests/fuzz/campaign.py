@@ -35,7 +35,7 @@ class Campaign:
 
     def try_one(self, program: Program, level: Level, setting: Setting | None = None) -> Outcome:
         """Run it, enter it into the log; a fault of a new kind is made small."""
-        setting = setting or setting_of(program.seed, level)
+        setting = setting or setting_of(program, level)
         start = time.monotonic()
         outcome = check(program, setting)
         line = {"seed": program.seed, **asdict(setting), "features": program.features, "status": outcome.status}

@@ -6,7 +6,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from memcompile.backend import memcompile as compiling
-from memcompile.errors import MemcompileError, PassError
+from memcompile.errors import BudgetInfeasibleError, MemcompileError, PassError
 from tests.fuzz.judge import differences
 from tests.fuzz.measured import Measured, Names, measure
 from tests.fuzz.planned import forget, planned_backend
@@ -23,8 +23,10 @@ from tests.fuzz.run import Seen, eager, run
 from tests.planned_eagerly import interpreted
 
 Level = Literal["planned", "lowered", "compiled"]
-Status = Literal["same", "refused", "different", "crash", "over budget", "misplanned", "torch"]
-FAULTS = ("different", "crash", "over budget", "misplanned")
+Status = Literal["same", "refused", "refused other", "different", "crash", "over budget", "misplanned", "advice", "torch"]
+FAULTS = ("different", "crash", "over budget", "misplanned", "advice")
+ADVICE = 4
+"""How many graphs of a step may each name a larger budget before one is accepted."""
 SETTINGS = {"fallback_random": True, "cpp.simdlen": 1, "compile_threads": 1}
 """Inductor's: eager's random numbers, and scalar code, which compiles in half the time."""
 TOLERANCE, SLACK_BYTES = 0.01, 2048
@@ -33,24 +35,31 @@ TOLERANCE, SLACK_BYTES = 0.01, 2048
 
 @dataclass(frozen=True)
 class Setting:
-    """``budget``: None, a percentage, or 1 for the smallest plan. ``swap``: storages may move to the disk."""
+    """``budget``: None, a percentage, bytes, or 1 for the smallest plan. ``swap``: storages may move to the disk.
+
+    ``own_random``: Inductor's random numbers, which follow from seeds, in the place of eager's; the measure is then what comes
+    out without a plan.
+    """
 
     level: Level = "planned"
     budget: str | int | None = None
     best_effort: bool = True
     arena: str = "step"
     swap: bool = False
+    own_random: bool = False
 
     @property
     def mode(self) -> str:
         """For counting."""
         budget = {None: "no budget", 1: "smallest plan"}.get(self.budget, "percentage")
-        return f"{budget}, arena {self.arena}{', swap' if self.swap else ''}"
+        others = f"{', swap' if self.swap else ''}{', own random numbers' if self.own_random else ''}"
+        return f"{budget}, arena {self.arena}{others}"
 
     @property
     def options(self) -> dict[str, object]:
         """Of the backend."""
-        options: dict[str, object] = {"arena": self.arena, "solver_time_limit_s": 1.0, "inductor": SETTINGS}
+        inductor = {**SETTINGS, "fallback_random": not self.own_random}
+        options: dict[str, object] = {"arena": self.arena, "solver_time_limit_s": 1.0, "inductor": inductor}
         if self.budget is not None:
             options |= {"memory_budget": self.budget, "on_infeasible": "best_effort" if self.best_effort else "raise"}
         if self.swap:
@@ -58,13 +67,14 @@ class Setting:
         return options
 
 
-def setting_of(seed: int, level: Level) -> Setting:
+def setting_of(program: Program, level: Level) -> Setting:
     """The setting that goes with a program's seed."""
-    draw = Random(f"setting {seed} {level}")
+    draw = Random(f"setting {program.seed} {level}")
     budget = draw.choice((None, 1, 1, f"{draw.randrange(40, 96)}%", f"{draw.randrange(40, 96)}%"))
     arena = "off" if level == "planned" else draw.choices(("step", "graph", "off"), (6, 2, 2))[0]
     swap = level == "compiled" and budget is not None and draw.random() < 0.05
-    return Setting(level, budget, budget == 1 or draw.random() < 0.7, arena, swap)
+    own_random = program.is_random and budget is not None and draw.random() < 0.5
+    return Setting(level, budget, budget == 1 or draw.random() < 0.7, arena, swap, own_random)
 
 
 @dataclass(frozen=True)
@@ -88,10 +98,33 @@ def check(program: Program, setting: Setting) -> Outcome:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected, exact = eager(program), None if program.is_random else eager(program, double=True)
+        if setting.own_random:
+            expected = _unplanned(program, setting)
         outcome = _outcome(program, setting, expected, exact)
+        if outcome.status == "refused" and setting.level != "planned":
+            outcome = _advised(program, setting, outcome, expected, exact)
         if outcome.status in ("different", "crash") and _plain_fails_too(program, setting, expected, exact, outcome):
             return Outcome("torch", f"{outcome.status}: {outcome.signature}", outcome.detail)
         return outcome
+
+
+def _unplanned(program: Program, setting: Setting) -> Seen:
+    """What the program leaves without a plan."""
+    forget()
+    backend = planned_backend(replace(setting, budget=None).options, lowered=False)
+    return run(program, lambda function: torch.compile(function, backend=backend))
+
+
+def _advised(program: Program, setting: Setting, refused: Outcome, expected: Seen, exact: Seen | None) -> Outcome:
+    """A refusal names bytes that are enough; for a step of several graphs each may name more."""
+    outcome = refused
+    for _ in range(ADVICE):
+        if outcome.status != "refused":
+            break
+        outcome = _outcome(program, replace(setting, budget=outcome.facts["floor"]), expected, exact)
+    if outcome.status == "refused":
+        return Outcome("advice", "the budget that a refusal advises is refused", f"{refused.detail}\n\n{outcome.detail}")
+    return outcome if outcome.is_fault else refused
 
 
 def epsilon_of(program: Program) -> float:
@@ -113,8 +146,10 @@ def _outcome(program: Program, setting: Setting, expected: Seen, exact: Seen | N
             seen, measured = measure(program, names, _compiled_backend(setting, names))
     except PassError as error:
         return Outcome("crash", f"PassError {error.pass_name} {_general(error.reason)}", str(error))
+    except BudgetInfeasibleError as error:
+        return Outcome("refused", "BudgetInfeasibleError", str(error), facts={"floor": error.floor_bytes})
     except MemcompileError as error:
-        return Outcome("refused", type(error).__name__, str(error))
+        return Outcome("refused other", type(error).__name__, str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
         return Outcome("crash", _signature(error), "".join(traceback.format_exception(error))[-6000:])
     if (outcome := _compared(program, seen, expected, exact)).is_fault:

@@ -1,7 +1,7 @@
 """Networks of NNSmith (Liu et al., ASPLOS 2023) in the place of our own programs: the same runs, the same judge.
 
-NNSmith draws a graph of operators and lets an SMT solver choose shapes that fit. It is no dependency of the project: ``pip
-install --no-deps nnsmith z3-solver multipledispatch appdirs omegaconf antlr4-python3-runtime==4.9.3`` brings what is used of it.
+NNSmith draws a graph of operators and lets an SMT solver choose shapes that fit. It is no dependency of the project: ``make
+fuzz-nnsmith`` installs what is used of it into a folder of its own.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class SmithProgram:
-    """Stands where a ``programs.Program`` stands. ``seed`` makes the graph, the weights and the inputs."""
+    """Stands where a ``programs.Program`` stands. ``seed``: see ``generate``; ``number`` makes the weights."""
 
     seed: int
+    number: int
     way: Way = field(default_factory=Way)
     is_random: bool = False
     body: tuple[Any, ...] = ()
@@ -82,7 +83,7 @@ class SmithProgram:
 
     def model(self, way: Way) -> nn.Module:
         """A new network with its own, always equal, weights."""
-        torch.manual_seed(self.seed)
+        torch.manual_seed(self.number)
         return Network(self.graph, False).train(way.training)
 
     def inputs(self, _rows: int, call: int) -> list[Tensor]:
@@ -168,7 +169,7 @@ def generate(seed: int) -> SmithProgram:
             )
             graph = made.make_concrete()
         for mode in draw.choice((("train", "no_grad"), ("no_grad",))):
-            program = SmithProgram(number, Way(mode=mode, rows=(0,) * draw.choice((1, 2))), graph=graph)
+            program = SmithProgram(seed, number, Way(mode=mode, rows=(0,) * draw.choice((1, 2))), graph=graph)
             try:
                 eager(program)  # type: ignore[arg-type]
                 eager(program, double=True)  # type: ignore[arg-type]
