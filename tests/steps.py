@@ -103,6 +103,7 @@ def measured(function: Callable[..., object], model: nn.Module, inputs: Sequence
 
 def run_memcompile(model: nn.Module, inputs: Sequence[torch.Tensor], budget: object = None, **options: object) -> Run:
     """Train one step under a budget, then measure a step."""
+    memcompile.release()  # what lies idle is alive at entry
     mine, function = compiled(model, budget, **options)
     step = train(function, mine, inputs)
     peak = measured(function, mine, inputs)

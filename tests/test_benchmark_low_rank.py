@@ -16,6 +16,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
 
+import memcompile
 from benchmarks import low_rank, low_rank_nets, low_rank_peers, low_rank_running, stepping
 from benchmarks.low_rank_cases import CASES, Case, Size
 from benchmarks.low_rank_running import EAGER, MEMCOMPILE, PLAIN, UNSTREAMED, Prepared, Running, Way
@@ -117,6 +118,7 @@ def test_layers_that_would_not_get_smaller_stay_dense():
 
 def test_all_ways_agree(fresh_dynamo):
     """Their outputs, and their transient bytes above the same entry."""
+    memcompile.release()  # what other tests left idle would be counted
     of = case(feed_forward, 128, 32)
     ways = {way.name: running(of, way) for way in (EAGER, PLAIN, DENSE, MEMCOMPILE)}
     found = {name: each.prepare() for name, each in ways.items()}
