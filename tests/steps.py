@@ -6,6 +6,7 @@ Every compile works on its own deep copy of the model, so that reports and gradi
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -86,6 +87,7 @@ def compiled(model: nn.Module, budget: object = None, **options: object) -> tupl
 
 def measured(function: Callable[..., object], model: nn.Module, inputs: Sequence[torch.Tensor]) -> Measurement:
     """Peak of a step; its output is held through the backward, as training loops do."""
+    gc.collect()
     memcompile.release()  # what others left idle is alive at entry; what this step needs is made again as it warms up
     inputs = own(inputs)
 

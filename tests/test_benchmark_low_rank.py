@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import sys
 import types
@@ -118,6 +119,7 @@ def test_layers_that_would_not_get_smaller_stay_dense():
 
 def test_all_ways_agree(fresh_dynamo):
     """Their outputs, and their transient bytes above the same entry."""
+    gc.collect()
     memcompile.release()  # what other tests left idle would be counted
     of = case(feed_forward, 128, 32)
     ways = {way.name: running(of, way) for way in (EAGER, PLAIN, DENSE, MEMCOMPILE)}
