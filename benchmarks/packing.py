@@ -29,11 +29,11 @@ import numpy as np
 import torch
 
 from benchmarks.rows import source_hash, write_rows
-from memcompile.device import device_name
-from memcompile.solvers.minimalloc import read_csv
-from memcompile.solvers.packing import Buffer, CapacityError, pack, split, validate
-from memcompile.solvers.placement import COMPILED_FROM, best_fit, canonical
-from memcompile.solvers.placement_search import Search
+from memcompile.machine.device import device_name
+from memcompile.solvers.places.minimalloc import read_csv
+from memcompile.solvers.places.packing import Buffer, CapacityError, pack, split, validate
+from memcompile.solvers.places.placement import COMPILED_FROM, best_fit, canonical
+from memcompile.solvers.places.placement_search import Search
 
 RESULTS = Path(__file__).resolve().parent / "results" / "packing.csv"
 INSTANCES = Path(__file__).resolve().parent / "data" / "minimalloc"

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks a
 
 import torch
 
-from memcompile.codegen.linear import LINEAR
-from memcompile.device import device_name
+from memcompile.machine.device import device_name
+from memcompile.streaming.linear import LINEAR
 
 ROWS = (128, 224, 416, 8192)
 SHAPES = ((768, 64), (64, 3072), (3072, 64), (768, 256), (256, 3072), (3072, 256))

@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from memcompile.device import device_name
+from memcompile.machine.device import device_name
 
 T = TypeVar("T")
 RESULTS = Path(__file__).resolve().parent / "results" / "rematerialize.csv"

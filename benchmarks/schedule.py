@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from benchmarks.branching import GENOTYPES, CellNet, DenseNet, MixtureOfExperts
 from benchmarks.models import CASES, images, unet
 from benchmarks.rows import read_rows, source_hash, write_rows
-from memcompile.codegen.inductor import lower, lower_step
-from memcompile.codegen.scheduled import Scheduling, own_peak
-from memcompile.codegen.trace import GraphTrace
-from memcompile.dryrun import captured
-from memcompile.facts import StepGraphs
+from memcompile.codegen.inductor.lowering import lower, lower_step
+from memcompile.codegen.inductor.scheduled import Scheduling, own_peak
+from memcompile.compiling.dryrun import captured
+from memcompile.step.facts import StepGraphs
+from memcompile.step.trace import GraphTrace
 
 RESULTS = Path(__file__).resolve().parent / "results" / "schedule.csv"
 HEURISTICS = ("LPMF", "BFS", "DFS")

@@ -35,8 +35,8 @@ from benchmarks.scratchpad_ilp import Answer, solve
 from benchmarks.scratchpad_nets import NETWORKS, problem
 from benchmarks.scratchpad_table import END, START, table
 from benchmarks.table import README, between
-from memcompile.device import device_name
-from memcompile.solvers.ordering_solve import STEPS
+from memcompile.machine.device import device_name
+from memcompile.solvers.order.ordering_solve import STEPS
 from memcompile.solvers.scratchpad.gaps import peak_bytes
 from memcompile.solvers.scratchpad.order import smallest_peak
 from memcompile.solvers.scratchpad.problem import Problem, Solution

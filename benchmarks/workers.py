@@ -20,9 +20,9 @@ from benchmarks.models import CASES
 from benchmarks.peers import Gradients, Named, Running, Way, prepare_process
 from memcompile import report as report_of
 from memcompile.errors import BudgetInfeasibleError, MemcompileError
+from memcompile.passes.schedule.tiers import LazyEngine
 from memcompile.report.data import ArenaReport
 from memcompile.runtime.measure import Measurement
-from memcompile.swapping import LazyEngine
 
 ERRORS = (MemcompileError, TorchDynamoException, RuntimeError, ValueError, TypeError, LookupError, AssertionError, ImportError)
 """What a failing way may raise: it becomes a row, and the other ways go on."""

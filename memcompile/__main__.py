@@ -1,6 +1,6 @@
 """``python -m memcompile``."""
 
-from memcompile.cli import main
+from memcompile.commands.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import fx
 
-from memcompile.codegen.dynamo import call_at_reset
-from memcompile.codegen.seams import require_seams
-from memcompile.codegen.surface import surfacing
+from memcompile.codegen.inductor.dynamo import call_at_reset
+from memcompile.codegen.inductor.seams import require_seams
+from memcompile.codegen.inductor.surface import surfacing
+from memcompile.compiling.session import Session
 from memcompile.errors import InvalidOptionError, ScratchpadError
+from memcompile.machine.support import check_devices, check_torch
 from memcompile.options import Options
 from memcompile.report.data import Report
 from memcompile.runtime import reports
 from memcompile.runtime.ledger import LEDGER
-from memcompile.session import Session
-from memcompile.support import check_devices, check_torch
 
 
 @surfacing
@@ -47,7 +47,7 @@ def plan(
     model: Callable[..., Any], /, *args: Any, options: Mapping[str, object] | Options | None = None, **kwargs: Any
 ) -> Report:
     """A dry run of ``model(*args, **kwargs)`` on fake tensors (see ``dryrun``)."""
-    from memcompile.dryrun import plan as dry_run
+    from memcompile.compiling.dryrun import plan as dry_run
 
     return dry_run(model, *args, options=options, **kwargs)
 

@@ -4,7 +4,7 @@ torch takes any importable module name in TORCH_LOGS: while ``import torch`` sti
 sub-packages (not their modules) and attaches its handler to the logger of that name. Two things follow, and a test holds them:
 
 - the ``__init__`` files of memcompile and of its sub-packages must not import torch;
-- loggers are named by module (``memcompile.passes.rematerialize``), so that one of them can be asked for alone.
+- loggers are named by module (``memcompile.passes.schedule.rematerialize``), so that one of them can be asked for alone.
 
 Without TORCH_LOGS these are ordinary loggers: warnings go to standard error, and an application's own handlers are respected.
 """

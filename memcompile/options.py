@@ -13,9 +13,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal, cast
 
-from memcompile.codegen.dynamo import inductor_settings
+from memcompile.codegen.inductor.dynamo import inductor_settings
 from memcompile.errors import InvalidOptionError, UnknownOptionError
-from memcompile.runtime.swap.tiers import Tier, parse_tiers
+from memcompile.runtime.transfers.tiers import Tier, parse_tiers
 from memcompile.scratchpad.memories import Memories
 from memcompile.units import BYTES_FORMS, format_bytes, parse_bytes
 
@@ -70,7 +70,7 @@ class Budget:
     def resolve(self, *, unplanned_peak_bytes: int, free_bytes: int, entry_bytes: int = 0) -> int | None:
         """The budget in bytes, or None when there is none.
 
-        ``free_bytes``: what the device has free now (`memcompile.device.free_bytes`). ``entry_bytes``: what is alive on the
+        ``free_bytes``: what the device has free now (`memcompile.machine.device.free_bytes`). ``entry_bytes``: what is alive on the
         device as the step is entered and counts towards the budget although it is not free any more.
         """
         if self.fraction is not None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from memcompile.codegen.inductor import compile_graph
-from memcompile.codegen.partition import default_partition
+from memcompile.codegen.inductor.lowering import compile_graph
+from memcompile.codegen.inductor.partition import default_partition
 from tests.planned_eagerly import _Interpreter
 
 

@@ -20,7 +20,7 @@ settings.load_profile("memcompile")
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """An empty directory of caches, for this test alone."""
-    from memcompile import cache
+    from memcompile.machine import cache
 
     monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
     cache.forget()

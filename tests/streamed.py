@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from memcompile.codegen.fused import fuse
-from memcompile.passes import low_rank
+from memcompile.passes.rows import low_rank
 from memcompile.streaming.program import Block
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memcompile.runtime.swap.disk import DiskStore
-from memcompile.runtime.swap.engine import Engine
-from memcompile.runtime.swap.tiers import DiskTier
+from memcompile.runtime.transfers.disk import DiskStore
+from memcompile.runtime.transfers.engine import Engine
+from memcompile.runtime.transfers.tiers import DiskTier
 
 MIB = 1024**2
 

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import memcompile
-from memcompile.codegen.accumulate import MM_ADD, mm_add
-from memcompile.codegen.inductor import lower
-from memcompile.codegen.partition import default_partition
-from memcompile.codegen.scheduled import Scheduling, own_peak
-from memcompile.codegen.trace import GraphTrace
-from memcompile.dryrun import predict_graphs
-from memcompile.facts import StepGraphs
-from memcompile.passes.canonical import canonicalise
-from memcompile.pipeline import lower_graphs
-from memcompile.session import Session
+from memcompile.codegen.inductor.accumulate import MM_ADD, mm_add
+from memcompile.codegen.inductor.lowering import lower
+from memcompile.codegen.inductor.partition import default_partition
+from memcompile.codegen.inductor.scheduled import Scheduling, own_peak
+from memcompile.compiling.dryrun import predict_graphs
+from memcompile.compiling.pipeline import lower_graphs
+from memcompile.compiling.session import Session
+from memcompile.passes.rows.canonical import canonicalise
+from memcompile.step.facts import StepGraphs
+from memcompile.step.trace import GraphTrace
 from tests.captured import captured
 from tests.low_rank_nets import LoRA, LoRADropout, LoRATwice, Sizes, example
 from tests.steps import QUICK, assert_promise, assert_same_step, own, relative_error, run_eager, run_memcompile

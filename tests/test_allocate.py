@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from memcompile import cli
+from memcompile.commands import cli
 from memcompile.report.data import ArenaReport, GraphReport, PlacedBuffer, Report
-from memcompile.solvers.minimalloc import read_csv
+from memcompile.solvers.places.minimalloc import read_csv
 
 TEXT = "id,lower,upper,size\na,0,3,4\nb,3,9,4\nc,0,9,4\nd,9,21,4\ne,0,21,4\n"
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcompile.passes.arrangement import Arrangement, Step
+from memcompile.passes.rows.arrangement import Arrangement, Step
 
 
 def apply(tensor: torch.Tensor, steps: tuple[Step, ...]) -> torch.Tensor:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memcompile.passes.attention_fold import _laid_out
-from memcompile.passes.canonical import canonicalise
-from memcompile.passes.rewriting import Rewrite, value_of
+from memcompile.passes.rows.attention_fold import _laid_out
+from memcompile.passes.rows.canonical import canonicalise
+from memcompile.step.rewriting import Rewrite, value_of
 from tests.captured import captured
 from tests.steps import relative_error
 from tests.test_canonical import assert_same_numbers, traced

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import memcompile
-from memcompile import pipeline
+from memcompile.compiling import pipeline
 from tests.steps import (
     SEED,
     Run,

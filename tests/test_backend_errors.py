@@ -32,7 +32,7 @@ def compile_nothing(monkeypatch):
     def reached(*args, **kwargs):
         raise AssertionError("Inductor was reached")
 
-    monkeypatch.setattr("memcompile.session.compile_graph", reached)
+    monkeypatch.setattr("memcompile.compiling.session.compile_graph", reached)
 
 
 def call(model: nn.Module, device: str = "cpu", mode: str | None = None, **options: object) -> torch.Tensor:
@@ -123,7 +123,7 @@ def test_a_crash_of_a_pass_is_named(monkeypatch):
     def crash(*args, **kwargs):
         raise RuntimeError("planner broke")
 
-    monkeypatch.setattr("memcompile.session.fit", crash)
+    monkeypatch.setattr("memcompile.compiling.session.fit", crash)
     with pytest.raises(PassError, match="planner broke") as caught:
         call(small(), memory_budget="50%", inductor=QUICK)
     assert caught.value.pass_name == "rematerialize"

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from memcompile import cache
 from memcompile.codegen.cpp import build
-from memcompile.doctor import check_cache
+from memcompile.commands.doctor import check_cache
 from memcompile.errors import UnsafeCacheError
+from memcompile.machine import cache
 from memcompile.solvers.compiled import compiled
 
 ROOT = Path(__file__).resolve().parents[1]

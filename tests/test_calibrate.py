@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from torch import fx
 
-from memcompile.calibrate import base_names, calibrated, crowded, fused
-from memcompile.codegen.trace import Buffer, Event, GraphTrace, step_peak
-from memcompile.facts import Facts, OpFacts, StepGraphs
-from memcompile.solvers.problem import Op, Problem, Schedule, Storage
+from memcompile.solvers.schedule.problem import Op, Problem, Schedule, Storage
+from memcompile.step.calibrate import base_names, calibrated, crowded, fused
+from memcompile.step.facts import Facts, OpFacts, StepGraphs
+from memcompile.step.trace import Buffer, Event, GraphTrace, step_peak
 
 NAMES = ("a", "b", "c")
 

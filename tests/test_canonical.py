@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from memcompile.passes.canonical import canonicalise
-from memcompile.passes.rewriting import Outcome, Refused, Rewrite
+from memcompile.passes.rows.canonical import canonicalise
+from memcompile.step.rewriting import Outcome, Refused, Rewrite
 from tests.captured import captured, random_inputs, run
 from tests.low_rank_nets import NETS, Sizes, example
 from tests.steps import relative_error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from expecttest import TestCase
 
-from memcompile.passes.canonical import canonicalise
+from memcompile.passes.rows.canonical import canonicalise
 from tests.test_canonical import graph_of, line_of
 from tests.test_golden import lines_of
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import memcompile
-from memcompile import cli, doctor
+from memcompile.commands import cli, doctor
+from memcompile.commands.target import load_target
 from memcompile.report import Report, StepReport
-from memcompile.target import load_target
 from tests import report_samples
 
 SCRIPT = """

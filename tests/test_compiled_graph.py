@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import fx
 
-from memcompile.compiled_graph import CompiledGraph
+from memcompile.compiling.compiled_graph import CompiledGraph
 from memcompile.runtime.arena import BLOCKS, Arena
 from memcompile.runtime.ledger import LEDGER
 from memcompile.streaming.program import PROGRAMS, LostProgramError

@@ -27,7 +27,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 import memcompile
-from memcompile import LowRankLinear, cli
+from memcompile import LowRankLinear
+from memcompile.commands import cli
 from memcompile.errors import CalibrationError, InvalidOptionError, NoSuchLayerError, RankChoiceError
 from memcompile.low_rank.layers import linear_layers
 from memcompile.low_rank.ranks import rank_of
@@ -310,6 +311,6 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_import_stays_light() -> None:
     script = (
-        "import sys, memcompile, memcompile.low_rank.report, memcompile.low_rank.command; assert 'torch' not in sys.modules"
+        "import sys, memcompile, memcompile.low_rank.report, memcompile.commands.low_rank; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from memcompile.cost import CostModel, flops_of, is_extern
+from memcompile.step.cost import CostModel, flops_of, is_extern
 from tests.planned_eagerly import DEVICE
 
 

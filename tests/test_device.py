@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from memcompile import cache
-from memcompile import device as device_module
-from memcompile.codec import encode
-from memcompile.device import DeviceModel, cache_key, device_model, free_bytes
 from memcompile.errors import UnsupportedDeviceError
-from memcompile.host_memory import host_free_bytes
+from memcompile.machine import cache
+from memcompile.machine import device as device_module
+from memcompile.machine.codec import encode
+from memcompile.machine.device import DeviceModel, cache_key, device_model, free_bytes
+from memcompile.machine.host_memory import host_free_bytes
 
 CPU = torch.device("cpu")
 SAMPLE = DeviceModel("sample", 1e10, {"float32": 1e11, "bfloat16": 2e11}, 1e10, 1e-6, 1e-10)

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import memcompile
-from memcompile import cli, dryrun, pipeline
-from memcompile.dryrun import PREDICTED, predict_graphs
+from memcompile.commands import cli
+from memcompile.compiling import dryrun, pipeline
+from memcompile.compiling.dryrun import PREDICTED, predict_graphs
+from memcompile.compiling.pipeline import Lowered
 from memcompile.errors import BudgetInfeasibleError, DryRunError, NoReportError, UnknownOptionError
-from memcompile.facts import UNPLANNED, StepGraphs
-from memcompile.pipeline import Lowered
 from memcompile.report.data import Report
+from memcompile.step.facts import UNPLANNED, StepGraphs
 
 MLP_SCRIPT = """
 import torch

@@ -10,10 +10,10 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from torch import nn
 
-from memcompile.facts import Facts
-from memcompile.solvers.decode import decode
-from memcompile.solvers.index import Index
-from memcompile.solvers.problem import Schedule
+from memcompile.solvers.schedule.decode import decode
+from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.problem import Schedule
+from memcompile.step.facts import Facts
 from tests.planned_eagerly import Planner, unplanned, with_lowering
 
 

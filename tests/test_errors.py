@@ -7,7 +7,7 @@ import torch
 from expecttest import TestCase
 
 from memcompile import errors
-from memcompile.support import check_devices, check_torch
+from memcompile.machine.support import check_devices, check_torch
 
 MIB = 1024**2
 

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 
 import memcompile
 from memcompile.codegen.dump import kernels_of
-from memcompile.dryrun import captured
+from memcompile.compiling.dryrun import captured
 from memcompile.errors import BudgetInfeasibleError
-from memcompile.fxutil import source_of
+from memcompile.step.fxutil import source_of
 
 
 class Mixed(nn.Module):

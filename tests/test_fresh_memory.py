@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from memcompile.passes.swap import fresh_bytes
-from memcompile.solvers.problem import Move, Op, Problem, Schedule, Storage
-from memcompile.solvers.simulate import Replay
+from memcompile.passes.schedule.swap import fresh_bytes
+from memcompile.solvers.schedule.problem import Move, Op, Problem, Schedule, Storage
+from memcompile.solvers.schedule.simulate import Replay
 
 CHAIN = Problem(
     (Storage("a", 8), Storage("b", 8), Storage("loss", 8, is_output=True)),

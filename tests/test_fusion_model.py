@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import memcompile
-from memcompile.codegen.dry import fake_code
-from memcompile.codegen.inductor import compile_graph
-from memcompile.codegen.partition import default_partition
-from memcompile.codegen.trace import GraphTrace
-from memcompile.dryrun import predict_graphs
-from memcompile.facts import StepGraphs, _made_at, _results
-from memcompile.fusion_groups import Loops, _share_loops
-from memcompile.fusion_model import loops_of, product_of
-from memcompile.fxutil import node_bytes
-from memcompile.pipeline import lower_graphs
+from memcompile.codegen.inductor.dry import fake_code
+from memcompile.codegen.inductor.fusion_groups import Loops, _share_loops
+from memcompile.codegen.inductor.fusion_model import loops_of, product_of
+from memcompile.codegen.inductor.lowering import compile_graph
+from memcompile.codegen.inductor.partition import default_partition
+from memcompile.compiling.dryrun import predict_graphs
+from memcompile.compiling.pipeline import lower_graphs
+from memcompile.step.facts import StepGraphs, _made_at, _results
+from memcompile.step.fxutil import node_bytes
+from memcompile.step.trace import GraphTrace
 
 
 def gpt2() -> tuple[nn.Module, dict[str, Tensor]]:

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import memcompile
-from memcompile.bound import least_bytes
-from memcompile.codegen.trace import step_peak
-from memcompile.dryrun import captured
+from memcompile.compiling.dryrun import captured
+from memcompile.compiling.gate import placed_peak
+from memcompile.compiling.pipeline import lower_graphs
 from memcompile.errors import BudgetInfeasibleError
-from memcompile.gate import placed_peak
 from memcompile.options import Budget
-from memcompile.passes.allocate import plan_arena
-from memcompile.pipeline import lower_graphs
+from memcompile.passes.arena.allocate import plan_arena
 from memcompile.report.data import Report
-from memcompile.room import Room
 from memcompile.runtime.ledger import Outside
+from memcompile.runtime.room import Room
+from memcompile.step.bound import least_bytes
+from memcompile.step.trace import step_peak
 from tests.test_plan_arena import ALL, BACKWARD, FORWARD
 
 
@@ -87,7 +87,7 @@ def test_a_crash_that_is_swallowed_does_not_lose_the_budget(monkeypatch: pytest.
     def crash(*_args: object, **_kwargs: object) -> None:
         raise RuntimeError("planner broke")
 
-    monkeypatch.setattr("memcompile.session.fit", crash)
+    monkeypatch.setattr("memcompile.compiling.session.fit", crash)
     free = plan(Mlp(), ROWS).planned_peak_bytes
     with pytest.raises(BudgetInfeasibleError) as refused:
         plan(Mlp(), ROWS, memory_budget="50%", fallback="inductor")
@@ -97,7 +97,7 @@ def test_a_crash_that_is_swallowed_does_not_lose_the_budget(monkeypatch: pytest.
 
 def test_what_is_compiled_counts_and_not_what_was_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planner that says it fits, and does not."""
-    from memcompile import session
+    from memcompile.compiling import session
 
     def lies(base: object, _budget: object, **_options: object) -> object:
         return session.Outcome(base, 2**30)  # type: ignore[arg-type]

@@ -12,12 +12,12 @@ import torch
 from expecttest import TestCase
 from torch import fx, nn
 
-from memcompile.facts import Facts
-from memcompile.passes.rematerialize import recomputations
-from memcompile.solvers.decode import decode
-from memcompile.solvers.index import Index
-from memcompile.solvers.problem import Schedule
-from memcompile.solvers.simulate import simulate
+from memcompile.passes.schedule.rematerialize import recomputations
+from memcompile.solvers.schedule.decode import decode
+from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.simulate import simulate
+from memcompile.step.facts import Facts
 from tests.planned_eagerly import Planned, Planner, unplanned
 
 

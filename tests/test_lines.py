@@ -12,8 +12,8 @@ from torch._inductor.codegen import memory_planning
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen, WrapperLine
 
 import memcompile
-from memcompile.codegen import lines
-from memcompile.codegen.text_lines import Statement, statements
+from memcompile.codegen.inductor import lines
+from memcompile.codegen.inductor.text_lines import Statement, statements
 from memcompile.errors import UnknownLineError
 
 BASES = {"MemoryPlanningLine", "PoolMemoryPlanningLine"}

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import memcompile
-from memcompile import dryrun
-from memcompile.codegen.interpreted import interpret
-from memcompile.facts import StepGraphs
-from memcompile.passes.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
+from memcompile.compiling import dryrun
+from memcompile.passes.rows.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
+from memcompile.passes.tiles.interpreted import interpret
+from memcompile.step.facts import StepGraphs
 
 
 class Attending(nn.Module):

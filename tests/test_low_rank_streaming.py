@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import memcompile
-from memcompile.dryrun import captured
+from memcompile.compiling.dryrun import captured
 from memcompile.errors import PassError
-from memcompile.passes.low_rank import _dense_before_attention, factored
+from memcompile.passes.rows.low_rank import _dense_before_attention, factored
 from memcompile.runtime.measure import measure_peak
 from memcompile.streaming.program import PROGRAMS
 from tests.steps import QUICK
@@ -186,7 +186,7 @@ def test_a_bug_in_the_pass_has_its_name(monkeypatch):
     def broken(*_args):
         raise ValueError("broken on purpose")
 
-    monkeypatch.setattr("memcompile.passes.low_rank.regions_between_necks", broken)
+    monkeypatch.setattr("memcompile.passes.rows.low_rank.regions_between_necks", broken)
     model, x = network("ffn").eval(), torch.randn(ROWS)
     with torch.no_grad():
         with pytest.raises(PassError, match=r"low_rank.*broken on purpose"):

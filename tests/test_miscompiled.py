@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree
 
-from memcompile.codegen.patterns import MEANING, StrictPatterns
-from memcompile.codegen.tiles import misses_the_end
-from memcompile.passes.miscompiled import CAPTURED, JOINT
-from memcompile.support import OLDEST_TORCH
+from memcompile.codegen.inductor.miscompiled import CAPTURED, JOINT
+from memcompile.codegen.inductor.patterns import MEANING, StrictPatterns
+from memcompile.codegen.inductor.tiles import misses_the_end
+from memcompile.machine.support import OLDEST_TORCH
 from tests.inductor_passes import ours, plain
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -211,7 +211,7 @@ def test_this_pytorch_has_the_fault(fault: str) -> None:
     programs = [program for program in PASSES if program.fault == fault]
     assert any(list(differences(run(program, plain), run(program))) for program in programs), (
         f"PyTorch {torch.__version__} compiles {[program.name for program in programs]} right by itself: say so in the entry "
-        f"{fault!r} of passes/miscompiled.py (fixed_in), or of codegen/patterns.py"
+        f"{fault!r} of codegen/inductor/miscompiled.py (fixed_in), or of codegen/inductor/patterns.py"
     )
 
 
@@ -268,7 +268,7 @@ def test_generated_code_is_right_here_and_wrong_without() -> None:
     }
     right = {fault for fault in CODE if not list(differences(leaves(without[fault]), leaves(wanted[fault])))}
     assert right <= fixed, (
-        f"PyTorch {torch.__version__} compiles {right - fixed} right by itself: say so in passes/miscompiled.py"
+        f"PyTorch {torch.__version__} compiles {right - fixed} right by itself: say so in codegen/inductor/miscompiled.py"
     )
 
 

@@ -15,12 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcompile.facts import Facts
-from memcompile.passes.swap import durations_of, movable_storages
-from memcompile.solvers import moves as moves_module
-from memcompile.solvers.moves import Link, Lives, plan_moves
-from memcompile.solvers.problem import Schedule
-from memcompile.solvers.simulate import Replay
+from memcompile.passes.schedule.swap import durations_of, movable_storages
+from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.simulate import Replay
+from memcompile.solvers.transfers import moves as moves_module
+from memcompile.solvers.transfers.moves import Link, Lives, plan_moves
+from memcompile.step.facts import Facts
 from tests.movers import LazyMover
 from tests.planned_eagerly import Planner, unplanned
 from tests.steps import assert_same_step

@@ -18,8 +18,8 @@ import memcompile
 from memcompile.errors import CheckpointError, InvalidOptionError, OffloadError
 from memcompile.offload.checkpoint import read_checkpoint
 from memcompile.offload.modules import offloaded_weights
-from memcompile.offload.store import PAGE_BYTES, DiskStore, _blocks
-from memcompile.offload.weight import WEIGHTS
+from memcompile.runtime.transfers.weight import WEIGHTS
+from memcompile.runtime.transfers.weight_store import PAGE_BYTES, DiskStore, _blocks
 
 
 class Tied(nn.Module):
@@ -310,7 +310,7 @@ def test_a_read_that_nobody_waited_for_does_not_spoil_the_next(model, tmp_path):
     dest = torch.empty(large.size_bytes, dtype=torch.uint8)
     store = large.store
     assert isinstance(store, DiskStore)
-    expected = memcompile.offload.store.read(small, torch.device("cpu"))
+    expected = memcompile.runtime.transfers.weight_store.read(small, torch.device("cpu"))
     for _ in range(5):
         store.start(large, dest)
         store.start(small, dest)

@@ -14,8 +14,8 @@ from torch import nn
 import memcompile
 from memcompile.errors import BudgetInfeasibleError
 from memcompile.offload.modules import offloaded_weights, resident_tensors
-from memcompile.offload.store import DiskStore
 from memcompile.runtime.measure import measure_peak
+from memcompile.runtime.transfers.weight_store import DiskStore
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 WIDTH, LAYERS = 320, 10
@@ -188,7 +188,7 @@ def test_compiled_code_keeps_no_weight_alive(tmp_path):
     step = compiled(model, weight_bytes(Stack()) // 2)
     with torch.no_grad():
         step(X)
-    code = memcompile.session.LEDGER.last  # its report, at least, outlives the model
+    code = memcompile.compiling.session.LEDGER.last  # its report, at least, outlives the model
     residents = [weakref.ref(tensor) for tensor in resident_tensors(model)]
     store = weakref.ref(offloaded_weights(model)[model.first]["weight"].store)
     assert residents and code is not None

@@ -18,7 +18,12 @@ def test_everything_public_is_there() -> None:
 
 @pytest.mark.parametrize(
     "first",
-    ["import memcompile", "import memcompile.report", "from memcompile.report.data import Report", "import memcompile.cli"],
+    [
+        "import memcompile",
+        "import memcompile.report",
+        "from memcompile.report.data import Report",
+        "import memcompile.commands.cli",
+    ],
 )
 def test_report_is_a_function_and_a_package(first: str) -> None:
     script = f"{first}\nimport memcompile\nfrom memcompile.report import Report\nfrom memcompile.report import data\n"

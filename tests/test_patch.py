@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import memcompile
-from memcompile import dryrun, shrinking
+from memcompile.compiling import dryrun
 from memcompile.errors import BudgetInfeasibleError, InvalidOptionError, UnknownOptionError
-from memcompile.patching import choose
+from memcompile.passes.tiles import choose, shrinking
 from memcompile.report.data import GraphReport
 from memcompile.runtime.measure import entry_storages, measure_peak
 from memcompile.solvers.tiling import paths

@@ -7,8 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcompile.codegen.trace import Life, StepPeak, step_peak
-from memcompile.passes.allocate import ALIGNMENT, ArenaPlan, plan_arena
+from memcompile.passes.arena.allocate import ALIGNMENT, ArenaPlan, plan_arena
+from memcompile.step.trace import Life, StepPeak, step_peak
 from tests.test_trace import FORWARD, trace
 
 BACKWARD = trace({"s": 32, "tangent": 8}, [("alloc", "g", 16), ("free", "s"), ("alloc", "h", 16), ("free", "g")], ["h"])

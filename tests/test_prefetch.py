@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcompile.solvers.prefetch import Link, Prefetch, Problem, Read, just_in_time, plan_ahead, plan_prefetch
+from memcompile.solvers.transfers.prefetch import Link, Prefetch, Problem, Read, just_in_time, plan_ahead, plan_prefetch
 
 LINK = Link(1e9, 1e-4)
 MB = 10**6

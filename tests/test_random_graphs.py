@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from memcompile.facts import Facts
-from memcompile.solvers.decode import decode
-from memcompile.solvers.index import Index
-from memcompile.solvers.problem import Schedule
-from memcompile.solvers.simulate import validate
+from memcompile.solvers.schedule.decode import decode
+from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.simulate import validate
+from memcompile.step.facts import Facts
 from tests.planned_eagerly import Planner, unplanned, with_lowering
 from tests.steps import Step, assert_same_step, run_memcompile, train
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import memcompile
-from memcompile.codegen.storage import allocator
-from memcompile.passes import allocate
+from memcompile.passes.arena import allocate
 from memcompile.runtime.measure import measure_peak
 from memcompile.runtime.relay import Relays, Turn
-from memcompile.solvers.packing import pack
+from memcompile.runtime.storage import allocator
+from memcompile.solvers.places.packing import pack
 from tests.test_arena import compiled, gradients, same
 
 

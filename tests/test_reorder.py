@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from memcompile.passes.reorder import _order
-from memcompile.solvers.index import Index, base_schedule
-from memcompile.solvers.problem import Op, Problem, Storage
-from memcompile.solvers.simulate import simulate
+from memcompile.passes.schedule.reorder import _order
+from memcompile.solvers.schedule.index import Index, base_schedule
+from memcompile.solvers.schedule.problem import Op, Problem, Storage
+from memcompile.solvers.schedule.simulate import simulate
 
 
 def problem(*ops: Op, sizes: dict[int, int], outputs: tuple[int, ...] = ()) -> Problem:

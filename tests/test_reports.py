@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import memcompile
-from memcompile import explain
+from memcompile.compiling import explain
 from memcompile.errors import NoReportError
 from memcompile.report.data import GraphReport
 from memcompile.runtime.ledger import LEDGER
@@ -31,15 +31,15 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo", "uncompiled")
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memcompile.session.compile_graph", lambda gm, *_: gm.forward)
-    monkeypatch.setattr("memcompile.explain._peak_point", lambda *_: None)
+    monkeypatch.setattr("memcompile.compiling.session.compile_graph", lambda gm, *_: gm.forward)
+    monkeypatch.setattr("memcompile.compiling.explain._peak_point", lambda *_: None)
     explained = explain.graph_report
 
     def with_kind(session: Any, peak: Any) -> GraphReport:
         trains = torch.is_grad_enabled() and any(t.requires_grad for t in session.tensors)
         return dataclasses.replace(explained(session, peak), kind="train" if trains else "inference")
 
-    monkeypatch.setattr("memcompile.session.explain.graph_report", with_kind)
+    monkeypatch.setattr("memcompile.compiling.session.explain.graph_report", with_kind)
 
 
 def comp(what: Any, **options: Any) -> Any:

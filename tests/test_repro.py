@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from memcompile.codegen.repro import repro_script
+from memcompile.compiling.repro import repro_script
 from memcompile.options import Options
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import memcompile
-from memcompile.codegen import kernels
-from memcompile.codegen.inductor import lower, lower_step
-from memcompile.codegen.scheduled import Scheduling, own_peak
-from memcompile.codegen.trace import GraphTrace
-from memcompile.dryrun import captured
-from memcompile.facts import StepGraphs
-from memcompile.passes import schedule
+from memcompile.codegen.inductor import kernels
+from memcompile.codegen.inductor import ordering as schedule
+from memcompile.codegen.inductor.lowering import lower, lower_step
+from memcompile.codegen.inductor.scheduled import Scheduling, own_peak
+from memcompile.compiling.dryrun import captured
 from memcompile.runtime.measure import measure_peak
-from memcompile.solvers.ordering import Kernel, OrderProblem, Storage
+from memcompile.solvers.order.ordering import Kernel, OrderProblem, Storage
+from memcompile.step.facts import StepGraphs
+from memcompile.step.trace import GraphTrace
 from tests.test_backend import case
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")

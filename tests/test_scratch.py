@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from memcompile.codegen.scratch import scratch_bytes
+from memcompile.codegen.inductor.scratch import scratch_bytes
 from memcompile.runtime.measure import highest_sum, record_allocations
 
 aten = torch.ops.aten

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import memcompile
-from memcompile import cli
+from memcompile.commands import cli
 from memcompile.errors import InvalidOptionError, ScratchpadError
 from memcompile.options import Options
 from memcompile.report import Report

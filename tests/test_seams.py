@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from memcompile import doctor
-from memcompile.codegen import region, seams
+from memcompile.codegen.inductor import seams
+from memcompile.commands import doctor
 from memcompile.errors import UnsupportedTorchError
+from memcompile.runtime import region
 
 
 @pytest.fixture(autouse=True)

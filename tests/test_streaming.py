@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn import functional as F
 
-from memcompile.passes.low_rank import rewrite_inference, rewrite_training
+from memcompile.passes.rows.low_rank import rewrite_inference, rewrite_training
 from memcompile.streaming.program import LostProgramError, Program
 from memcompile.streaming.rules import NotRowLocalError, Rows, carried, contracted, demanded, through_view
 from tests.captured import captured

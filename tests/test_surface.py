@@ -16,7 +16,7 @@ from torch._inductor.exc import InductorError
 
 import memcompile
 from memcompile import errors
-from memcompile.codegen.surface import surface, surfacing
+from memcompile.codegen.inductor.surface import surface, surfacing
 from memcompile.errors import BudgetInfeasibleError, KernelBuildError, MemcompileError
 from memcompile.streaming.program import LostProgramError
 
@@ -135,7 +135,7 @@ def test_from_the_depth_of_a_compilation(kind: type[MemcompileError], target: st
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise sample(kind)
 
-    monkeypatch.setattr(f"memcompile.session.{target}", fail)
+    monkeypatch.setattr(f"memcompile.compiling.session.{target}", fail)
     error = refused("memcompile", options={"memory_budget": "50%"})
     assert type(error).__name__ == kind.__name__ and str(error) == str(sample(kind))
 

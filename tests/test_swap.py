@@ -12,10 +12,10 @@ import torch._functorch.config
 from torch import Tensor, nn
 
 import memcompile
-from memcompile.device import device_model
 from memcompile.errors import BudgetInfeasibleError, InvalidOptionError, TierFullError, UnknownOptionError
+from memcompile.machine.device import device_model
 from memcompile.report.data import DecisionRow, Report
-from memcompile.runtime.swap.speed import TierModel
+from memcompile.runtime.transfers.speed import TierModel
 from tests.steps import assert_promise, assert_same_step, compiled, loss_of, own, run_inductor, run_memcompile, train
 
 
@@ -24,11 +24,11 @@ def _a_fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans depend on what a tier can do: here, more than recomputation on any machine."""
     gc.collect()
     torch._dynamo.reset()  # other sizes of the same code would make the sizes symbols
-    monkeypatch.setattr("memcompile.swapping.measure_tier", lambda tier: TierModel(tier.name, 1e12, 1e12, 1e-9))
-    monkeypatch.setattr("memcompile.swapping.busy_s_per_byte", lambda _tier: 0.0)
+    monkeypatch.setattr("memcompile.passes.schedule.tiers.measure_tier", lambda tier: TierModel(tier.name, 1e12, 1e12, 1e-9))
+    monkeypatch.setattr("memcompile.passes.schedule.tiers.busy_s_per_byte", lambda _tier: 0.0)
     model = device_model(torch.device("cpu"))
     fixed = dataclasses.replace(model, fresh_memory_s_per_byte=0.0)
-    monkeypatch.setattr("memcompile.swapping.device_model", lambda _device: fixed)
+    monkeypatch.setattr("memcompile.passes.schedule.tiers.device_model", lambda _device: fixed)
 
 
 class Mlp(nn.Module):
@@ -111,8 +111,8 @@ def test_moves_alone(tmp_path: Path) -> None:
 def test_a_tier_that_is_never_needed_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that fits is that of plain torch.compile; nothing is measured, nothing is opened."""
     opened: list[object] = []
-    monkeypatch.setattr("memcompile.swapping.Engine", opened.append)
-    monkeypatch.setattr("memcompile.swapping.measure_tier", opened.append)
+    monkeypatch.setattr("memcompile.passes.schedule.tiers.Engine", opened.append)
+    monkeypatch.setattr("memcompile.passes.schedule.tiers.measure_tier", opened.append)
     run = run_memcompile(Mlp(2), rows(512), "1GiB", swap={"disk": str(tmp_path)})
     assert moves(run.planned) == [] and opened == []
 

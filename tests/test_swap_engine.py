@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from memcompile.errors import SwapLayoutError, SwapTicketError
-from memcompile.runtime.swap.engine import Engine, swap_in, swap_in_wait, swap_out_wait
-from memcompile.runtime.swap.memory import aligned_memory
+from memcompile.runtime.transfers.engine import Engine, swap_in, swap_in_wait, swap_out_wait
+from memcompile.runtime.transfers.memory import aligned_memory
 from tests.swapping import MIB, Gate, disk_engine, random_bytes, read_back, round_trip, same_bytes, settle, store_of
 
 DTYPES = (
@@ -59,7 +59,7 @@ def test_aligned_memory_is_moved_without_a_copy(tmp_path: Path) -> None:
     tensor, dest = torch.from_numpy(aligned_memory(2 * MIB)), torch.from_numpy(aligned_memory(2 * MIB))
     tensor.copy_(random_bytes(2 * MIB))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("memcompile.runtime.swap.requests.Scratch.get", lambda *_: pytest.fail("staged"))
+        patch.setattr("memcompile.runtime.transfers.requests.Scratch.get", lambda *_: pytest.fail("staged"))
         assert read_back(engine, engine.out(tensor), dest).equal(tensor)
 
 

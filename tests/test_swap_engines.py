@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memcompile.errors import SwapError, TierUnavailableError
-from memcompile.runtime.swap.checksum import PAGE_BYTES, block_sum
-from memcompile.runtime.swap.engine import swap_in, swap_in_wait
-from memcompile.runtime.swap.extents import Extents
+from memcompile.runtime.transfers.checksum import PAGE_BYTES, block_sum
+from memcompile.runtime.transfers.engine import swap_in, swap_in_wait
+from memcompile.runtime.transfers.extents import Extents
 from tests.swapping import MIB, Gate, disk_engine, open_files, random_bytes, read_back, settle, store_of
 
 
@@ -93,8 +93,8 @@ def test_forked_process_is_told_to_swap_elsewhere(tmp_path: Path) -> None:
 
 def test_process_ends_quietly_with_writes_under_way(tmp_path: Path) -> None:
     script = (
-        "import sys, torch; from pathlib import Path; from memcompile.runtime.swap.engine import Engine\n"
-        "from memcompile.runtime.swap.tiers import DiskTier\n"
+        "import sys, torch; from pathlib import Path; from memcompile.runtime.transfers.engine import Engine\n"
+        "from memcompile.runtime.transfers.tiers import DiskTier\n"
         "engine = Engine((DiskTier(Path(sys.argv[1]), 2**30),))\n"
         "kept = [engine.out(torch.ones(2**24, dtype=torch.uint8)) for _ in range(8)]\n"
         "engine.into(kept[-1], torch.ones(2**24, dtype=torch.uint8))\n"

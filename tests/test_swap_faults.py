@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from memcompile.errors import SwapCorruptedError, SwapError, TierFullError, TierUnavailableError
-from memcompile.runtime.swap.file import PREFIX
-from memcompile.runtime.swap.tiers import DiskTier, parse_tiers
+from memcompile.runtime.transfers.file import PREFIX
+from memcompile.runtime.transfers.tiers import DiskTier, parse_tiers
 from tests.swapping import MIB, Gate, disk_engine, open_files, random_bytes, read_back, round_trip, settle, store_of
 
 PRELUDE = """
 import os, signal, sys, torch
 from pathlib import Path
-from memcompile.runtime.swap.engine import Engine
-from memcompile.runtime.swap.tiers import DiskTier
+from memcompile.runtime.transfers.engine import Engine
+from memcompile.runtime.transfers.tiers import DiskTier
 engine = Engine((DiskTier(Path(sys.argv[1]), 2**30),))
 """
 
@@ -292,7 +292,7 @@ def test_unforeseen_error_in_a_thread_reaches_who_waits(tmp_path: Path, monkeypa
     def surprise(*_: object) -> int:
         raise MemoryError("no staging memory")
 
-    monkeypatch.setattr("memcompile.runtime.swap.disk.block_sum", surprise)
+    monkeypatch.setattr("memcompile.runtime.transfers.disk.block_sum", surprise)
     ticket = engine.out(random_bytes(5 * MIB))
     with pytest.raises(MemoryError, match="no staging memory"):
         engine.out_wait(ticket)
@@ -378,7 +378,7 @@ def test_file_system_without_direct_io(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_tier_is_measured_only_with_room(tmp_path: Path) -> None:
-    from memcompile.runtime.swap.speed import measure_tier
+    from memcompile.runtime.transfers.speed import measure_tier
 
     with pytest.raises(TierFullError):
         measure_tier(DiskTier(tmp_path, 4096), refresh=True)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from memcompile.errors import InvalidOptionError, TierFullError, TierUnavailableError, UnknownOptionError
-from memcompile.runtime.swap import host, speed
-from memcompile.runtime.swap.engine import Engine
-from memcompile.runtime.swap.host import HostStore
-from memcompile.runtime.swap.pinned import GRAIN_BYTES, PinnedPool
-from memcompile.runtime.swap.speed import TierModel, measure_tier
-from memcompile.runtime.swap.tiers import DiskTier, HostTier, parse_tiers
+from memcompile.runtime.transfers import host, speed
+from memcompile.runtime.transfers.engine import Engine
+from memcompile.runtime.transfers.host import HostStore
+from memcompile.runtime.transfers.pinned import GRAIN_BYTES, PinnedPool
+from memcompile.runtime.transfers.speed import TierModel, measure_tier
+from memcompile.runtime.transfers.tiers import DiskTier, HostTier, parse_tiers
 from tests.swapping import MIB, random_bytes, round_trip
 
 GIB = 1024**3

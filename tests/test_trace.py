@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memcompile.codegen.trace import Event, GraphTrace, step_peak
+from memcompile.step.trace import Event, GraphTrace, step_peak
 
 
 def trace(inputs: dict[str, int], events: list[tuple], outputs: list[str], nodes: list[str] | None = None) -> GraphTrace:

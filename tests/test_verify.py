@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from memcompile import verify as checks
-from memcompile.facts import Facts
-from memcompile.solvers.decode import decode
-from memcompile.solvers.index import Index
-from memcompile.solvers.problem import Schedule, Solution
-from memcompile.verify import verify
-from memcompile.verify_values import VerificationError
+from memcompile.passes.schedule import check as checks
+from memcompile.passes.schedule.check import verify
+from memcompile.solvers.schedule.decode import decode
+from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.problem import Schedule, Solution
+from memcompile.step.facts import Facts
+from memcompile.step.verify_values import VerificationError
 from tests.planned_eagerly import Planned, Planner
 
 

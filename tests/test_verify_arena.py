@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcompile.codegen.trace import step_peak
-from memcompile.passes.allocate import HandedOn, plan_arena
-from memcompile.verify_arena import check_places
-from memcompile.verify_values import VerificationError
+from memcompile.passes.arena.allocate import HandedOn, plan_arena
+from memcompile.passes.arena.check import check_places
+from memcompile.step.trace import step_peak
+from memcompile.step.verify_values import VerificationError
 from tests.test_trace import trace
 
 FORWARD = trace(

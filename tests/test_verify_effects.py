@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memcompile.verify_effects import check_effects, effects_of
-from memcompile.verify_values import VerificationError
+from memcompile.step.verify_effects import check_effects, effects_of
+from memcompile.step.verify_values import VerificationError
 from tests import test_verify_values as programs
 from tests.test_verify_values import step
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import fx
 
-from memcompile.facts import StepGraphs
-from memcompile.verify_values import VerificationError, check_values
+from memcompile.step.facts import StepGraphs
+from memcompile.step.verify_values import VerificationError, check_values
 
 aten = torch.ops.aten
 Write = Callable[[Callable[..., fx.Node], fx.Node, fx.Node], Any]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import memcompile
-from memcompile import cache
+from memcompile.machine import cache
 from memcompile.runtime import workspace
 from memcompile.runtime.measure import measure_peak
 from memcompile.runtime.workspace import measuring, workspace_bytes

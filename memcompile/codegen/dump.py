@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from memcompile.frames import is_users, short
+from memcompile.step.frames import is_users, short
 
 _KERNEL = re.compile(
     r"^(?P<name>\w+) = async_compile\.(?P<how>\w+)\((?:'(?P<named>\w+)', |(?P<args>\[[^\]]*\]), )?(?:r?)'''(?P<code>.*?)'''",

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from memcompile.codegen.arena_lines import use_slots
-from memcompile.codegen.inductor import recording
-from memcompile.codegen.storage import view_of
-from memcompile.codegen.tiles import sound_tiles
-from memcompile.codegen.trace import GraphTrace, step_peak
-from memcompile.fxutil import output_names
+from memcompile.codegen.inductor.arena_lines import use_slots
+from memcompile.codegen.inductor.lowering import recording
+from memcompile.codegen.inductor.tiles import sound_tiles
 from memcompile.runtime.arena import Slot
-from memcompile.solvers.packing import Buffer, pack, validate
-from memcompile.solvers.simulate import alive
+from memcompile.runtime.storage import view_of
+from memcompile.solvers.places.packing import Buffer, pack, validate
+from memcompile.solvers.schedule.simulate import alive
+from memcompile.step.fxutil import output_names
+from memcompile.step.trace import GraphTrace, step_peak
 from memcompile.streaming.program import PROGRAMS, Block, Run, padded_workspace
 
 ALIGNMENT = 64

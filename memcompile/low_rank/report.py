@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memcompile.codec import encode
+from memcompile.machine.codec import encode
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from memcompile.errors import OffloadError
-from memcompile.offload.store import Residents, read
-from memcompile.offload.weight import Weight
+from memcompile.runtime.transfers.weight import Weight
+from memcompile.runtime.transfers.weight_store import Residents, read
 
 TICKET = "_offload_ticket"
 KEYS = "_offload_keys"

@@ -14,14 +14,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-import memcompile.runtime.fetch_ops  # noqa: F401 - the operators
+import memcompile.runtime.transfers.fetch_ops  # noqa: F401 - the operators
 from memcompile.errors import CheckpointError, InvalidOptionError, OffloadError
 from memcompile.offload.checkpoint import Place, find_place, read_checkpoint
-from memcompile.offload.files import WeightFile
 from memcompile.offload.modules import TICKET, new_ticket, offloaded_weights, replace_parameter, restore_parameters
 from memcompile.offload.staying import materialise, place_of
-from memcompile.offload.store import HOST_FIX, DiskStore, FilePlace, HostStore, read
-from memcompile.offload.weight import Weight, new_weight
+from memcompile.runtime.transfers.weight import Weight, new_weight
+from memcompile.runtime.transfers.weight_files import WeightFile
+from memcompile.runtime.transfers.weight_store import HOST_FIX, DiskStore, FilePlace, HostStore, read
 
 Which = Callable[[str, nn.Parameter], bool] | Iterable[str] | None
 """Glob patterns of parameter names, or a function of name and parameter; None: all."""

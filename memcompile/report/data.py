@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from memcompile.codec import decode, encode
+from memcompile.machine.codec import decode, encode
 from memcompile.report.patch_data import PatchReport
 from memcompile.report.scratchpad_data import ScratchpadReport
 

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from memcompile.codec import encode
+from memcompile.machine.codec import encode
 from memcompile.report.data import GraphReport, KernelInfo, Report
 from memcompile.report.html import render_html
 from memcompile.report.patch_chart import patch_chart

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from memcompile.solvers.packing import Buffer
+from memcompile.solvers.places.packing import Buffer
 from memcompile.units import format_bytes
 
 WIDTH, HEIGHT = 960, 540

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from memcompile.report.data import ArenaReport, Report
 from memcompile.report.packing_chart import packing_chart
-from memcompile.solvers.minimalloc import read_csv
-from memcompile.solvers.packing import Buffer
+from memcompile.solvers.places.minimalloc import read_csv
+from memcompile.solvers.places.packing import Buffer
 from memcompile.units import format_bytes
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from memcompile.codegen.storage import Ints, allocator, keeps_graph, users, view_of
 from memcompile.runtime.relay import Relays, Turn
+from memcompile.runtime.storage import Ints, allocator, keeps_graph, users, view_of
 
 Make = Callable[[], Tensor]
 

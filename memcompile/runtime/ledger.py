@@ -20,9 +20,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from memcompile.codegen.region import Region, region_under_way
-from memcompile.parts import parts_of, storages_of
 from memcompile.report.data import GraphReport
+from memcompile.runtime.region import Region, region_under_way
+from memcompile.step.parts import parts_of, storages_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_leaves
 
 from memcompile.errors import UnsupportedDeviceError
 from memcompile.offload.modules import resident_tensors
-from memcompile.parts import storages_of
 from memcompile.runtime.arena import BLOCKS
+from memcompile.step.parts import storages_of
 
 Step = Callable[[], object]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memcompile.codegen.storage import Ints, view_of
+from memcompile.runtime.storage import Ints, view_of
 
 Allocate = Callable[[Ints, Ints, torch.dtype], Tensor]
 

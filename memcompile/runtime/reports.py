@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from memcompile.codegen.region import Region, region_of
 from memcompile.errors import NoReportError
 from memcompile.report.data import Report, StepReport
 from memcompile.runtime.ledger import Ledger, Run, chain_peak
+from memcompile.runtime.region import Region, region_of
 
 
 def report_on(ledger: Ledger, function: Callable[..., Any]) -> Report:

@@ -15,9 +15,9 @@ import torch
 from torch._ops import OpOverload
 from torch.utils import _pytree
 
-from memcompile import cache
-from memcompile.device import cache_key, plain_mode
 from memcompile.logs import get_logger
+from memcompile.machine import cache
+from memcompile.machine.device import cache_key, plain_mode
 from memcompile.runtime.measure import highest_sum, record_allocations
 
 log = get_logger(__name__)

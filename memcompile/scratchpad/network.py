@@ -14,9 +14,9 @@ from operator import getitem
 import torch
 from torch import fx
 
-from memcompile.cost import numel
-from memcompile.fxutil import base_of, is_view, node_bytes, op_name, outputs_of, source_of, tensors_of
 from memcompile.solvers.scratchpad.problem import Op, Problem, Tensor
+from memcompile.step.cost import numel
+from memcompile.step.fxutil import base_of, is_view, node_bytes, op_name, outputs_of, source_of, tensors_of
 
 MOST_FUSED = 24
 """Elementwise operations that are looked at behind one operator."""

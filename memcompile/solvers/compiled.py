@@ -12,7 +12,7 @@ import numba
 from numba.core import caching, serialize
 from numba.core.compiler import CompileResult
 
-from memcompile import cache
+from memcompile.machine import cache
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

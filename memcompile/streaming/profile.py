@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 
 from torch import fx
 
-from memcompile.cost import is_extern
-from memcompile.fxutil import base_of, is_view, tensors_of
+from memcompile.step.cost import is_extern
+from memcompile.step.fxutil import base_of, is_view, tensors_of
 
 
 class Profile:

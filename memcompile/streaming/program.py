@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import register_flop_formula
 
-from memcompile.cost import flops_of
 from memcompile.errors import MemcompileError
+from memcompile.step.cost import flops_of
 from memcompile.streaming.region import Region, body, contiguous_strides, merged
 from memcompile.streaming.rules import NotRowLocalError, Rows, Shape
 
@@ -133,7 +133,7 @@ class Program:
 
 
 class Runnable(Protocol):
-    """What a node ``memcompile::stream_rows`` may run: blocks of rows, or tiles of images (``patching/program.py``)."""
+    """What a node ``memcompile::stream_rows`` may run: blocks of rows, or tiles of images (``passes/tiles/program.py``)."""
 
     @property
     def key(self) -> str: ...

@@ -12,9 +12,9 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memcompile.codegen.linear import LINEAR
-from memcompile.device import prefers_onednn
-from memcompile.fxutil import is_view, tensors_of
+from memcompile.machine.device import prefers_onednn
+from memcompile.step.fxutil import is_view, tensors_of
+from memcompile.streaming.linear import LINEAR
 from memcompile.streaming.rules import (
     Demands,
     NotRowLocalError,

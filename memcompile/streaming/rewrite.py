@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from memcompile.fxutil import base_of, outputs_of
+from memcompile.step.fxutil import base_of, outputs_of
 from memcompile.streaming.program import Program
 from memcompile.streaming.region import Region, merged
 from memcompile.streaming.rules import NotRowLocalError, Rows, shape_of

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from memcompile.fxutil import op_name, tensors_of
+from memcompile.step.fxutil import op_name, tensors_of
 
 Shape = tuple[int, ...]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from memcompile.codegen.cpp.chain import RowChain, link_of, runs_of
 from memcompile.codegen.cpp.kernel import RowsKernel, generate_rows
-from memcompile.codegen.triton.inverted.match import inverted_residuals
+from memcompile.codegen.inverted_residual.match import inverted_residuals
 from tests.triton.residuals import graph_of
 
 GUARD = 4096

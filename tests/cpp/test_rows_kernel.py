@@ -12,7 +12,7 @@ from torch import nn
 
 from memcompile.codegen.cpp.build import FLAGS, load
 from memcompile.codegen.cpp.chain import link_of, runs_of
-from memcompile.codegen.triton.inverted.match import inverted_residuals
+from memcompile.codegen.inverted_residual.match import inverted_residuals
 from memcompile.errors import KernelBuildError, KernelRefusedError
 from tests.cpp.rows import Stem, rows_of, with_whole_numbers
 from tests.triton.residuals import Block, graph_of, pixels

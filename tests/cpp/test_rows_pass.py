@@ -9,13 +9,13 @@ import torch
 from torch import fx, nn
 
 import memcompile
-from memcompile.codegen.triton.inverted.match import inverted_residuals
-from memcompile.cost import CostModel
-from memcompile.device import device_model
-from memcompile.fxutil import op_name
-from memcompile.passes.inverted import Inverted
-from memcompile.passes.rows import WHY, Goal, Tools, bytes_beside, rewrite_rows, rows_refusal, wanted
+from memcompile.codegen.inverted_residual.match import inverted_residuals
+from memcompile.machine.device import device_model
+from memcompile.passes.residuals.chains import WHY, Goal, Tools, bytes_beside, rewrite_rows, rows_refusal, wanted
+from memcompile.passes.residuals.kernels import Inverted
 from memcompile.runtime.measure import measure_peak
+from memcompile.step.cost import CostModel
+from memcompile.step.fxutil import op_name
 from tests.cpp.rows import Stem
 from tests.steps import QUICK
 from tests.triton.residuals import Block, graph_of
@@ -99,7 +99,7 @@ def test_a_graph_that_fits_is_left_alone_unless_forced():
 
 
 def test_blocks_of_slow_kernels_stay_library_calls(monkeypatch):
-    monkeypatch.setattr("memcompile.passes.rows.rows_seconds", lambda _kernel, _model, _threads: 1.0)
+    monkeypatch.setattr("memcompile.passes.residuals.chains.rows_seconds", lambda _kernel, _model, _threads: 1.0)
     gm, done, _ = rewritten(network(), torch.randn(1, 3, 18, 20), Goal(max_overhead=0.1))
     assert gm is None
     assert [why for _, _, why in done.refused] == ["library calls are expected to be faster, or to need less memory"]

@@ -18,15 +18,15 @@ import torch
 from torch import fx
 
 import memcompile
-from memcompile import session as sessions
-from memcompile.codegen.inductor import Rewrite, real_code
-from memcompile.codegen.surface import surface
-from memcompile.dryrun import predict_graphs
+from memcompile.codegen.inductor.fusion_model import predict
+from memcompile.codegen.inductor.lowering import Rewrite, real_code
+from memcompile.codegen.inductor.surface import surface
+from memcompile.compiling import session as sessions
+from memcompile.compiling.dryrun import predict_graphs
 from memcompile.errors import MemcompileError
-from memcompile.fusion_model import predict
+from memcompile.machine.support import check_devices
 from memcompile.options import Options
 from memcompile.runtime.ledger import LEDGER
-from memcompile.support import check_devices
 from tests.planned_eagerly import _Interpreter
 
 

@@ -12,11 +12,11 @@ from unittest import mock
 import torch
 from torch import fx
 
-from memcompile.codegen.inductor import compile_graph
-from memcompile.dryrun import predict_graphs
+from memcompile.codegen.inductor.lowering import compile_graph
+from memcompile.compiling.dryrun import predict_graphs
+from memcompile.compiling.session import Session
 from memcompile.options import Options
 from memcompile.runtime.ledger import Ledger
-from memcompile.session import Session
 from tests.operators.program import Compile
 from tests.planned_eagerly import interpreted
 

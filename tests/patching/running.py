@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 
-from memcompile.codegen.interpreted import interpret
-from memcompile.passes.patch import Patched, apply
-from memcompile.patching.network import Network, network_of
-from memcompile.patching.wrapping import gather_copies
+from memcompile.passes.tiles.apply import Patched, apply
+from memcompile.passes.tiles.interpreted import interpret
+from memcompile.passes.tiles.network import Network, network_of
+from memcompile.passes.tiles.wrapping import gather_copies
 from memcompile.solvers.tiling.problem import Solution, Stage
 
 

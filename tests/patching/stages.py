@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from memcompile.patching.network import Network
+from memcompile.passes.tiles.network import Network
 from memcompile.solvers.tiling.problem import Stage
 from memcompile.solvers.tiling.stages import StageError, check_tiled, results
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from memcompile.codegen.interpreted import peak_bytes
-from memcompile.patching.activations import restore
-from memcompile.patching.network import Network
-from memcompile.patching.packing import CHUNK_BYTES, repacked
+from memcompile.passes.tiles.activations import restore
+from memcompile.passes.tiles.interpreted import peak_bytes
+from memcompile.passes.tiles.network import Network
+from memcompile.passes.tiles.packing import CHUNK_BYTES, repacked
 from memcompile.solvers.tiling.problem import Stage
 from tests.patching.running import Ran, network, run
 

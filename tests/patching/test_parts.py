@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from memcompile.patching.network import Network
+from memcompile.passes.tiles.network import Network
 from memcompile.solvers.tiling.problem import Stage, StageKind
 from tests.patching.running import run
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from memcompile.codegen.stored import STORED
-from memcompile.patching.network import Network
+from memcompile.passes.tiles.network import Network
+from memcompile.runtime.stored import STORED
 from memcompile.solvers.tiling.problem import Stage
 from tests.patching.running import run
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import memcompile
-from memcompile.fxutil import op_name
-from memcompile.patching.wrapping import gather_copies
+from memcompile.passes.tiles.wrapping import gather_copies
+from memcompile.step.fxutil import op_name
 from tests.patching.running import compiled, run
 from tests.patching.stages import random_stages
 

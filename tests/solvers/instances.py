@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from memcompile.solvers.problem import Op, Problem, Storage
+from memcompile.solvers.schedule.problem import Op, Problem, Storage
 
 
 @dataclass(slots=True)

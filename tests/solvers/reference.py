@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 
-from memcompile.solvers.problem import Op, Problem, Schedule
+from memcompile.solvers.schedule.problem import Op, Problem, Schedule
 
 
 def naive_live_bytes(problem: Problem, schedule: Schedule) -> list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcompile.solvers.fill import fill
+from memcompile.solvers.places.fill import fill
 
 MOMENTS = 6
 

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcompile.solvers.lanes import lanes
-from memcompile.solvers.packing import Buffer, validate
-from memcompile.solvers.simulate import alive
+from memcompile.solvers.places.lanes import lanes
+from memcompile.solvers.places.packing import Buffer, validate
+from memcompile.solvers.schedule.simulate import alive
 
 MOMENTS = 8
 ANY_SIZE = st.integers(1, 9)

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcompile.solvers import moves as moves_module
-from memcompile.solvers.check_moves import check_moves
-from memcompile.solvers.decode import decode
-from memcompile.solvers.index import Index
-from memcompile.solvers.moves import Link, Lives, Traffic, plan_moves, traffic
-from memcompile.solvers.problem import Move, Op, Problem, Schedule, Storage
-from memcompile.solvers.simulate import Replay, simulate, validate
+from memcompile.solvers.schedule.check_moves import check_moves
+from memcompile.solvers.schedule.decode import decode
+from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.problem import Move, Op, Problem, Schedule, Storage
+from memcompile.solvers.schedule.simulate import Replay, simulate, validate
+from memcompile.solvers.transfers import moves as moves_module
+from memcompile.solvers.transfers.moves import Link, Lives, Traffic, plan_moves, traffic
 from tests.solvers.instances import random_problem
 from tests.solvers.reference import naive_live_bytes
 

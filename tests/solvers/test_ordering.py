@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcompile.solvers.ordering import Kernel, Kind, OrderProblem, Storage, kept_apart, live_bytes, peak_of
-from memcompile.solvers.ordering_bound import lower_bound
-from memcompile.solvers.ordering_search import Effort, Stepper, beam, best_first, windows
-from memcompile.solvers.ordering_solve import solve
+from memcompile.solvers.order.ordering import Kernel, Kind, OrderProblem, Storage, kept_apart, live_bytes, peak_of
+from memcompile.solvers.order.ordering_bound import lower_bound
+from memcompile.solvers.order.ordering_search import Effort, Stepper, beam, best_first, windows
+from memcompile.solvers.order.ordering_solve import solve
 
 KINDS = ("call", "kernel", "loops", "loops")
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from memcompile.solvers.minimalloc import read_csv, write_csv
-from memcompile.solvers.packing import Buffer, CapacityError, Packing, PackingError, pack, split, validate
+from memcompile.solvers.places.minimalloc import read_csv, write_csv
+from memcompile.solvers.places.packing import Buffer, CapacityError, Packing, PackingError, pack, split, validate
 
 EXAMPLE = "id,lower,upper,size\nb1,0,3,4\nb2,3,9,4\nb3,0,9,4\nb4,9,21,4\nb5,0,21,4\n"
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcompile.solvers import packing, placement, placement_exact
-from memcompile.solvers.minimalloc import read_csv
-from memcompile.solvers.packing import Buffer, CapacityError, Packing, pack, split, validate
-from memcompile.solvers.placement_exact import Verdict, _constrain, search_height
-from memcompile.solvers.placement_search import Search
-from memcompile.solvers.simulate import Ints
+from memcompile.solvers.places import packing, placement, placement_exact
+from memcompile.solvers.places.minimalloc import read_csv
+from memcompile.solvers.places.packing import Buffer, CapacityError, Packing, pack, split, validate
+from memcompile.solvers.places.placement_exact import Verdict, _constrain, search_height
+from memcompile.solvers.places.placement_search import Search
+from memcompile.solvers.schedule.simulate import Ints
 from tests.solvers.test_packing import instances, smallest_height
 
 HARD = Path(__file__).resolve().parents[2] / "benchmarks" / "data" / "minimalloc"

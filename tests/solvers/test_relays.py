@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcompile.solvers.relays import Relay, relays, relays_of_halves
-from memcompile.solvers.simulate import alive
+from memcompile.solvers.places.relays import Relay, relays, relays_of_halves
+from memcompile.solvers.schedule.simulate import alive
 from tests.solvers.test_lanes import MOMENTS, instances
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcompile.solvers.decode import decode
-from memcompile.solvers.index import Index
-from memcompile.solvers.problem import Op, Problem, Schedule, Storage
-from memcompile.solvers.simulate import simulate, validate
+from memcompile.solvers.schedule.decode import decode
+from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.problem import Op, Problem, Schedule, Storage
+from memcompile.solvers.schedule.simulate import simulate, validate
 from tests.solvers.instances import random_problem, transformer
 from tests.solvers.reference import naive_live_bytes
 

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memcompile.solvers import work
-from memcompile.solvers.decode import decode
-from memcompile.solvers.floor import floor_bound
-from memcompile.solvers.index import Index
-from memcompile.solvers.problem import InfeasibleError, Problem, Solution
-from memcompile.solvers.simulate import simulate, validate
-from memcompile.solvers.solve import minimum_peak, solve
+from memcompile.solvers.schedule.decode import decode
+from memcompile.solvers.schedule.floor import floor_bound
+from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.problem import InfeasibleError, Problem, Solution
+from memcompile.solvers.schedule.simulate import simulate, validate
+from memcompile.solvers.schedule.solve import minimum_peak, solve
 from tests.solvers.instances import lstm, random_problem, recurrence, resnet, transformer, unet
 from tests.solvers.reference import exhaustive
 

@@ -13,8 +13,8 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from memcompile.codegen.triton.inverted.block import InvertedResidual
-from memcompile.codegen.triton.inverted.match import inverted_residuals
+from memcompile.codegen.inverted_residual.block import InvertedResidual
+from memcompile.codegen.inverted_residual.match import inverted_residuals
 
 MOBILENET_V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Expansion, channels, blocks, stride of the first block."""

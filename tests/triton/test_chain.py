@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import fx
 from torch._subclasses import FakeTensorMode
 
-from memcompile.codegen.triton.chain import Chain, read_chain
+from memcompile.codegen.kernel.chain import Chain, read_chain
 from memcompile.codegen.triton.tile import blocks
 from memcompile.errors import KernelRefusedError
 from tests.triton.bodies import Case, core, ffn, gated, projection, random, rank_to_rank, rows_first

@@ -13,10 +13,10 @@ from expecttest import TestCase
 from torch import nn
 
 import memcompile
-from memcompile.codegen.inverted import inverted_residual, inverted_residuals
+from memcompile.codegen.inverted_residual.kernel import InvertedKernel, generate_inverted
+from memcompile.codegen.inverted_residual.program import inverted_residual, inverted_residuals
 from memcompile.codegen.triton.compile import compile_for
 from memcompile.codegen.triton.configs import TARGETS
-from memcompile.codegen.triton.inverted.kernel import InvertedKernel, generate_inverted
 from tests.triton.residuals import Block, graph_of, mobilenet_v2, pixels
 
 

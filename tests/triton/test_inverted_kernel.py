@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from memcompile.codegen.inverted import inverted_program, inverted_residual
-from memcompile.codegen.triton.inverted.kernel import InvertedKernel, generate_inverted
+from memcompile.codegen.inverted_residual.kernel import InvertedKernel, generate_inverted
+from memcompile.codegen.inverted_residual.program import inverted_program, inverted_residual
 from memcompile.codegen.triton.tune import Tuner
 from tests.triton.residuals import Block, BlockCase, case_of, pixels
 from tests.triton.test_rows_kernel import TOLERANCE

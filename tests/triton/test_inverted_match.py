@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from memcompile.codegen.inverted import inverted_residual, inverted_residuals
-from memcompile.codegen.triton.inverted.block import InvertedResidual
-from memcompile.codegen.triton.inverted.cost import extra_flops, inverted_flops, saved_bytes
-from memcompile.device import DeviceModel
+from memcompile.codegen.inverted_residual.block import InvertedResidual
+from memcompile.codegen.inverted_residual.cost import extra_flops, inverted_flops, saved_bytes
+from memcompile.codegen.inverted_residual.program import inverted_residual, inverted_residuals
+from memcompile.machine.device import DeviceModel
 from tests.triton.residuals import Block, graph_of, mobilenet_v2, pixels
 
 H100 = DeviceModel("H100", 2.8e12, {"float32": 5e13, "float16": 6e14}, 2.5e13, 4e-6, 0.0, 1.0, 0.4)

@@ -10,10 +10,10 @@ from torch import fx, nn
 
 import memcompile
 from memcompile.codegen.triton.configs import TARGETS
-from memcompile.device import DeviceModel
-from memcompile.fxutil import op_name
-from memcompile.passes.inverted import WHY, Inverted, rewrite
+from memcompile.machine.device import DeviceModel
+from memcompile.passes.residuals.kernels import WHY, Inverted, rewrite
 from memcompile.runtime.measure import measure_peak
+from memcompile.step.fxutil import op_name
 from tests.steps import QUICK
 from tests.triton.residuals import Block, graph_of, pixels
 
@@ -119,8 +119,8 @@ def test_without_a_gpu_or_the_interpreter_the_graph_stays(monkeypatch):
 
 
 def test_auto_takes_the_kernels_that_win(monkeypatch):
-    monkeypatch.setattr("memcompile.codegen.inverted.device_model", lambda _device: H100)
-    monkeypatch.setattr("memcompile.codegen.inverted.target_of", lambda _device: TARGETS["cuda:90"])
+    monkeypatch.setattr("memcompile.codegen.inverted_residual.program.device_model", lambda _device: H100)
+    monkeypatch.setattr("memcompile.codegen.inverted_residual.program.target_of", lambda _device: TARGETS["cuda:90"])
     between = nn.Sequential(nn.AvgPool2d(8), nn.Conv2d(24, 160, 1))
     model = nn.Sequential(Block((24, 24), 144), between, Block((160, 160), 960)).half().eval()
     gm, done, _ = rewritten(model, pixels(32, 24, 56, 56, torch.float16), "auto", CUDA, run=False)
@@ -166,9 +166,9 @@ def test_the_backend_tiles_what_is_left(interpreted):
 def test_kernels_are_taken_where_they_keep_the_budget(monkeypatch):
     """On a GPU; here kernels are let win on the CPU, in dry runs."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr("memcompile.passes.inverted.wanted", lambda kernel, _device: kernel != "off")
-    monkeypatch.setattr("memcompile.passes.rows.wanted", lambda _kernel, _device: False)
-    monkeypatch.setattr("memcompile.passes.inverted.slower", lambda _kernel, _device: "")
+    monkeypatch.setattr("memcompile.passes.residuals.kernels.wanted", lambda kernel, _device: kernel != "off")
+    monkeypatch.setattr("memcompile.passes.residuals.chains.wanted", lambda _kernel, _device: False)
+    monkeypatch.setattr("memcompile.passes.residuals.kernels.slower", lambda _kernel, _device: "")
     torch.manual_seed(0)
     layers = nn.Conv2d(1, 8, 3, padding=1), Block((8, 8), 24), Block((8, 4), 16, stride=2), nn.AvgPool2d(4)
     model, x = nn.Sequential(*layers).eval(), torch.randn(1, 1, 16, 16)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import memcompile
-from memcompile import cli
+from memcompile.commands import cli
 from memcompile.errors import UnknownTargetError
 from tests.test_streaming import FeedForward
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from expecttest import TestCase
 
+from memcompile.codegen.kernel.source import Source
 from memcompile.codegen.triton.configs import Config
 from memcompile.codegen.triton.kernel import generate
-from memcompile.codegen.triton.source import Source
 from tests.triton.bodies import core, ffn, gated, normalized, projection, rank_to_rank
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from memcompile import cache
-from memcompile.device import device_name
 from memcompile.errors import KernelBuildError
+from memcompile.machine import cache
+from memcompile.machine.device import device_name
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 

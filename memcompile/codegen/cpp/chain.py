@@ -8,9 +8,9 @@ import torch
 from torch import fx
 
 from memcompile.codegen.cpp.stages import Stages, stages_of
-from memcompile.codegen.triton.inverted.block import Convolution, InvertedResidual
-from memcompile.codegen.triton.inverted.naming import named
-from memcompile.codegen.triton.pointwise import dtype_of, refused, shape_of
+from memcompile.codegen.inverted_residual.block import Convolution, InvertedResidual
+from memcompile.codegen.inverted_residual.naming import named
+from memcompile.codegen.kernel.pointwise import dtype_of, refused, shape_of
 
 LANES = 16
 """Floats of a vector in rows.h, on every processor: rows are padded to it."""

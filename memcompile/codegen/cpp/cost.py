@@ -6,10 +6,10 @@ import math
 
 from memcompile.codegen.cpp.chain import LANES, extent, first_row
 from memcompile.codegen.cpp.kernel import RowsKernel
-from memcompile.codegen.triton.inverted.block import Convolution, InvertedResidual
-from memcompile.codegen.triton.pointwise import shape_of
-from memcompile.cost import CostModel
-from memcompile.fxutil import node_bytes
+from memcompile.codegen.inverted_residual.block import Convolution, InvertedResidual
+from memcompile.codegen.kernel.pointwise import shape_of
+from memcompile.step.cost import CostModel
+from memcompile.step.fxutil import node_bytes
 
 DENSE_SHARE, DEPTHWISE_SHARE = 0.9, 0.3
 """FLOP/s in rows.h as shares of a large library convolution's; measured on MobileNetV2 at 224, an EPYC with AVX-512."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from memcompile.codegen.cpp.chain import LANES, Image, RowChain, convolutions_of, padded
-from memcompile.codegen.triton.inverted.block import InvertedResidual
+from memcompile.codegen.inverted_residual.block import InvertedResidual
 
 SUMS, ABREAST = 24, 3
 """Of rows.h where they are largest: a workspace is planned before it is known which processor's they are."""

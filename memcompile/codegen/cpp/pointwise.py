@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from memcompile.codegen.triton.pointwise import Formula, arguments_of, operator_of, refused
+from memcompile.codegen.kernel.pointwise import Formula, arguments_of, operator_of, refused
 
 
 def number(value: float) -> str:

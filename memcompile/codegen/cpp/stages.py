@@ -9,10 +9,10 @@ import torch
 from torch import fx
 
 from memcompile.codegen.cpp.pointwise import expression, number
-from memcompile.codegen.triton.chain import Chain
-from memcompile.codegen.triton.inverted.block import InvertedResidual
-from memcompile.codegen.triton.inverted.flatten import flatten
-from memcompile.codegen.triton.pointwise import constant_of, dtype_of, refused, shape_of
+from memcompile.codegen.inverted_residual.block import InvertedResidual
+from memcompile.codegen.inverted_residual.flatten import flatten
+from memcompile.codegen.kernel.chain import Chain
+from memcompile.codegen.kernel.pointwise import constant_of, dtype_of, refused, shape_of
 
 
 @dataclass(frozen=True, slots=True)

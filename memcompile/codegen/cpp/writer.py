@@ -16,9 +16,9 @@ from torch import fx
 from memcompile.codegen.cpp.chain import LANES, Image, RowChain, convolutions_of, extent, padded
 from memcompile.codegen.cpp.layout import Layout
 from memcompile.codegen.cpp.stages import Stage, vector_lines
-from memcompile.codegen.triton.inverted.block import Convolution
-from memcompile.codegen.triton.pointwise import shape_of
-from memcompile.codegen.triton.source import Source
+from memcompile.codegen.inverted_residual.block import Convolution
+from memcompile.codegen.kernel.pointwise import shape_of
+from memcompile.codegen.kernel.source import Source
 
 
 class Writer:

@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from torch import fx
 
-from memcompile.codegen.triton.chain import Chain, Sweep
+from memcompile.codegen.kernel.chain import Chain, Sweep
+from memcompile.codegen.kernel.pointwise import dtype_of, shape_of
 from memcompile.codegen.triton.layout import divisor, tile_divides, width_of
-from memcompile.codegen.triton.pointwise import dtype_of, shape_of
 from memcompile.codegen.triton.tile import MIN_DOT, blocks
 
 Method = Literal["rows", "decode"]

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from memcompile.codegen.triton.chain import Chain, Product, Sweep
+from memcompile.codegen.kernel.chain import Chain, Product, Sweep
+from memcompile.codegen.kernel.pointwise import dtype_of, refused, shape_of
+from memcompile.codegen.kernel.source import Source
 from memcompile.codegen.triton.layout import (
     Function,
     Pointer,
@@ -26,8 +28,6 @@ from memcompile.codegen.triton.layout import (
     write_columns,
 )
 from memcompile.codegen.triton.module import Launch, launch_arguments
-from memcompile.codegen.triton.pointwise import dtype_of, refused, shape_of
-from memcompile.codegen.triton.source import Source
 from memcompile.codegen.triton.tile import Axis, TileWriter
 
 DECODE_METHOD = """

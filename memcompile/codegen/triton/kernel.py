@@ -17,13 +17,13 @@ from typing import Self
 import torch
 from torch import fx
 
-from memcompile.codegen.triton.chain import Chain, read_chain
+from memcompile.codegen.kernel.chain import Chain, read_chain
+from memcompile.codegen.kernel.source import LINE_LENGTH, Source
 from memcompile.codegen.triton.configs import TARGETS, Config, Method, Target, candidates, smallest
 from memcompile.codegen.triton.decode_kernel import DECODE_METHOD, write_decode_kernels
 from memcompile.codegen.triton.layout import Function
 from memcompile.codegen.triton.module import body_of, header, launcher, signature_of
 from memcompile.codegen.triton.rows_kernel import ROWS_METHOD, rows_launch, write_rows_kernel
-from memcompile.codegen.triton.source import LINE_LENGTH, Source
 from memcompile.errors import KernelRefusedError, MissingTritonError
 
 Launcher = Callable[..., tuple[torch.Tensor, ...]]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from memcompile.codegen.triton.chain import Chain, Kind, Sweep
-from memcompile.codegen.triton.pointwise import dtype_of
-from memcompile.codegen.triton.source import Source
+from memcompile.codegen.kernel.chain import Chain, Kind, Sweep
+from memcompile.codegen.kernel.pointwise import dtype_of
+from memcompile.codegen.kernel.source import Source
 from memcompile.codegen.triton.tile import Axis
 
 MIN_TILE = 32

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from memcompile.codegen.triton.chain import Chain
+from memcompile.codegen.kernel.chain import Chain
+from memcompile.codegen.kernel.pointwise import dtype_of, shape_of
+from memcompile.codegen.kernel.source import INDENT, Source
 from memcompile.codegen.triton.layout import Function, output_pointers
-from memcompile.codegen.triton.pointwise import dtype_of, shape_of
-from memcompile.codegen.triton.source import INDENT, Source
-from memcompile.fxutil import source_of
+from memcompile.step.fxutil import source_of
 
 _TAKEN = frozenset(
     {"out", "config", "launch", "torch", "triton", "tl", "n_rows", "n_images", "device", "splits", "CONFIG", "OPERANDS"}

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping
 
 from torch import fx
 
-from memcompile.codegen.triton.chain import Chain, Sweep
+from memcompile.codegen.kernel.chain import Chain, Sweep
+from memcompile.codegen.kernel.pointwise import shape_of
+from memcompile.codegen.kernel.source import Source
 from memcompile.codegen.triton.layout import (
     Function,
     Pointer,
@@ -26,8 +28,6 @@ from memcompile.codegen.triton.layout import (
     write_columns,
 )
 from memcompile.codegen.triton.module import Launch, launch_arguments
-from memcompile.codegen.triton.pointwise import shape_of
-from memcompile.codegen.triton.source import Source
 from memcompile.codegen.triton.tile import Axis, TileWriter
 
 ROWS_METHOD = """

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from memcompile.codegen.triton.chain import Chain, Product
-from memcompile.codegen.triton.pointwise import (
+from memcompile.codegen.kernel.chain import Chain, Product
+from memcompile.codegen.kernel.pointwise import (
     DTYPES,
     constant_of,
     dtype_of,
@@ -27,7 +27,7 @@ from memcompile.codegen.triton.pointwise import (
     number,
     shape_of,
 )
-from memcompile.codegen.triton.source import Source
+from memcompile.codegen.kernel.source import Source
 
 MIN_DOT = 16
 MAX_BLOCK = 256

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from memcompile.solvers.compiled import compiled
+from memcompile.solvers.schedule.simulate import Ints
 from memcompile.solvers.scratchpad.gaps import store_bytes
 from memcompile.solvers.scratchpad.problem import Problem
-from memcompile.solvers.simulate import Ints
 
 _NEVER = 1 << 40
 

@@ -8,9 +8,9 @@ from dataclasses import replace as replace_
 
 from ortools.sat.python import cp_model
 
-from memcompile.solvers.packing import Buffer, split
-from memcompile.solvers.placement import placements
-from memcompile.solvers.placement_exact import Verdict, search_height
+from memcompile.solvers.places.packing import Buffer, split
+from memcompile.solvers.places.placement import placements
+from memcompile.solvers.places.placement_exact import Verdict, search_height
 from memcompile.solvers.scratchpad.arrivals import Arrivals
 from memcompile.solvers.scratchpad.gaps import Gap, gaps_of, store_bytes, uses_of
 from memcompile.solvers.scratchpad.problem import Problem, Stay

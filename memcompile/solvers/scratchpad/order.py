@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memcompile.solvers.ordering import Kernel, OrderProblem, Storage
-from memcompile.solvers.ordering_solve import solve
+from memcompile.solvers.order.ordering import Kernel, OrderProblem, Storage
+from memcompile.solvers.order.ordering_solve import solve
 from memcompile.solvers.scratchpad.bound import lower_bound
 from memcompile.solvers.scratchpad.exact import cheapest
 from memcompile.solvers.scratchpad.gaps import peak_bytes

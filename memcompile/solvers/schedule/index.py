@@ -1,0 +1,101 @@
+"""Facts of a problem that every solver needs, derived once: who writes, who reads, what may run again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memcompile.solvers.schedule.problem import Problem, Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A problem with its inverse maps.
+
+    ``producer[s]``: the op that writes storage s. ``readers[s]``: the ops that read it, in base order. ``reads[p]``,
+    ``writes[p]``: storages, without repetition. ``again[p]``: the op may run more than once (an op that writes an output may
+    not: an output is created once). ``deferrable[p]``: deferrable and writes no output.
+    """
+
+    problem: Problem
+    sizes: tuple[int, ...]
+    producer: tuple[int, ...]
+    readers: tuple[tuple[int, ...], ...]
+    reads: tuple[tuple[int, ...], ...]
+    writes: tuple[tuple[int, ...], ...]
+    seconds: tuple[float, ...]
+    again: tuple[bool, ...]
+    deferrable: tuple[bool, ...]
+    output: tuple[bool, ...]
+    forbidden: tuple[bool, ...]  # may not cross the split
+
+    @classmethod
+    def of(cls, problem: Problem) -> Index:
+        """Index a problem; raise ValueError when it is malformed or contradicts itself."""
+        producer = [-1] * len(problem.storages)
+        readers: list[list[int]] = [[] for _ in problem.storages]
+        reads = tuple(tuple(dict.fromkeys(op.reads)) for op in problem.ops)
+        writes = tuple(tuple(dict.fromkeys(op.writes)) for op in problem.ops)
+        for p, op in enumerate(problem.ops):
+            for s in reads[p]:
+                if producer[s] < 0:
+                    raise ValueError(f"op {p} ({op.name}) reads storage {s} ({problem.storages[s].name}) before it is written")
+                readers[s].append(p)
+            for s in writes[p]:
+                if producer[s] >= 0:
+                    raise ValueError(f"storage {s} ({problem.storages[s].name}) is written by ops {producer[s]} and {p}")
+                producer[s] = p
+        for s, p in enumerate(producer):
+            if p < 0:
+                raise ValueError(f"storage {s} ({problem.storages[s].name}) is written by no op")
+        output = tuple(storage.is_output for storage in problem.storages)
+        again = tuple(op.recomputable and not any(output[s] for s in writes[p]) for p, op in enumerate(problem.ops))
+        deferrable = tuple(
+            op.deferrable and p < problem.boundary and not any(output[s] for s in writes[p]) for p, op in enumerate(problem.ops)
+        )
+        forbidden = tuple(
+            not storage.can_save and not storage.is_output and producer[s] < problem.boundary
+            for s, storage in enumerate(problem.storages)
+        )
+        for s, flag in enumerate(forbidden):
+            p = producer[s]
+            crosses = bool(readers[s]) and readers[s][-1] >= problem.boundary
+            if flag and crosses and not again[p] and not deferrable[p]:
+                name = problem.storages[s].name
+                raise ValueError(f"storage {s} ({name}) may not be saved, but op {p} ({problem.ops[p].name}) cannot run again")
+        return cls(
+            problem=problem,
+            sizes=tuple(storage.size_bytes for storage in problem.storages),
+            producer=tuple(producer),
+            readers=tuple(tuple(r) for r in readers),
+            reads=reads,
+            writes=writes,
+            seconds=tuple(op.seconds for op in problem.ops),
+            again=again,
+            deferrable=deferrable,
+            output=output,
+            forbidden=forbidden,
+        )
+
+    def transient_bytes(self, p: int) -> int:
+        """Least bytes that op p adds to what is alive before it: its writes and workspace, minus what it can reuse in place."""
+        op = self.problem.ops[p]
+        total = op.workspace_bytes + sum(self.sizes[s] for s in self.writes[p])
+        return total - (self.reusable_bytes(p) if op.inplace else 0)
+
+    def reusable_bytes(self, p: int) -> int:
+        """Most bytes of writes of p that can take the place of reads of p of the same size."""
+        free: dict[int, int] = {}
+        for s in self.reads[p]:
+            if not self.output[s]:
+                free[self.sizes[s]] = free.get(self.sizes[s], 0) + 1
+        reused = 0
+        for s in self.writes[p]:
+            if free.get(self.sizes[s], 0):
+                free[self.sizes[s]] -= 1
+                reused += self.sizes[s]
+        return reused
+
+
+def base_schedule(problem: Problem) -> Schedule:
+    """Every op once, in base order: each storage is kept until its last use (valid when every storage may be saved)."""
+    return Schedule(tuple(range(len(problem.ops))), problem.boundary)
