@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from torch import fx
 
+from memcompile.codegen.inductor.joint import JointGraph
 from memcompile.codegen.inductor.partition import default_partition, extract
+from memcompile.codegen.inductor.trial import lower_graphs
 from memcompile.compiling.dryrun import predict_graphs
-from memcompile.compiling.pipeline import Lowered, lower_graphs
 from memcompile.machine.device import DeviceModel
 from memcompile.passes.schedule.check import verify
-from memcompile.passes.schedule.rematerialize import JointGraph, apply
+from memcompile.passes.schedule.rematerialize import apply
 from memcompile.runtime.transfers.swap_ops import MOVED, Mover
 from memcompile.solvers.schedule.problem import Schedule, Solution
 from memcompile.step.cost import CostModel
 from memcompile.step.facts import Facts, StepGraphs, gather_facts
 from memcompile.step.fxutil import outputs_of
+from memcompile.step.lowered import Lowered
 
 DEVICE = DeviceModel("a machine that never changes", 1e10, {"float32": 1e11}, 1e9, 1e-6, 0.0)
 COSTS = CostModel(DEVICE)

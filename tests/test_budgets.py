@@ -12,8 +12,9 @@ from torch import nn
 from benchmarks.budget_nets import NETS, random_net
 from benchmarks.budgets import BudgetRow, faults, table
 from memcompile.compiling.dryrun import captured, predict_graphs
-from memcompile.compiling.pipeline import Lowered, Outcome, fit
+from memcompile.passes.schedule.fit import Outcome, fit
 from memcompile.step.bound import least_bytes
+from memcompile.step.lowered import Lowered
 from tests.planned_eagerly import COSTS
 
 ONE_GRAPH = {net.name: net for net in NETS if not net.breaks} | {f"random {seed}": random_net(seed) for seed in (0, 1)}

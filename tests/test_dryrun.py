@@ -14,10 +14,10 @@ import memcompile
 from memcompile.commands import cli
 from memcompile.compiling import dryrun, pipeline
 from memcompile.compiling.dryrun import PREDICTED, predict_graphs
-from memcompile.compiling.pipeline import Lowered
 from memcompile.errors import BudgetInfeasibleError, DryRunError, NoReportError, UnknownOptionError
 from memcompile.report.data import Report
 from memcompile.step.facts import UNPLANNED, StepGraphs
+from memcompile.step.lowered import Lowered
 
 MLP_SCRIPT = """
 import torch

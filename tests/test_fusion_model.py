@@ -18,8 +18,8 @@ from memcompile.codegen.inductor.fusion_groups import Loops, _share_loops
 from memcompile.codegen.inductor.fusion_model import loops_of, product_of
 from memcompile.codegen.inductor.lowering import compile_graph
 from memcompile.codegen.inductor.partition import default_partition
+from memcompile.codegen.inductor.trial import lower_graphs
 from memcompile.compiling.dryrun import predict_graphs
-from memcompile.compiling.pipeline import lower_graphs
 from memcompile.step.facts import StepGraphs, _made_at, _results
 from memcompile.step.fxutil import node_bytes
 from memcompile.step.trace import GraphTrace

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import memcompile
+from memcompile.codegen.inductor.trial import lower_graphs
 from memcompile.compiling.dryrun import captured
 from memcompile.compiling.gate import placed_peak
-from memcompile.compiling.pipeline import lower_graphs
 from memcompile.errors import BudgetInfeasibleError
 from memcompile.options import Budget
 from memcompile.passes.arena.allocate import plan_arena

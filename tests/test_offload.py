@@ -17,7 +17,7 @@ from torch import nn
 import memcompile
 from memcompile.errors import CheckpointError, InvalidOptionError, OffloadError
 from memcompile.offload.checkpoint import read_checkpoint
-from memcompile.offload.modules import offloaded_weights
+from memcompile.runtime.transfers.held import offloaded_weights
 from memcompile.runtime.transfers.weight import WEIGHTS
 from memcompile.runtime.transfers.weight_store import PAGE_BYTES, DiskStore, _blocks
 

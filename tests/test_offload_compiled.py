@@ -13,8 +13,8 @@ from torch import nn
 
 import memcompile
 from memcompile.errors import BudgetInfeasibleError
-from memcompile.offload.modules import offloaded_weights, resident_tensors
 from memcompile.runtime.measure import measure_peak
+from memcompile.runtime.transfers.held import offloaded_weights, resident_tensors
 from memcompile.runtime.transfers.weight_store import DiskStore
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")

@@ -31,7 +31,7 @@ from memcompile.codegen.inductor.lowering import compile_graph
 from memcompile.codegen.inductor.partition import default_partition
 from memcompile.codegen.inductor.seams import require_seams
 from memcompile.codegen.inductor.surface import surface, surfacing
-from memcompile.compiling.pipeline import KeepsBudget, Lowered, lower_graphs
+from memcompile.codegen.inductor.trial import KeepsBudget, lower_graphs
 from memcompile.compiling.session import Session
 from memcompile.errors import DryRunError, NoReportError, ScratchpadError
 from memcompile.machine.support import check_devices, check_torch
@@ -44,6 +44,7 @@ from memcompile.runtime.reports import report_over
 from memcompile.scratchpad.memories import Memories
 from memcompile.step.facts import StepGraphs
 from memcompile.step.fxutil import outputs_of
+from memcompile.step.lowered import Lowered
 from memcompile.step.trace import StepPeak
 
 LOWERED_NODES = 4000

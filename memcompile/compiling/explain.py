@@ -10,8 +10,8 @@ import torch
 from torch import fx
 
 from memcompile.codegen.dump import kernels_of
-from memcompile.compiling.pipeline import Lowered, Outcome
 from memcompile.errors import Contributor
+from memcompile.passes.schedule.fit import Outcome
 from memcompile.passes.schedule.moves_section import refused_moves, swap_report
 from memcompile.passes.schedule.rematerialize import Recomputation, recomputations
 from memcompile.passes.weights.section import weights_decisions, weights_notes, weights_pass, weights_plan, weights_times
@@ -27,6 +27,7 @@ from memcompile.report.data import (
 )
 from memcompile.report.patched import how_text, patch_summary
 from memcompile.step.fxutil import hint
+from memcompile.step.lowered import Lowered
 from memcompile.step.trace import GraphTrace, StepPeak
 from memcompile.step.unplanned import unplanned
 from memcompile.streaming.source import source_text

@@ -19,22 +19,22 @@ from memcompile.codegen.inductor.lowering import compile_graph, real_code
 from memcompile.codegen.inductor.partition import default_partition
 from memcompile.codegen.inductor.scheduled import Scheduling
 from memcompile.codegen.inductor.surface import raised_by_inductor, surface, wrapped
+from memcompile.codegen.inductor.trial import KeepsBudget, lower_graphs
 from memcompile.codegen.streamed import compile_block, streaming_refusal
 from memcompile.compiling import explain
 from memcompile.compiling.compiled_graph import CompiledGraph
 from memcompile.compiling.gate import placed_peak
-from memcompile.compiling.pipeline import KeepsBudget, Lowered, Lowering, Outcome, fit, lower_graphs
 from memcompile.compiling.repro import repro_script
 from memcompile.errors import BudgetInfeasibleError, MemcompileError, PassError
 from memcompile.logs import get_logger
 from memcompile.machine.device import device_model
-from memcompile.offload.modules import is_ticket
 from memcompile.options import Options
 from memcompile.passes.arena.allocate import ArenaPlan
 from memcompile.passes.arena.check import check_places
 from memcompile.passes.arena.placing import Placing
 from memcompile.passes.residuals.kernels import Inverted
 from memcompile.passes.rows.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
+from memcompile.passes.schedule.fit import Outcome, fit
 from memcompile.passes.schedule.tiers import measured, usable
 from memcompile.passes.tiles.choose import Tiled
 from memcompile.passes.tiles.shrinking import Shrinking
@@ -52,10 +52,12 @@ from memcompile.runtime.ledger import (
     storages,
 )
 from memcompile.runtime.room import Room
+from memcompile.runtime.transfers.held import is_ticket
 from memcompile.runtime.workspace import measuring
 from memcompile.step.cost import CostModel
 from memcompile.step.facts import UNPLANNED, Planned, StepGraphs
 from memcompile.step.fxutil import outputs_of
+from memcompile.step.lowered import Lowered, Lowering
 from memcompile.step.parts import storage_bytes
 from memcompile.step.trace import GraphTrace, StepPeak
 from memcompile.step.verify_effects import check_effects, effects_of

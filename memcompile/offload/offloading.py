@@ -17,8 +17,9 @@ from torch import Tensor, nn
 import memcompile.runtime.transfers.fetch_ops  # noqa: F401 - the operators
 from memcompile.errors import CheckpointError, InvalidOptionError, OffloadError
 from memcompile.offload.checkpoint import Place, find_place, read_checkpoint
-from memcompile.offload.modules import TICKET, new_ticket, offloaded_weights, replace_parameter, restore_parameters
+from memcompile.offload.modules import replace_parameter, restore_parameters
 from memcompile.offload.staying import materialise, place_of
+from memcompile.runtime.transfers.held import TICKET, new_ticket, offloaded_weights
 from memcompile.runtime.transfers.weight import Weight, new_weight
 from memcompile.runtime.transfers.weight_files import WeightFile
 from memcompile.runtime.transfers.weight_store import HOST_FIX, DiskStore, FilePlace, HostStore, read

@@ -24,8 +24,8 @@ from torch._C._profiler import _ExtraFields_Allocation, _ProfilerEvent
 from torch.utils._pytree import tree_leaves
 
 from memcompile.errors import UnsupportedDeviceError
-from memcompile.offload.modules import resident_tensors
 from memcompile.runtime.arena import BLOCKS
+from memcompile.runtime.transfers.held import resident_tensors
 from memcompile.step.parts import storages_of
 
 Step = Callable[[], object]

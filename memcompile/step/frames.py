@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-_LIBRARIES = tuple(f"{Path(path).parent}/" for path in (torch.__file__, __file__))
+_LIBRARIES = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 _PYTHON = f"{sysconfig.get_paths()['stdlib']}/"
 
 

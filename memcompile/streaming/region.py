@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -234,6 +234,12 @@ class _Block:
         if like is not None and "stack_trace" in like.meta:
             node.meta["stack_trace"] = like.meta["stack_trace"]
         return node
+
+
+def channels_last(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of dense images [batch, channels, rows, columns] with channels innermost."""
+    _, channels, rows, columns = shape
+    return rows * columns * channels, 1, columns * channels, channels
 
 
 def contiguous_strides(shape: Shape) -> Shape:

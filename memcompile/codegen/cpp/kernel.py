@@ -16,9 +16,9 @@ from memcompile.codegen.cpp.build import load
 from memcompile.codegen.cpp.chain import RowChain
 from memcompile.codegen.cpp.layout import Layout, layout_of
 from memcompile.codegen.cpp.writer import Writer, input_strides
-from memcompile.passes.tiles.program import channels_last
 from memcompile.step.cost import flops_of
 from memcompile.streaming.program import PROGRAMS, Fused, Port, Program
+from memcompile.streaming.region import channels_last
 
 FLOAT_BYTES = 4
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from memcompile.passes.schedule.rematerialize import JointGraph, saved_nodes
+from memcompile.codegen.inductor.joint import JointGraph, saved_nodes
 from memcompile.step.facts import StepGraphs
 from memcompile.step.fxutil import base_of, is_pure, mutated_inputs, outputs_of
 

@@ -23,8 +23,8 @@ from memcompile.codegen.inverted_residual.match import Found, inverted_residuals
 from memcompile.codegen.triton.tune import Tuner, target_of
 from memcompile.errors import UnknownTargetError
 from memcompile.machine.device import device_model
-from memcompile.passes.tiles.program import channels_last
 from memcompile.streaming.program import PROGRAMS, Fused, Port, Program
+from memcompile.streaming.region import channels_last
 from memcompile.units import format_seconds
 
 __all__ = ["Found", "InvertedKernel", "inverted_program", "inverted_residual", "inverted_residuals", "slower"]

@@ -4,8 +4,8 @@ What the user holds after the step (outputs, gradients) and what library kernels
 takes as much as it holds at its fullest, all the time, while gradients pile up outside as the activations go. So that arena
 and outside together never take more than the lowered code does without an arena, some buffers that live where the outside is
 small are left outside too: ``solvers/places/fill.py`` chooses. Where no arrangement of what it chooses is low enough, lanes are
-filled instead (``solvers/places/lanes.py``). On the CPU, buffers outside hand their blocks on to each other where there is room for
-the blocks between them (``solvers/places/relays.py``): memory that was touched before costs no page faults.
+filled instead (``solvers/places/lanes.py``). On the CPU, buffers outside hand their blocks on to each other where there is room
+for the blocks between them (``solvers/places/relays.py``): memory that was touched before costs no page faults.
 """
 
 from __future__ import annotations

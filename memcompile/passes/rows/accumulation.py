@@ -1,7 +1,7 @@
 """Products that are added to a tensor which dies there: ``add(base, mm(P, B)) -> memcompile::mm_add(base, P, B)``.
 
-Lowered in place (``codegen/inductor/accumulate.py``), the sum and the product need no memory beside that of ``base``. Several of them
-chain: LoRA adapters on one layer, or the gradient of an input that several layers read.
+Lowered in place (``codegen/inductor/accumulate.py``), the sum and the product need no memory beside that of ``base``. Several
+of them chain: LoRA adapters on one layer, or the gradient of an input that several layers read.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from memcompile.passes.schedule.rematerialize import JointGraph
+from memcompile.codegen.inductor.joint import JointGraph
 from memcompile.solvers.schedule.problem import Solution
 from memcompile.solvers.schedule.simulate import validate
 from memcompile.step.facts import Facts, StepGraphs

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memcompile.compiling.pipeline import Outcome
+from memcompile.passes.schedule.fit import Outcome
 from memcompile.passes.schedule.swap import is_static, moved_storages, traffic_of
 from memcompile.report.data import DecisionRow, PassReport
 from memcompile.solvers.schedule.simulate import absent, simulate

@@ -1,8 +1,8 @@
 """Swap: the joint planner that keeps, recomputes or moves each storage.
 
 Recomputation alone is planned for several targets between its floor and the unplanned peak; moves bring each of those schedules
-down to the budget (``solvers/transfers/moves.py``); the one that takes the least time is taken. A target at the budget is recomputation
-alone, one at the unplanned peak moves alone: by the model, a plan is never slower than either.
+down to the budget (``solvers/transfers/moves.py``); the one that takes the least time is taken. A target at the budget is
+recomputation alone, one at the unplanned peak moves alone: by the model, a plan is never slower than either.
 """
 
 from __future__ import annotations

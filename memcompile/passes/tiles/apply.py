@@ -1,8 +1,8 @@
 """Patch-based inference: stages of a convolutional network run tile by tile, so that their large images are never whole.
 
 The stages are chosen by search (``solvers/tiling``) among layer by layer, patches with halos that are made again, and strips of
-rows that keep their overlap. Each tiled stage becomes one node (``passes/tiles/program.py``). Exact: nothing is approximated where
-tiles meet.
+rows that keep their overlap. Each tiled stage becomes one node (``program.py``). Exact: nothing is approximated where tiles
+meet.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from memcompile.passes.tiles.bodies import add_call
 from memcompile.passes.tiles.network import Network
 from memcompile.passes.tiles.planes import Plane
 from memcompile.passes.tiles.products import as_products
-from memcompile.passes.tiles.program import TileProgram, channels_last, program_of
+from memcompile.passes.tiles.program import TileProgram, program_of
 from memcompile.passes.tiles.reductions import merge, parts_of
 from memcompile.runtime.stored import STORED
 from memcompile.solvers.tiling.problem import Solution, Stage
@@ -27,7 +27,7 @@ from memcompile.solvers.tiling.stages import results
 from memcompile.step.fxutil import base_of, outputs_of, source_of
 from memcompile.streaming.output_strides import keep_strides, output_strides
 from memcompile.streaming.program import PROGRAMS, Block, empty
-from memcompile.streaming.region import contiguous_strides
+from memcompile.streaming.region import channels_last, contiguous_strides
 from memcompile.streaming.rewrite import waiting
 
 Compile = Callable[[fx.GraphModule], Block]

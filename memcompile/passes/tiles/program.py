@@ -29,7 +29,7 @@ from memcompile.solvers.tiling.problem import Stage
 from memcompile.step.cost import flops_of
 from memcompile.step.fxutil import is_view
 from memcompile.streaming.program import Block, Buffer
-from memcompile.streaming.region import contiguous_strides
+from memcompile.streaming.region import channels_last, contiguous_strides
 
 ALIGNMENT = 64
 aten = torch.ops.aten
@@ -316,9 +316,3 @@ def _size(port: Port) -> tuple[int, ...] | None:
 def _line_strides(shape: tuple[int, ...], plane: Plane) -> tuple[int, ...]:
     """Images channels last, as convolutions take them; others dense."""
     return channels_last(shape) if plane == Plane(2, 3) else contiguous_strides(shape)
-
-
-def channels_last(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides of dense images [batch, channels, rows, columns] with channels innermost."""
-    _, channels, rows, columns = shape
-    return rows * columns * channels, 1, columns * channels, channels

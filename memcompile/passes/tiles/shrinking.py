@@ -11,7 +11,6 @@ from torch import fx
 
 from memcompile.codegen.inductor.surface import surface
 from memcompile.codegen.streamed import compile_block, streaming_refusal
-from memcompile.compiling.pipeline import Lowering
 from memcompile.errors import BudgetInfeasibleError
 from memcompile.machine.device import device_model
 from memcompile.options import Options
@@ -28,6 +27,7 @@ from memcompile.runtime.room import Room
 from memcompile.step.cost import CostModel
 from memcompile.step.facts import StepGraphs
 from memcompile.step.fxutil import outputs_of
+from memcompile.step.lowered import Lowering
 
 Resolve = Callable[[Callable[[], tuple[int, int]]], Room | None]
 

@@ -10,7 +10,6 @@ import torch
 from torch import fx
 
 from memcompile.codegen.inductor.fetched import register_fetch
-from memcompile.compiling.pipeline import Lowered, Lowering
 from memcompile.logs import get_logger
 from memcompile.passes.weights.stream import (
     AHEAD,
@@ -28,6 +27,7 @@ from memcompile.solvers.transfers.prefetch import Link, Problem, just_in_time, p
 from memcompile.step.cost import CostModel
 from memcompile.step.facts import Planned, StepGraphs
 from memcompile.step.fxutil import node_bytes, outputs_of
+from memcompile.step.lowered import Lowered, Lowering
 
 log = get_logger(__name__)
 

@@ -27,9 +27,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from memcompile.codegen.inductor.lowering import REUSE_SHARES, lower, lower_step
+from memcompile.codegen.inductor.joint import JointGraph
 from memcompile.codegen.inductor.partition import extract
-from memcompile.codegen.inductor.scheduled import Scheduling
+from memcompile.codegen.inductor.trial import lower_graphs
 from memcompile.logs import get_logger
 from memcompile.passes.schedule import rematerialize, swap
 from memcompile.passes.schedule.check import verify
@@ -40,7 +40,8 @@ from memcompile.step.bound import least_bytes
 from memcompile.step.calibrate import base_names, calibrated, crowded, fused
 from memcompile.step.cost import CostModel
 from memcompile.step.facts import Facts, StepGraphs, gather_facts
-from memcompile.step.trace import GraphTrace, StepPeak, step_peak
+from memcompile.step.lowered import Lowered, Lowering
+from memcompile.step.trace import GraphTrace, StepPeak
 
 log = get_logger(__name__)
 
@@ -62,23 +63,6 @@ CLOSE_ENOUGH = 0.97
 
 
 @dataclass(frozen=True, slots=True)
-class Lowered:
-    """A step as Inductor schedules it, with its exact peak.
-
-    ``traces`` and ``tight_peak`` belong to the variant that holds the fewest dead buffers for reuse.
-    """
-
-    graphs: StepGraphs
-    traces: tuple[GraphTrace, ...]
-    peak: StepPeak
-    tight_peak: StepPeak
-
-    def by_half(self) -> dict[str, GraphTrace]:
-        """Traces as "forward" and "backward"."""
-        return dict(zip(("forward", "backward"), self.traces, strict=False))
-
-
-@dataclass(frozen=True, slots=True)
 class Attempt:
     """One plan: what the planner knew, what it answered, and what the lowered code really takes.
 
@@ -90,7 +74,7 @@ class Attempt:
     facts: Facts
     solution: Solution
     at_floor: bool
-    joint: rematerialize.JointGraph
+    joint: JointGraph
     lowered: Lowered
     trusted: bool
 
@@ -146,58 +130,6 @@ class Outcome:
     def fits(self) -> bool:
         """Whether the exact peak keeps the budget."""
         return self.budget_bytes is None or self.final.peak.peak_bytes <= self.budget_bytes
-
-
-def lower_graphs(graphs: StepGraphs, budget_bytes: int | None = None, scheduling: Scheduling | None = None) -> Lowered:
-    """Trial lowering of a step (or of an inference graph) and its exact peak.
-
-    With a budget, dead buffers are held for reuse as far as it allows. Without one, ``peak`` is that of plain
-    ``torch.compile``, in the order of kernels that ``scheduling`` finds.
-    """
-    keeps = KeepsBudget(graphs, budget_bytes or 0)
-    shares = REUSE_SHARES if budget_bytes else (1.0, 0.0)
-    if graphs.backward is None:
-        lower(graphs.forward, kind="inference", plan=graphs.planned, accept=keeps, shares=shares, scheduling=scheduling)
-    else:
-        lower_step(
-            graphs.forward, graphs.backward, graphs.num_user_outputs, graphs.planned, keeps, shares, scheduling=scheduling
-        )
-    tight = keeps.peak()
-    return Lowered(graphs, tuple(keeps.traces.values()), tight if budget_bytes else keeps.peak(keeps.first), tight)
-
-
-class KeepsBudget:
-    """Whether what was lowered so far keeps a budget; remembers the first and the last trace of each half.
-
-    Without a budget everything does.
-    """
-
-    def __init__(self, graphs: StepGraphs, budget_bytes: int | None) -> None:
-        self.graphs, self.budget_bytes = graphs, budget_bytes
-        self.first: dict[str, GraphTrace] = {}
-        self.traces: dict[str, GraphTrace] = {}
-
-    def __call__(self, trace: GraphTrace, kind: str) -> bool:
-        self.first.setdefault(kind, trace)
-        self.traces[kind] = trace
-        return self.budget_bytes is None or self.peak().peak_bytes <= self.budget_bytes
-
-    def peak(self, traces: dict[str, GraphTrace] | None = None, *, returned_held: bool = True) -> StepPeak:
-        """Exact peak of the halves seen so far. ``returned_held``: see ``step_peak``."""
-        traces = self.traces if traces is None else traces
-        forward = traces.get("inference") or traces.get("forward")
-        if forward is None:
-            return StepPeak(0, 0, 0, 0, 0, 0, (), ())
-        return step_peak(
-            forward,
-            traces.get("backward"),
-            tangents_held=self.graphs.tangents_held,
-            returned_held=returned_held,
-        )
-
-
-Lowering = Callable[[StepGraphs, int | None], Lowered]
-"""From graphs and a budget to their schedule: ``lower_graphs``, or a model of it."""
 
 
 def fit(
