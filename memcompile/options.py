@@ -70,8 +70,8 @@ class Budget:
     def resolve(self, *, unplanned_peak_bytes: int, free_bytes: int, entry_bytes: int = 0) -> int | None:
         """The budget in bytes, or None when there is none.
 
-        ``free_bytes``: what the device has free now. ``entry_bytes``: what is alive on the device as the step is entered and counts
-        towards the budget although it is not free any more.
+        ``free_bytes``: what the device has free now. ``entry_bytes``: what is alive on the device as the step is entered and
+        counts towards the budget although it is not free any more.
         """
         if self.fraction is not None:
             return int(self.fraction * unplanned_peak_bytes)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import memcompile
-from memcompile.compiling import pipeline
+from memcompile.passes.schedule import fit
 from tests.steps import (
     SEED,
     Run,
@@ -255,14 +255,14 @@ def test_lowering_does_what_was_planned(budget):
 
 def test_a_plan_that_does_not_hold_is_made_again(monkeypatch):
     """Real lowering takes more than the planner believed: nothing of that is used, and the promise holds all the same."""
-    plan, calls = pipeline._planned, []
+    plan, calls = fit._planned, []
 
     def too_wide_at_first(outcome, facts, target, time_limit_s):
         calls.append(target)
         solution, at_floor = plan(outcome, facts, target + (len(calls) == 1) * target // 5, time_limit_s)
         return replace(solution, peak_bytes=target) if len(calls) == 1 else solution, at_floor
 
-    monkeypatch.setattr(pipeline, "_planned", too_wide_at_first)
+    monkeypatch.setattr(fit, "_planned", too_wide_at_first)
     run = run_memcompile(Skipping(), (torch.randn(8, 3, 64, 64),), "70%")
     assert run.planned.graphs[0].plan["trial_lowerings"] == 1 and len(calls) > 1
     assert_promise(run)

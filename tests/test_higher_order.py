@@ -7,7 +7,7 @@ import torch
 from torch._higher_order_ops.invoke_subgraph import mark_compile_region
 
 from tests.planned_eagerly import Planner, unplanned
-from tests.test_effects import keep_nothing
+from tests.step.test_effects import keep_nothing
 
 N = 8
 

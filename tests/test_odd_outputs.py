@@ -15,8 +15,8 @@ from memcompile.report.data import Report
 from memcompile.runtime.measure import measure_peak
 from tests.odd_programs import PROGRAMS, ROWS, WIDTH, Around, Odd
 from tests.planned_eagerly import Planner
+from tests.step.test_effects import keep_nothing
 from tests.steps import QUICK
-from tests.test_effects import keep_nothing
 
 ODD = pytest.mark.parametrize("name", PROGRAMS)
 DRY = [*((name, True) for name in PROGRAMS), *((name, False) for name in ("elements", "complex in", "branches"))]

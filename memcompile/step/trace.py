@@ -1,7 +1,7 @@
 """What lowered code allocates and frees, as plain data, and the exact peak that follows.
 
-``codegen/inductor/`` reads the wrapper lines of a scheduled graph into a ``GraphTrace``: the order in which buffers are allocated,
-reused and freed is then known before anything is compiled or run. ``step_peak`` replays forward and backward one
+``codegen/inductor/`` reads the wrapper lines of a scheduled graph into a ``GraphTrace``: the order in which buffers are
+allocated, reused and freed is then known before anything is compiled or run. ``step_peak`` replays forward and backward one
 after the other: saved tensors live from the one to the other, user outputs and gradients to the end of the step.
 """
 

@@ -6,7 +6,7 @@ their kernels are fused (``fusion_groups.py``), after which a buffer that only i
 which buffers come and go.
 
 It is a model: on small transformers and convolutional nets its peak lies within a few percent of the lowered one
-(``tests/test_fusion_model.py``). Where lowering is affordable, lower.
+(``tests/codegen/inductor/test_fusion_model.py``). Where lowering is affordable, lower.
 """
 
 from __future__ import annotations

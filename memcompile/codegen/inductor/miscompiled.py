@@ -3,7 +3,7 @@
 ``JOINT`` looks at ATen graphs (training: forward and backward in one) before Inductor's passes see them, ``CAPTURED`` at what
 Dynamo captured, before they are decomposed. Each entry is one fault: what goes wrong, where it was seen, and a rewrite of one
 node that means the same, bit for bit. Nothing is planned yet, so the plan knows what will run. Where a PyTorch is right, an
-entry changes nothing but the spelling; ``tests/test_miscompiled.py`` says which of them it needs no more.
+entry changes nothing but the spelling; ``tests/codegen/inductor/test_miscompiled.py`` says which of them it needs no more.
 
 Two more faults, of its pattern matcher, are no matter of spelling: ``codegen/inductor/patterns.py``.
 """
