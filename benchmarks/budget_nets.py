@@ -187,7 +187,7 @@ NETS: tuple[Net, ...] = (
 
 def random_net(seed: int) -> Net:
     """A program that nobody chose: operations drawn from a seed, on many rows."""
-    from tests.passes.schedule.test_random_graphs import N, Wide
+    from tests.random_programs import N, Wide
 
     def made() -> tuple[nn.Module, tuple[Tensor, ...]]:
         batch = torch.randn(512, N, generator=torch.Generator().manual_seed(seed))

@@ -15,7 +15,7 @@ from torch import nn
 import memcompile
 from memcompile.runtime.arena import BLOCKS
 from memcompile.runtime.measure import measure_peak
-from tests.passes.schedule.test_random_graphs import N, Program
+from tests.random_programs import N, Program
 from tests.steps import QUICK
 
 CPU = torch.device("cpu")

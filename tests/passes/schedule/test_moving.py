@@ -22,8 +22,9 @@ from memcompile.solvers.transfers import moves as moves_module
 from memcompile.solvers.transfers.moves import Link, Lives, plan_moves
 from memcompile.step.facts import Facts
 from tests.movers import LazyMover
-from tests.passes.schedule.test_random_graphs import N, Program, random_schedule, step
+from tests.passes.schedule.test_random_graphs import random_schedule, step
 from tests.planned_eagerly import Planner, unplanned
+from tests.random_programs import N, Program
 from tests.steps import assert_same_step
 
 
