@@ -34,7 +34,7 @@ def memcompile(
     if mode not in (None, "default"):
         raise InvalidOptionError("mode", mode, "None; Inductor's settings go to options={'inductor': {...}}")
     parsed = Options.from_mapping(options)
-    if parsed.scratchpad is not None:
+    if parsed["scratchpad"] is not None:
         raise ScratchpadError(
             "nothing that is compiled runs in a scratchpad", "Plan it: memcompile.plan(model, *args, options=...)"
         )

@@ -1,33 +1,23 @@
-"""The options of the backend: parsed once, checked at once, frozen.
+"""The options of ``torch.compile(..., options={...})``, parsed and checked before any compile time is spent.
 
-``Options.from_mapping(options)`` takes what the user hands to ``torch.compile(..., options=...)``. A wrong key raises
-`UnknownOptionError`, a wrong value `InvalidOptionError`: both before any compile time is spent.
+Those of the backend as a whole are here; each pass brings its own.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-from memcompile.codegen.inductor.dynamo import inductor_settings
 from memcompile.errors import InvalidOptionError, UnknownOptionError
-from memcompile.runtime.transfers.tiers import Tier, parse_tiers
-from memcompile.scratchpad.memories import Memories
 from memcompile.units import BYTES_FORMS, format_bytes, parse_bytes
 
 OnInfeasible = Literal["raise", "best_effort"]
 Fallback = Literal["inductor"]
 Lower = Literal["auto"] | bool
-ArenaScope = Literal["step", "graph", "off"]
-LowRankKernel = Literal["auto", "rows", "triton"]
-PatchKernel = Literal["auto", "triton", "cpp", "off"]
-
-PASS_NAMES: tuple[str, ...] = ("low_rank", "patch", "rematerialize", "schedule")
-"""Passes that can be switched by name, in the order they run. All are on unless switched off."""
 
 BUDGET_FORMS = f"{BYTES_FORMS}; '60%' of the peak without a plan; 'auto' for what the device has free; or None for no budget"
 
@@ -95,78 +85,101 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Option:
+    """One option, of the backend as a whole or of a pass.
+
+    ``parse``: from what the user wrote; raises `InvalidOptionError`. ``text``: its line of documentation, in Markdown.
+    ``shown``: a parsed value as the user would write it.
+    """
+
+    name: str
+    parse: Callable[[object], Any]
+    default: object
+    text: str
+    shown: Callable[[Any], object] = lambda value: value
+
+
+def switch(name: str, text: str) -> Option:
+    """On unless switched off."""
+
+    def parse(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise InvalidOptionError(name, value, "True or False")
+        return value
+
+    return Option(name, parse, True, text)
+
+
+def choice(name: str, accepted: Sequence[str | None], default: str | None, text: str) -> Option:
+    """One of several words."""
+
+    def parse(value: object) -> object:
+        if value not in accepted:
+            raise InvalidOptionError(name, value, " or ".join(map(repr, accepted)))
+        return value
+
+    return Option(name, parse, default, text)
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
-    """What the user chose.
+    """What the user chose. ``options["arena"]`` is the option of a pass; what is not in ``of_passes`` has its default.
 
     ``memory_budget``: see `Budget`. ``on_infeasible``: below the floor, "raise" `BudgetInfeasibleError`, or take the smallest
     peak that can be reached ("best_effort"). ``dump``: folder that every report is saved to. ``fallback``: "inductor" lets
-    Inductor compile a graph whose planning crashed; None raises `PassError`. ``passes``: on or off by name.
-    ``solver_time_limit_s``: seconds that one solver may spend on one graph. ``lower``: whether a dry run lowers its graphs to
-    know their exact peak, or predicts it ("auto": lowers those that are not very large). ``arena``: one block of memory for
-    forward and backward together ("step"), for each of them ("graph": saved tensors are allocated as usual), or none ("off").
-    ``low_rank_kernel``: library products on blocks of rows ("rows"), one Triton kernel for each low-rank chain ("triton"), or
-    what suits the device and the rank ("auto"). ``max_overhead``: of ``patch``, the share of multiply-adds, and of expected
-    time, that the smallest peak may cost; None: patches are for keeping a budget alone. ``patch_kernel``: of ``patch``, one
-    Triton kernel for each inverted residual ("triton"), one C++ kernel for each chain of them ("cpp"), none ("off"), or where
-    patches are asked for, Triton's on a GPU and C++ on a CPU where that is expected to be the faster way ("auto").
-    ``bytes_per_element``: a dry run counts images in elements of that size, as on a microcontroller. ``scratchpad``: a dry run
-    plans order, replacement and offsets for these memories. ``swap``: tiers that storages may move to while nothing reads them,
-    {"host": "16GiB", "disk": "/scratch:64GiB"}; without one, nothing moves.
-    ``inductor``: Inductor config patches.
+    Inductor compile a graph whose planning crashed; None raises `PassError`. ``solver_time_limit_s``: seconds that one solver
+    may spend on one graph. ``lower``: whether a dry run lowers its graphs to know their exact peak, or predicts it ("auto":
+    lowers those that are not very large). ``inductor``: Inductor config patches.
     """
 
     memory_budget: Budget = field(default_factory=Budget)
     on_infeasible: OnInfeasible = "raise"
     dump: Path | None = None
     fallback: Fallback | None = None
-    passes: Mapping[str, bool] = field(default_factory=lambda: dict.fromkeys(PASS_NAMES, True))
     solver_time_limit_s: float = 10.0
     lower: Lower = "auto"
-    arena: ArenaScope = "step"
-    low_rank_kernel: LowRankKernel = "auto"
-    max_overhead: float | None = None
-    patch_kernel: PatchKernel = "auto"
-    bytes_per_element: int | None = None
-    swap: tuple[Tier, ...] = ()
-    scratchpad: Memories | None = None
     inductor: Mapping[str, object] = field(default_factory=dict)
+    of_passes: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, object] | None = None) -> Options:
         """Parse and check ``mapping``. Raises `UnknownOptionError` or `InvalidOptionError`."""
-        given = dict(mapping or {})
+        given, registered = dict(mapping or {}), pass_options()
         for name in given:
-            if name not in OPTION_NAMES:
-                raise UnknownOptionError(str(name), OPTION_NAMES)
-        max_overhead = _pop_overhead(given)
-        passes = {name: _parse_switch(given.pop(name), name) for name in PASS_NAMES if name in given}
-        parsed = {name: _PARSERS[name](value) for name, value in given.items()}
-        parsed["max_overhead"] = max_overhead
-        return cls(passes={**dict.fromkeys(PASS_NAMES, True), **passes}, **parsed)  # type: ignore[arg-type]
+            if name not in OWN and name not in registered:
+                raise UnknownOptionError(str(name), (*OWN, *registered))
+        own = {name: OWN[name].parse(value) for name, value in given.items() if name in OWN}
+        parsed = {name: registered[name].parse(value) for name, value in given.items() if name in registered}
+        chosen = {name: value for name, value in parsed.items() if value != registered[name].default}
+        return cls(**own, of_passes=chosen)
 
-    def enabled(self, pass_name: str) -> bool:
-        """Whether the pass of that name runs."""
-        return self.passes[pass_name]
+    def __getitem__(self, name: str) -> Any:
+        """The option of a pass."""
+        return self.of_passes[name] if name in self.of_passes else pass_options()[name].default
 
     def to_mapping(self) -> dict[str, object]:
         """The mapping that `from_mapping` turns into these options again; JSON-able when the Inductor patches are."""
         return {
-            "memory_budget": self.memory_budget.to_option(),
-            "on_infeasible": self.on_infeasible,
-            "dump": None if self.dump is None else str(self.dump),
-            "fallback": self.fallback,
-            "solver_time_limit_s": self.solver_time_limit_s,
-            "lower": self.lower,
-            "arena": self.arena,
-            "low_rank_kernel": self.low_rank_kernel,
-            "patch_kernel": self.patch_kernel,
-            "bytes_per_element": self.bytes_per_element,
-            "swap": {tier.name: tier.to_option() for tier in self.swap} or None,
-            "scratchpad": None if self.scratchpad is None else self.scratchpad.to_option(),
-            "inductor": dict(self.inductor),
-            **self.passes,
-            **({} if self.max_overhead is None else {"patch": {"max_overhead": self.max_overhead}}),
+            **{name: option.shown(getattr(self, name)) for name, option in OWN.items()},
+            **{name: option.shown(self[name]) for name, option in pass_options().items()},
         }
+
+
+def pass_options() -> Mapping[str, Option]:
+    """The options of all passes by name, in the order in which passes run."""
+    from memcompile.compiling.pipeline import PASSES  # importing memcompile does not import torch, passes do
+
+    return {option.name: option for each in PASSES for option in each.options}
+
+
+def table() -> str:
+    """All options as a table in Markdown."""
+    lines = ["| option | values | default |", "|---|---|---|"]
+    for option in (*OWN.values(), *pass_options().values()):
+        default = option.shown(option.default)
+        shown = f'"{default}"' if isinstance(default, str) else repr(default)
+        lines.append(f"| `{option.name}` | {option.text} | `{shown}` |")
+    return "\n".join(lines)
 
 
 def _whole_number(value: object) -> int:
@@ -194,43 +207,6 @@ def _parse_percent(text: str) -> Fraction:
     if not 0 < percent <= 100:
         raise ValueError("a percentage lies above 0 and at most at 100")
     return percent / 100
-
-
-def _parse_switch(value: object, option: str) -> bool:
-    if not isinstance(value, bool):
-        accepted = "True, False or {'max_overhead': 0.1}" if option == "patch" else "True or False"
-        raise InvalidOptionError(option, value, accepted)
-    return value
-
-
-def _pop_overhead(given: dict[str, object]) -> float | None:
-    """``patch`` as a mapping means that the pass is on; its one key goes, and its value is returned."""
-    value = given.get("patch")
-    if not isinstance(value, Mapping):
-        return None
-    for name in value:
-        if name != "max_overhead":
-            raise UnknownOptionError(str(name), ("max_overhead",), where="options['patch']")
-    del given["patch"]
-    overhead = value.get("max_overhead", 0.0)
-    if isinstance(overhead, bool) or not isinstance(overhead, int | float) or not 0 <= overhead < float("inf"):
-        raise InvalidOptionError("patch['max_overhead']", overhead, "a share of the multiply-adds, 0.1 for 10 % more")
-    return float(overhead)
-
-
-def _parse_element(value: object) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 16):
-        raise InvalidOptionError("bytes_per_element", value, "a number of bytes from 1 to 16, or None")
-    return value
-
-
-def _choice(option: str, accepted: tuple[str | None, ...]) -> Callable[[object], object]:
-    def parse(value: object) -> object:
-        if value not in accepted:
-            raise InvalidOptionError(option, value, " or ".join(map(repr, accepted)))
-        return value
-
-    return parse
 
 
 def _parse_dump(value: object) -> Path | None:
@@ -268,25 +244,63 @@ def _parse_inductor(value: object) -> dict[str, object]:
 
 
 def _check_inductor_names(names: Iterable[str]) -> None:
+    from memcompile.codegen.inductor.dynamo import inductor_settings
+
     known = inductor_settings()
     for name in names:
         if name.replace("-", "_") not in known:
             raise UnknownOptionError(name, sorted(known), where="options['inductor']")
 
 
-_PARSERS: Mapping[str, Callable[[object], object]] = {
-    "memory_budget": Budget.parse,
-    "on_infeasible": _choice("on_infeasible", ("raise", "best_effort")),
-    "dump": _parse_dump,
-    "fallback": _choice("fallback", (None, "inductor")),
-    "solver_time_limit_s": _parse_time_limit,
-    "lower": _parse_lower,
-    "arena": _choice("arena", ("step", "graph", "off")),
-    "low_rank_kernel": _choice("low_rank_kernel", ("auto", "rows", "triton")),
-    "patch_kernel": _choice("patch_kernel", ("auto", "triton", "cpp", "off")),
-    "bytes_per_element": _parse_element,
-    "swap": parse_tiers,
-    "scratchpad": Memories.parse,
-    "inductor": _parse_inductor,
-}
-OPTION_NAMES: tuple[str, ...] = (*_PARSERS, *PASS_NAMES)
+_OWN = (
+    Option(
+        "memory_budget",
+        Budget.parse,
+        Budget(),
+        'bytes as an int, `"6GiB"`, `"1.5 GiB"`, `"512MB"`; `"60%"` of the peak without a plan; `"auto"`: '
+        "what the device has free; `None`",
+        Budget.to_option,
+    ),
+    choice(
+        "on_infeasible",
+        ("raise", "best_effort"),
+        "raise",
+        '`"raise"` `BudgetInfeasibleError`, or `"best_effort"`: the smallest peak that can be reached',
+    ),
+    Option(
+        "dump",
+        _parse_dump,
+        None,
+        "a folder that every report is saved to",
+        lambda path: None if path is None else str(path),
+    ),
+    choice(
+        "fallback",
+        (None, "inductor"),
+        None,
+        '`"inductor"`: a graph whose planning crashes is compiled as it is; `None`: the crash is an error with a repro',
+    ),
+    Option(
+        "solver_time_limit_s",
+        _parse_time_limit,
+        10.0,
+        "seconds that one solver may spend on one graph: of work, which is counted and not timed, so that a "
+        "busy machine finds the same plan",
+    ),
+    Option(
+        "lower",
+        _parse_lower,
+        "auto",
+        "for `memcompile.plan`: `True` lowers every graph (exact peaks), `False` predicts what Inductor does "
+        '(seconds instead of minutes); `"auto"` lowers all but very large graphs',
+    ),
+    Option(
+        "inductor",
+        _parse_inductor,
+        {},
+        'Inductor config patches, `{"cpp.threads": 4}`',
+        dict,
+    ),
+)
+OWN: Mapping[str, Option] = {option.name: option for option in _OWN}
+"""Those of the backend as a whole."""

@@ -17,6 +17,7 @@ from memcompile.codegen.inductor.joint import JointGraph
 from memcompile.codegen.inductor.partition import default_partition, extract
 from memcompile.codegen.inductor.trial import lower_graphs
 from memcompile.compiling.dryrun import predict_graphs
+from memcompile.compiling.unchanged import check_unchanged
 from memcompile.machine.device import DeviceModel
 from memcompile.passes.schedule.check import verify
 from memcompile.passes.schedule.rematerialize import apply
@@ -87,7 +88,8 @@ class Planner:
         schedule = self.choose(facts)
         joint = apply(facts, schedule, tiers=("disk",), mover=self.mover)
         new = extract(joint, graphs)
-        verify(facts, Solution(schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0), joint, new)
+        verify(facts, Solution(schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0), joint, graphs, new)
+        check_unchanged(graphs, new)
         self.planned.append(Planned(facts, schedule, joint, new))
         return new
 

@@ -123,7 +123,7 @@ def test_a_crash_of_a_pass_is_named(monkeypatch):
     def crash(*args, **kwargs):
         raise RuntimeError("planner broke")
 
-    monkeypatch.setattr("memcompile.compiling.session.fit", crash)
+    monkeypatch.setattr("memcompile.passes.schedule.schedule.fit", crash)
     with pytest.raises(PassError, match="planner broke") as caught:
         call(small(), memory_budget="50%", inductor=QUICK)
     assert caught.value.pass_name == "rematerialize"

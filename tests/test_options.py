@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memcompile.errors import InvalidOptionError, MemcompileError, UnknownOptionError
-from memcompile.options import OPTION_NAMES, PASS_NAMES, Budget, Options
+from memcompile.options import OWN, Budget, Options, pass_options, table
 
 GIB = 1024**3
+NAMES = (*OWN, *pass_options())
 
 
 def resolve(value: object) -> int | None:
@@ -62,9 +63,7 @@ def test_a_budget_survives_its_option(value: object) -> None:
     )
 
 
-@given(
-    st.dictionaries(st.sampled_from(OPTION_NAMES), st.one_of(st.none(), st.booleans(), st.floats(), st.text(), st.integers()))
-)
+@given(st.dictionaries(st.sampled_from(NAMES), st.one_of(st.none(), st.booleans(), st.floats(), st.text(), st.integers())))
 def test_any_mapping_is_accepted_or_refused_clearly(mapping: dict[str, object]) -> None:
     try:
         options = Options.from_mapping(mapping)
@@ -80,8 +79,8 @@ def test_defaults() -> None:
     assert str(options.memory_budget) == "none"
     assert options.on_infeasible == "raise"
     assert options.fallback is None
-    assert options.patch_kernel == "auto"
-    assert all(options.enabled(name) for name in PASS_NAMES)
+    assert options["patch_kernel"] == "auto"
+    assert all(options[name] == option.default for name, option in pass_options().items())
 
 
 def test_everything_at_once() -> None:
@@ -98,12 +97,12 @@ def test_everything_at_once() -> None:
         "inductor": {"cpp.threads": 1, "max-autotune": False},
     }
     options = Options.from_mapping(given_options)
-    assert not options.enabled("rematerialize")
+    assert not options["rematerialize"]
     assert options.dump == Path("out")
     assert options.solver_time_limit_s == 3.0
     assert options.lower is False
-    assert options.patch_kernel == "triton"
-    assert Options.from_mapping({"patch_kernel": "cpp"}).patch_kernel == "cpp"
+    assert options["patch_kernel"] == "triton"
+    assert Options.from_mapping({"patch_kernel": "cpp"})["patch_kernel"] == "cpp"
     assert Options.from_mapping(json.loads(json.dumps(options.to_mapping()))) == options
     assert pickle.loads(pickle.dumps(options)) == options
 
@@ -111,7 +110,7 @@ def test_everything_at_once() -> None:
 def test_a_wrong_key_is_an_error_with_a_suggestion_and_the_list() -> None:
     with pytest.raises(UnknownOptionError, match=r"'memory_budgt'.*Did you mean 'memory_budget'\?.*on_infeasible") as caught:
         Options.from_mapping({"memory_budgt": "6GiB"})
-    assert caught.value.known == OPTION_NAMES
+    assert caught.value.known == NAMES
 
 
 def test_a_wrong_inductor_key_is_an_error_with_a_suggestion() -> None:
@@ -156,3 +155,8 @@ def test_dump_is_not_a_file(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(InvalidOptionError, match="it is a file"):
         Options.from_mapping({"dump": str(file)})
+
+
+def test_the_table_in_the_readme_is_what_the_options_say() -> None:
+    """``memcompile options`` writes it."""
+    assert table() in (Path(__file__).resolve().parents[1] / "README.md").read_text()

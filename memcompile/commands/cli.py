@@ -20,7 +20,7 @@ from memcompile import __version__
 from memcompile.commands import low_rank as compress
 from memcompile.commands import scratchpad
 from memcompile.errors import MemcompileError, TargetError, UsageError
-from memcompile.options import OPTION_NAMES, Options
+from memcompile.options import Options, table
 from memcompile.report.data import Report
 from memcompile.report.terminal import TEXT_WIDTH
 from memcompile.step.frames import lines_behind, raised_by_us
@@ -79,12 +79,13 @@ def _parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             metavar="NAME=VALUE",
-            help=f"one of {', '.join(OPTION_NAMES)}; mappings as JSON: patch='{{\"max_overhead\": 0.1}}'",
+            help="see `memcompile options`; mappings as JSON: patch='{\"max_overhead\": 0.1}'",
         )
         sub.add_argument("--save", type=Path, metavar="FOLDER", help="write the report into this folder")
         if name == "run":
             sub.add_argument("--steps", type=_positive_int, default=5, help="timed steps (default 5)")
 
+    add("options", _options_table, "All options, their values and their defaults.")
     show = add("show", _show, "Print a saved report.")
     show.add_argument("report", type=Path, help="a saved report: its folder, or the report.json inside")
     diff = add("diff", _diff, "Compare two saved reports.")
@@ -122,6 +123,11 @@ def _positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return value
+
+
+def _options_table(arguments: argparse.Namespace, _console: Console) -> int:
+    print(json.dumps(Options().to_mapping(), indent=1) if arguments.json else table())
+    return 0
 
 
 def _plan(arguments: argparse.Namespace, console: Console) -> int:

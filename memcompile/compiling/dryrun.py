@@ -27,29 +27,26 @@ from torch.utils import _pytree
 from memcompile.codegen.inductor.dry import fake_code
 from memcompile.codegen.inductor.dynamo import recompiling_freely
 from memcompile.codegen.inductor.fusion_model import predict
+from memcompile.codegen.inductor.hooks import Hook
 from memcompile.codegen.inductor.lowering import compile_graph
 from memcompile.codegen.inductor.partition import default_partition
 from memcompile.codegen.inductor.seams import require_seams
-from memcompile.codegen.inductor.surface import surface, surfacing
-from memcompile.codegen.inductor.trial import KeepsBudget, lower_graphs
-from memcompile.compiling.session import Session
-from memcompile.errors import DryRunError, NoReportError, ScratchpadError
+from memcompile.codegen.inductor.surface import surfacing
+from memcompile.codegen.inductor.trial import KeepsBudget
+from memcompile.compiling.session import Session, on_trial
+from memcompile.errors import DryRunError, NoReportError
 from memcompile.machine.support import check_devices, check_torch
 from memcompile.options import Options
 from memcompile.report.data import GraphReport, Report
-from memcompile.report.scratchpad_data import ScratchpadReport
 from memcompile.runtime.ledger import GraphEntry, Ledger, given_of
 from memcompile.runtime.region import region_of
 from memcompile.runtime.reports import report_over
-from memcompile.scratchpad.memories import Memories
 from memcompile.step.facts import StepGraphs
 from memcompile.step.fxutil import outputs_of
-from memcompile.step.lowered import Lowered
-from memcompile.step.trace import StepPeak
+from memcompile.step.lowered import Lowered, Lowering
 
 LOWERED_NODES = 4000
 """Nodes of a joint graph up to which a dry run lowers it unless told otherwise: about a minute."""
-NO_GRAD = "Plan it under torch.no_grad(), or with parameters that require no gradient: model.requires_grad_(False)."
 PREDICTED = "planned from a model of Inductor's fusion, without lowering: real peaks may differ by a few percent"
 
 
@@ -79,7 +76,7 @@ def plan(
     @surfacing
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         with unset_fake_temporarily():
-            entry, call = DrySession(gm, example_inputs, parsed, device, ledger, _weights(model)).plan()
+            entry, call = DryRun(gm, example_inputs, parsed, device, ledger, _weights(model)).plan()
         entries.append(entry)
         return call
 
@@ -120,8 +117,8 @@ def captured(
     return found
 
 
-class DrySession(Session):
-    """Plans one graph; nothing is compiled. ``weights``: of the model's parameters and buffers among the inputs, the ``id``."""
+class DryRun:
+    """Plans one graph; nothing is compiled. ``weights``: the ``id`` of parameters and buffers of the model."""
 
     def __init__(
         self,
@@ -132,94 +129,75 @@ class DrySession(Session):
         ledger: Ledger,
         weights: Collection[int] = (),
     ) -> None:
-        super().__init__(gm, example_inputs, options, device, ledger, self._lower, trust=False)
-        self.weight_ids = weights
-        self.joint_nodes = 0
+        self.options = options
+        self.nodes = 0
         self.predicted = False
         self.final: Lowered | None = None
+        own = (i for i, x in enumerate(example_inputs) if id(x) in weights or isinstance(x, torch.nn.Parameter))
+        self.session = Session(
+            gm, example_inputs, options, device, ledger, lowering=self._lowering, trust=False, dry=True, weights=frozenset(own)
+        )
 
     def plan(self) -> tuple[GraphEntry, Callable[..., Any]]:
         """Enter the graph's plan into the ledger; returns it, and a callable that makes fake outputs."""
-        function = compile_graph(
-            self.gm, self.inputs, self._partition, fake_code(self._rewrite_inference), self.options.inductor
-        )
-        peak = self.keeps.peak() if self.final is None else self.final.peak
-        entry = self._enter(peak, self.keeps.peak(returned_held=False), (self.options.dump,))
+        session = self.session
+        function = compile_graph(session.gm, session.inputs, self._partition, fake_code(self._inference), self.options.inductor)
+        entry, _ = session.finish((self.options.dump,), self.final, self._also)
 
         def call(*args: Any) -> Any:
-            self.ledger.ran(entry, args)
+            session.ledger.ran(entry, args)
             outputs = function(*args)
             if entry.report.kind == "train":
-                self.ledger.hold(entry, outputs, given=given_of(args))
+                session.ledger.hold(entry, outputs, given=given_of(args))
             return outputs
 
         return entry, call
 
-    def _partition(
-        self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
-    ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        self._measure(gm)
-        if self.options.scratchpad is not None:
-            raise surface(ScratchpadError("a training graph was captured, and it is for inference", NO_GRAD))
-        return super()._partition(gm, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
+    def _partition(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
+        self._see(gm)
+        halves = self.session.partition(gm, joint_inputs, **kwargs)
+        self._lower()
+        return halves
 
-    def _rewrite_inference(self, gm: fx.GraphModule) -> fx.GraphModule:
-        self._measure(gm)
-        if self.options.scratchpad is not None:
-            with self._named("scratchpad"):
-                self.scratchpad = self._in_scratchpad(gm, self.options.scratchpad)
-        return super()._rewrite_inference(gm)
+    def _inference(self, gm: fx.GraphModule) -> fx.GraphModule:
+        self._see(gm)
+        planned = self.session.inference(gm)
+        self._lower()
+        return planned
 
-    def _in_scratchpad(self, gm: fx.GraphModule, memories: Memories) -> ScratchpadReport:
-        """Order, replacement and offsets of the graph as it was captured."""
-        from memcompile.scratchpad.choose import planned_graph  # OR-tools loads slowly
-
-        given = gm.graph.find_nodes(op="placeholder")
-        weights = {node for node, value in zip(given, self.inputs, strict=True) if self._is_weight(value)}
-        try:
-            return planned_graph(gm.graph, weights, memories, self.options.bytes_per_element)
-        except ScratchpadError as error:
-            raise surface(error) from None
-
-    def _is_weight(self, value: object) -> bool:
-        return id(value) in self.weight_ids or isinstance(value, torch.nn.Parameter)
-
-    def _shrink(self, gm: fx.GraphModule) -> fx.GraphModule:
-        """Elements of a scratchpad's size are no wish for tiles."""
-        wished = self.options.max_overhead is not None or self.options.memory_budget.to_option() is not None
-        return super()._shrink(gm) if wished or self.options.scratchpad is None else gm
-
-    def _measure(self, gm: fx.GraphModule) -> None:
+    def _see(self, gm: fx.GraphModule) -> None:
         """The size of the graph as it was captured, and whether to lower one of that size."""
-        self.joint_nodes = len(gm.graph.nodes)
-        lower = self.options.lower if self.options.scratchpad is None or self.options.lower != "auto" else False
-        self.predicted = not (self.joint_nodes <= LOWERED_NODES if lower == "auto" else lower)
+        self.nodes, lower = len(gm.graph.nodes), self.options.lower
+        if lower == "auto":
+            lower = self.nodes <= LOWERED_NODES and self.options["scratchpad"] is None
+        self.predicted = not lower
 
-    def _fit(self, graphs: StepGraphs) -> StepGraphs:
-        fitted = super()._fit(graphs)
-        self.final = self.outcome.final if self.outcome is not None else self.lowering(fitted, self._limit_bytes())
-        self.keeps.traces = dict(zip(_kinds(fitted), self.final.traces, strict=True))
-        return fitted
+    def _lowering(self, hook: Hook) -> Lowering:
+        trial = on_trial(hook)
+        return lambda graphs, budget_bytes: (predict_graphs if self.predicted else trial)(graphs, budget_bytes)
 
-    def _lower(self, graphs: StepGraphs, budget_bytes: int | None) -> Lowered:
-        return predict_graphs(graphs, budget_bytes) if self.predicted else lower_graphs(graphs, budget_bytes, self.scheduling)
+    def _lower(self) -> None:
+        """What would be compiled, where no plan has lowered it yet."""
+        session, fitted = self.session, self.session.fitted
+        assert session.graphs is not None
+        self.final = fitted.final if fitted is not None else session.ctx.lower(session.graphs, session.limit_bytes())
+        session.keeps.traces = dict(zip(_kinds(session.graphs), self.final.traces, strict=True))
 
-    def _report(self, peak: StepPeak) -> GraphReport:
+    def _also(self, report: GraphReport) -> GraphReport:
         """With what a dry run knows beside: graph size, planning time, and how exact the numbers are."""
-        report = super()._report(peak)
         plan = {
-            "ops": sum(event.kind == "kernel" for trace in self.keeps.traces.values() for event in trace.events),
-            "plan_seconds": 0.0 if self.outcome is None else self.outcome.plan_seconds,
+            "ops": sum(event.kind == "kernel" for trace in self.session.keeps.traces.values() for event in trace.events),
+            "plan_seconds": 0.0,
             **report.plan,
-            "nodes": self.joint_nodes,
+            "nodes": self.nodes,
             "lowered": not self.predicted,
         }
         notes = (*report.notes, PREDICTED) if self.predicted else report.notes
         return dataclasses.replace(report, plan=plan, notes=notes)
 
 
-def predict_graphs(graphs: StepGraphs, budget_bytes: int | None = None) -> Lowered:  # noqa: ARG001 - a pipeline.Lowering
-    """What ``pipeline.lower_graphs`` would return, by the fusion model."""
+def predict_graphs(graphs: StepGraphs, budget_bytes: int | None = None) -> Lowered:  # noqa: ARG001 - a Lowering
+    """What ``lower_graphs`` would return, by the fusion model."""
     keeps = KeepsBudget(graphs, None)
     for kind, half in zip(_kinds(graphs), (graphs.forward, graphs.backward), strict=False):
         assert half is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import heapq
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from operator import getitem
@@ -20,6 +21,17 @@ T = TypeVar("T")
 _UNSAFE_VIEWS = frozenset({"aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias", "prims::view_of"})
 _DRAWS_RANDOM_STATE = frozenset({"prims::inductor_seed", "prims::inductor_seeds"})
 _COMMUNICATION = frozenset({"_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "symm_mem", "_dtensor"})
+
+
+def copied(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy that may be rewritten. Fake tensors that nodes hold as values are shared."""
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        return copy.deepcopy(gm)
+
+
+def readable(gm: fx.GraphModule) -> str:
+    """The graph as Python, with shapes."""
+    return gm.print_readable(print_output=False, include_stride=False, include_device=False)
 
 
 def tensors_of(node: fx.Node) -> list[torch.Tensor]:

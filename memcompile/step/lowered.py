@@ -1,4 +1,4 @@
-"""A step as it is lowered, and what lowers one."""
+"""A step as it is lowered, what lowers one, and how one fits a budget."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from memcompile.step.facts import StepGraphs
+from memcompile.step.fxutil import readable
 from memcompile.step.trace import GraphTrace, StepPeak
 
 
@@ -28,3 +29,36 @@ class Lowered:
 
 Lowering = Callable[[StepGraphs, int | None], Lowered]
 """From graphs and a budget to their schedule: ``lower_graphs``, or a model of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A step within a budget. ``base``: without a plan; ``final``: what is compiled. ``floor_bytes``, ``lower_bound_bytes``:
+    known where the smallest plan was searched; neither depends on the budget.
+
+    ``steady_bytes``: up to which budget the plan is that one. ``reserve_bytes``: what it spares for graphs after this one.
+    ``trusted``: its peak is that of a model, and still to be compared. ``lever``: what would let it take less.
+    """
+
+    base: Lowered
+    budget_bytes: int | None
+    final: Lowered
+    floor_bytes: int | None = None
+    lower_bound_bytes: int = 0
+    steady_bytes: float = 0
+    reserve_bytes: int = 0
+    trusted: bool = False
+    lever: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the exact peak keeps the budget."""
+        return self.budget_bytes is None or self.final.peak.peak_bytes <= self.budget_bytes
+
+
+def texts_of(stage: str, lowered: Lowered) -> dict[str, str]:
+    """Both halves to be read, by what a report calls them."""
+    texts = {f"forward {stage}": readable(lowered.graphs.forward)}
+    if lowered.graphs.backward is not None:
+        texts[f"backward {stage}"] = readable(lowered.graphs.backward)
+    return texts

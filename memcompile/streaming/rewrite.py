@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from operator import getitem
 from typing import Any
 
@@ -10,9 +11,19 @@ import torch
 from torch import Tensor, fx
 
 from memcompile.step.fxutil import base_of, outputs_of
-from memcompile.streaming.program import Program
+from memcompile.streaming.program import Program, empty
 from memcompile.streaming.region import Region, merged
 from memcompile.streaming.rules import NotRowLocalError, Rows, shape_of
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """One region as it runs. ``saved_bytes``: what is no longer alive at its highest moment, before workspace."""
+
+    node: str
+    source: str
+    program: Program
+    saved_bytes: int
 
 
 def replace(region: Region, program: Program) -> fx.Node:
@@ -27,7 +38,7 @@ def replace(region: Region, program: Program) -> fx.Node:
         operands = [_flat(graph, node, rows, region.total) for node, rows in region.operands]
         streamed = graph.call_function(torch.ops.memcompile.stream_rows.default, (program.key, operands))
         with region.results[0].meta["val"].fake_mode:
-            values = [torch.empty(port.shape, dtype=port.dtype, device=program.device) for port in program.results]
+            values = [empty(port, program.device) for port in program.results]
         streamed.meta = {**source, "val": values}
         part = streamed
         for index, result in enumerate(region.results):
@@ -43,6 +54,21 @@ def replace(region: Region, program: Program) -> fx.Node:
     for node in reversed(region.nodes):
         graph.erase_node(node)
     return streamed
+
+
+def stand_in(program: Program, operands: Sequence[fx.Node], last: fx.Node, nodes: Sequence[fx.Node]) -> fx.Node:
+    """Put the program in the place of ``nodes``, of which only ``last`` is read by others, as its one result; its node."""
+    graph, source = last.graph, {key: value for key, value in last.meta.items() if key == "stack_trace"}
+    with graph.inserting_before(last.next):
+        node = graph.call_function(torch.ops.memcompile.stream_rows.default, (program.key, list(operands)))
+        result = graph.call_function(getitem, (node, 0))
+    with last.meta["val"].fake_mode:
+        values = [empty(port, program.device) for port in program.results]
+    node.meta, result.meta = {**source, "val": values}, {**source, "val": values[0]}
+    last.replace_all_uses_with(result)
+    for old in reversed(nodes):
+        graph.erase_node(old)
+    return node
 
 
 def waiting(nodes: Sequence[fx.Node], operands: Iterable[fx.Node]) -> list[fx.Node]:

@@ -6,12 +6,15 @@ kernel is a module of its own already.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import getitem
 
 import torch
 from torch import fx
 
+from memcompile.report.data import KernelInfo
 from memcompile.streaming.program import Port, Program
+from memcompile.streaming.rewrite import Streamed
 
 _HEAD = '''"""{source}: {total} rows in blocks of {block}, in a workspace of {workspace} bytes."""
 
@@ -19,6 +22,20 @@ _HEAD = '''"""{source}: {total} rows in blocks of {block}, in a workspace of {wo
 from torch import Tensor
 '''
 WIDTH = 100
+
+
+def kernels_of(kind: str, found: Sequence[Streamed]) -> tuple[KernelInfo, ...]:
+    """The source of each program of a kind, once."""
+    by_key = {streamed.program.key: streamed for streamed in reversed(found)}
+    return tuple(
+        KernelInfo(
+            f"{kind}_{key}",
+            (streamed.source,),
+            source_text(streamed.program, streamed.source),
+            streamed.program.fused.language if streamed.program.fused is not None else "python",
+        )
+        for key, streamed in by_key.items()
+    )
 
 
 def source_text(program: Program, source: str) -> str:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import memcompile
 from memcompile.codegen.inductor.trial import lower_graphs
 from memcompile.compiling.dryrun import captured
-from memcompile.compiling.gate import placed_peak
 from memcompile.errors import BudgetInfeasibleError
 from memcompile.options import Budget
 from memcompile.passes.arena.allocate import plan_arena
+from memcompile.passes.arena.placed import placed_peak
 from memcompile.report.data import Report
 from memcompile.runtime.ledger import Outside
 from memcompile.runtime.room import Room
@@ -87,7 +87,7 @@ def test_a_crash_that_is_swallowed_does_not_lose_the_budget(monkeypatch: pytest.
     def crash(*_args: object, **_kwargs: object) -> None:
         raise RuntimeError("planner broke")
 
-    monkeypatch.setattr("memcompile.compiling.session.fit", crash)
+    monkeypatch.setattr("memcompile.passes.schedule.schedule.fit", crash)
     free = plan(Mlp(), ROWS).planned_peak_bytes
     with pytest.raises(BudgetInfeasibleError) as refused:
         plan(Mlp(), ROWS, memory_budget="50%", fallback="inductor")
@@ -97,12 +97,12 @@ def test_a_crash_that_is_swallowed_does_not_lose_the_budget(monkeypatch: pytest.
 
 def test_what_is_compiled_counts_and_not_what_was_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planner that says it fits, and does not."""
-    from memcompile.compiling import session
+    from memcompile.passes.schedule import schedule
 
     def lies(base: object, _budget: object, **_options: object) -> object:
-        return session.Outcome(base, 2**30)  # type: ignore[arg-type]
+        return schedule.Outcome(base, 2**30)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(session, "fit", lies)
+    monkeypatch.setattr(schedule, "fit", lies)
     torch._dynamo.reset()
     budget = plan(Mlp(), ROWS).planned_peak_bytes // 2
     compiled = torch.compile(Mlp(), backend="memcompile", options={"memory_budget": budget, "inductor": {"cpp.simdlen": 1}})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from torch import fx
 
 import memcompile
 from memcompile.codegen.inductor.fusion_model import predict
+from memcompile.codegen.inductor.hooks import Hook
 from memcompile.codegen.inductor.lowering import Rewrite, real_code
 from memcompile.codegen.inductor.surface import surface
 from memcompile.compiling import session as sessions
@@ -34,16 +36,8 @@ class _Lowered(BaseException):
     """Ends a lowering before its kernels are compiled. Not an Exception: Inductor would wrap it."""
 
 
-class PredictingSession(sessions.Session):
-    """Plans by the model of the lowering."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.lowering = predict_graphs
-
-
 def predicting(
-    rewrite_inference: Rewrite, plan: Callable[[], Any], accept: Callable[..., bool], *_others: Any
+    rewrite_inference: Rewrite, plan: Callable[[], Any], accept: Callable[..., bool], *_others: Any, **_hooks: Any
 ) -> Callable[..., Any]:
     """In the place of ``real_code``: runs each graph by an interpreter; its trace is the model's."""
 
@@ -62,8 +56,8 @@ def interpreting(
     accept: Callable[..., bool],
     settled: Callable[[bool], None],
     on_code: Callable[[str, str], None],
-    place: Callable[..., Any] | None = None,
-    *others: Any,
+    hook: Hook,
+    supply: Any,
 ) -> Callable[..., Any]:
     """In the place of ``real_code``, and by it: lowers each graph, and then runs it by an interpreter."""
     to_run: list[fx.GraphModule] = []
@@ -74,7 +68,7 @@ def interpreting(
         return graph
 
     def stopping(lowered: Any, kind: str) -> Callable[..., None]:
-        rewrite = None if place is None else place(lowered, kind)
+        rewrite = None if hook.place is None else hook.place(lowered, kind)
 
         def then(*args: Any) -> None:
             if rewrite is not None:
@@ -83,7 +77,8 @@ def interpreting(
 
         return then
 
-    lowering = real_code(rewritten, plan, accept, settled, on_code, stopping, *others)
+    stopped = dataclasses.replace(hook, place=stopping)
+    lowering = real_code(rewritten, plan, accept, settled, on_code, hook=stopped, supply=supply)
 
     def inner_compile(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
         to_run.clear()
@@ -125,13 +120,14 @@ def _run_by(graph: fx.GraphModule) -> Callable[[list[Any]], Any]:
 def planned_backend(options: Mapping[str, object], lowered: bool = True) -> Callable[..., Any]:
     """``backend="memcompile"`` with ``options``, its kernels interpreted. ``lowered``: with exact peaks and places."""
     parsed = Options.from_mapping(options if lowered else {**options, "arena": "off"})
-    session, code = (sessions.Session, interpreting) if lowered else (PredictingSession, predicting)
+    code = interpreting if lowered else predicting
+    ways = {} if lowered else {"lowering": lambda _hook: predict_graphs}
 
     def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         device = check_devices(t.device for t in inputs if isinstance(t, torch.Tensor))
         before, sessions.real_code = sessions.real_code, code
         try:
-            return session(gm, inputs, parsed, device).compile()
+            return sessions.Session(gm, inputs, parsed, device, **ways).compile()
         except MemcompileError as error:
             raise surface(error) from None
         finally:

@@ -73,27 +73,22 @@ def without_kernels() -> Iterator[None]:
         yield
 
 
-class Predicted(Session):
-    """Plans one graph from the model of what Inductor fuses; nothing is lowered, the planned graphs are interpreted."""
+def predicted(gm: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
+    """One graph planned from the model of what Inductor fuses; nothing is lowered, the planned graphs are interpreted."""
+    cpu = torch.device("cpu")
+    session = Session(gm, inputs, options, cpu, Ledger(), lowering=lambda _hook: predict_graphs, trust=False)
 
-    def __init__(self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options) -> None:
-        super().__init__(gm, inputs, options, torch.device("cpu"), Ledger(), predict_graphs, trust=False)
-        self.dry = False
+    def code(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
+        return interpreted(session.inference(graph) if kwargs.get("is_inference") else graph, inputs)
 
-    def interpreted(self) -> Callable[..., Any]:
-        """The graph, planned."""
-
-        def code(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
-            return interpreted(self._rewrite_inference(graph) if kwargs.get("is_inference") else graph, inputs)
-
-        return compile_graph(self.gm, self.inputs, self._partition, code, self.options.inductor)
+    return compile_graph(session.gm, session.inputs, session.partition, code, options.inductor)
 
 
 def planned(function: Callable[..., Any]) -> Callable[..., Any]:
     """Planned at the smallest budget, and interpreted."""
     torch._dynamo.reset()
     options = Options.from_mapping({**SMALLEST, "inductor": {**QUICK, **SAME_DRAWS}})
-    return torch.compile(function, backend=lambda gm, inputs: Predicted(gm, inputs, options).interpreted())
+    return torch.compile(function, backend=lambda gm, inputs: predicted(gm, inputs, options))
 
 
 def _never(*_args: Any) -> None:

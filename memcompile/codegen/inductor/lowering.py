@@ -8,7 +8,6 @@ allocation of the scheduled code, and ``force_non_lazy_backward_lowering``.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import gc
@@ -21,6 +20,7 @@ from torch import fx
 from memcompile.codegen.inductor.accumulate import in_place
 from memcompile.codegen.inductor.fusion import PlannedFusion, origins_of
 from memcompile.codegen.inductor.holding import holding
+from memcompile.codegen.inductor.hooks import NO_HOOK, Hook, Place
 from memcompile.codegen.inductor.lines import kind_of, trace_of
 from memcompile.codegen.inductor.miscompiled import CAPTURED, JOINT, respell
 from memcompile.codegen.inductor.order import planned_order
@@ -29,14 +29,13 @@ from memcompile.codegen.inductor.scheduled import Scheduling
 from memcompile.codegen.inductor.supplied import Supplied, Supply
 from memcompile.codegen.inductor.tiles import sound_tiles
 from memcompile.step.facts import UNPLANNED, Planned
-from memcompile.step.fxutil import hint, output_names, outputs_of
+from memcompile.step.fxutil import copied, hint, output_names, outputs_of
 from memcompile.step.parts import storage_keys
 from memcompile.step.trace import GraphTrace
 
 Accept = Callable[[GraphTrace, str], bool]
 Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 Settled = Callable[[bool], None]
-Place = Callable[[Any, str], Callable[[Any, GraphTrace], None] | None]
 Rewrite = Callable[[fx.GraphModule], fx.GraphModule]
 
 InnerCompile = Callable[..., Any]
@@ -102,15 +101,14 @@ def real_code(
     accept: Accept,
     settled: Settled,
     on_code: Callable[[str, str], None],
-    place: Place | None = None,
-    scheduling: Scheduling | None = None,
+    hook: Hook = NO_HOOK,
     supply: Supply | None = None,
 ) -> InnerCompile:
     """The inner compile of a real compilation.
 
     ``rewrite_inference`` may replace an inference graph before it is lowered; inputs that it adds come from ``supply`` at each
-    call. ``plan()``: what lowering must keep of the plan. ``accept``, ``settled``, ``place``, ``scheduling``: see
-    ``recording``; ``accept`` sees the final trace of each graph last.
+    call. ``plan()``: what lowering must keep of the plan. ``accept``, ``settled``: see ``recording``; ``accept`` sees the final
+    trace of each graph last. ``hook``: where passes take part.
     ``on_code(source, kind)`` sees the generated module of each graph.
     """
     from torch._inductor.compile_fx import compile_fx_inner
@@ -121,8 +119,8 @@ def real_code(
             graph = rewrite_inference(graph)
         added = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")[len(inputs) :]]
         kept = plan()
-        scheduled = (scheduling or Scheduling(enabled=False)).when(kept is UNPLANNED)
-        with recording(output_names(graph.graph), accept, settled, place=place, scheduling=scheduled), planned(kept):
+        scheduled = (hook.scheduling or Scheduling(enabled=False)).when(kept is UNPLANNED)
+        with recording(output_names(graph.graph), accept, settled, place=hook.place, scheduling=scheduled), planned(kept):
             code = compile_fx_inner(graph, [*inputs, *added], **kwargs)
         on_code(getattr(code, "source_code", ""), kind)
         return Supplied(code, supply) if added and supply is not None else code
@@ -301,8 +299,7 @@ def lower(
         caught[:] = [trace]
         return accept is None or accept(trace, kind)
 
-    with torch._subclasses.fake_tensor.unset_fake_temporarily():
-        trial = copy.deepcopy(gm)
+    trial = copied(gm)
     placeholders = trial.graph.find_nodes(op="placeholder")
     inputs = [node.meta["val"] for node in placeholders]
     for index, stride in (input_strides or {}).items():

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from memcompile.codegen.inductor.arena_lines import arena_refusal, use_slots
-from memcompile.options import ArenaScope
 from memcompile.passes.arena.allocate import ArenaPlan, plan_arena
 from memcompile.report.data import ArenaReport, PlacedBuffer
 from memcompile.runtime.arena import BLOCKS, Arena
 from memcompile.runtime.relay import Turn
 from memcompile.step.trace import GraphTrace, StepPeak
 
+ArenaScope = Literal["step", "graph", "off"]
 Rewrite = Callable[[Any, GraphTrace], None]
 
 

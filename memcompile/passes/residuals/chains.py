@@ -6,12 +6,10 @@ reads an image and writes one. Where chains begin and end follows from the room 
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from operator import getitem
 
 import torch
 from torch import fx
@@ -25,13 +23,12 @@ from memcompile.codegen.inverted_residual.block import InvertedResidual
 from memcompile.codegen.inverted_residual.cost import saved_bytes
 from memcompile.codegen.inverted_residual.match import inverted_residuals
 from memcompile.errors import KernelRefusedError
-from memcompile.options import PatchKernel
-from memcompile.passes.residuals.kernels import Inverted
-from memcompile.passes.rows.low_rank import Streamed
+from memcompile.passes.residuals.kernels import Inverted, PatchKernel
 from memcompile.step.cost import CostModel
-from memcompile.step.fxutil import base_of, node_bytes, source_of
+from memcompile.step.fxutil import base_of, copied, node_bytes, source_of
 from memcompile.streaming.output_strides import keep_strides, output_strides
-from memcompile.streaming.program import Program, empty
+from memcompile.streaming.program import Program
+from memcompile.streaming.rewrite import Streamed, stand_in
 
 WHY = "one C++ kernel: the expanded tensor stays in cache"
 
@@ -71,9 +68,8 @@ def rewrite_rows(gm: fx.GraphModule, goal: Goal, tools: Tools) -> tuple[fx.Graph
 
     A graph that keeps the room as it is stays as it is, unless kernels are forced.
     """
-    with torch._subclasses.fake_tensor.unset_fake_temporarily():
-        copied = copy.deepcopy(gm)
-    found = inverted_residuals(copied.graph, dense=True)
+    copy = copied(gm)
+    found = inverted_residuals(copy.graph, dense=True)
     others = found.refused if goal.forced else ()  # unasked, nobody expects a kernel for what is no inverted residual
     refused = [(error.node, error.source, error.reason) for error in others]
     if not found.blocks:
@@ -89,11 +85,11 @@ def rewrite_rows(gm: fx.GraphModule, goal: Goal, tools: Tools) -> tuple[fx.Graph
     links, reasons = _links(found.blocks)
     kernels: list[RowsKernel] = []
     for run in runs_of(found.blocks):
-        kernels += _chosen(run, links, bytes_beside(copied.graph, run), limit, goal, tools)
+        kernels += _chosen(run, links, bytes_beside(copy.graph, run), limit, goal, tools)
     if not kernels:
         slow = ("graph", "", "library calls are expected to be faster, or to need less memory")
         return None, Inverted((), (*refused, *reasons, *([slow] if links else [])))
-    return copied, Inverted(_applied(copied, kernels, tools), (*refused, *reasons), WHY)
+    return copy, Inverted(_applied(copy, kernels, tools), (*refused, *reasons), WHY)
 
 
 def _links(blocks: Sequence[InvertedResidual]) -> tuple[dict[InvertedResidual, Link], list[tuple[str, str, str]]]:
@@ -178,16 +174,7 @@ def _replace(chain: RowChain, program: Program) -> Streamed:
     graph, last, first = chain.result.graph, chain.result, chain.blocks[0].depthwise.node
     between = sum(node_bytes(block.result) for block in chain.blocks[:-1])
     saved, source = max(map(saved_bytes, chain.blocks)) + between, source_of(first)
-    meta = {key: value for key, value in last.meta.items() if key == "stack_trace"}
     inside = {node for block in chain.blocks for node in block.nodes}
     order = [node for node in graph.nodes if node in inside]
-    with graph.inserting_before(last.next):
-        node = graph.call_function(torch.ops.memcompile.stream_rows.default, (program.key, list(chain.operands)))
-        result = graph.call_function(getitem, (node, 0))
-    with last.meta["val"].fake_mode:
-        values = [empty(port, program.device) for port in program.results]
-    node.meta, result.meta = {**meta, "val": values}, {**meta, "val": values[0]}
-    last.replace_all_uses_with(result)
-    for old in reversed(order):
-        graph.erase_node(old)
+    node = stand_in(program, chain.operands, last, order)
     return Streamed(node.name, source, program, saved)

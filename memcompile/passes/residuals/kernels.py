@@ -7,7 +7,7 @@ reads a narrow image and writes one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import getitem
+from typing import Literal
 
 import torch
 from torch import fx
@@ -17,12 +17,12 @@ from memcompile.codegen.inverted_residual.block import InvertedResidual
 from memcompile.codegen.inverted_residual.cost import saved_bytes
 from memcompile.codegen.inverted_residual.program import inverted_program, inverted_residual, inverted_residuals, slower
 from memcompile.errors import KernelRefusedError
-from memcompile.options import PatchKernel
-from memcompile.passes.rows.low_rank import Streamed
 from memcompile.step.fxutil import source_of
 from memcompile.streaming.output_strides import keep_strides, output_strides
-from memcompile.streaming.program import Program, empty
+from memcompile.streaming.program import Program
+from memcompile.streaming.rewrite import Streamed, stand_in
 
+PatchKernel = Literal["auto", "triton", "cpp", "off"]
 WHY = "one Triton kernel: the expanded tensor stays on chip"
 Refusals = tuple[tuple[str, str, str], ...]
 
@@ -82,16 +82,6 @@ def _program(block: InvertedResidual, kernel: PatchKernel, device: torch.device,
 
 def _replace(block: InvertedResidual, program: Program) -> Streamed:
     """Put the program in the place of a block's nodes. None has to wait for it: only the last is read outside of the block."""
-    graph, last = block.result.graph, block.result
     saved, source = saved_bytes(block), source_of(block.depthwise.node)
-    meta = {key: value for key, value in last.meta.items() if key == "stack_trace"}
-    with graph.inserting_before(last.next):
-        node = graph.call_function(torch.ops.memcompile.stream_rows.default, (program.key, list(block.operands)))
-        result = graph.call_function(getitem, (node, 0))
-    with last.meta["val"].fake_mode:
-        values = [empty(port, program.device) for port in program.results]
-    node.meta, result.meta = {**meta, "val": values}, {**meta, "val": values[0]}
-    last.replace_all_uses_with(result)
-    for old in reversed(block.nodes):
-        graph.erase_node(old)
+    node = stand_in(program, block.operands, block.result, block.nodes)
     return Streamed(node.name, source, program, saved)

@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import fx
 
 from memcompile.codegen.fused import FUSED_RANK, fused_refusal
 from memcompile.errors import KernelRefusedError
-from memcompile.options import LowRankKernel
 from memcompile.passes.rows.canonical import canonicalise
 from memcompile.passes.rows.hidden import Hidden, chain_around, regions_of_hidden
 from memcompile.passes.rows.necks import Found, regions_between_necks
@@ -27,9 +27,10 @@ from memcompile.step.rewriting import Refused, Rewrite
 from memcompile.streaming.profile import Profile
 from memcompile.streaming.program import Block, Program, program_of
 from memcompile.streaming.region import Region
-from memcompile.streaming.rewrite import overwritable, replace
+from memcompile.streaming.rewrite import Streamed, overwritable, replace
 from memcompile.streaming.rules import NotRowLocalError, shape_of
 
+LowRankKernel = Literal["auto", "rows", "triton"]
 BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20}
 """What the inside of one block should take: it stays in the caches, and a product of so many rows is efficient."""
 LEAST_BLOCKS = 2
@@ -40,16 +41,6 @@ _LINEAR = frozenset(
     {"view", "_unsafe_view", "reshape", "permute", "transpose", "t", "clone", "mul", "expand", "unsqueeze", "squeeze", "sum"}
     | {"convert_element_type", "_to_copy"}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """One region as it runs. ``saved_bytes``: what is no longer alive at its highest moment, before workspace."""
-
-    node: str
-    source: str
-    program: Program
-    saved_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +78,15 @@ def rewrite_training(gm: fx.GraphModule, tools: Tools) -> LowRank:
     return _rewrite(gm, tools, _stream_training)
 
 
+def has_products(graph: fx.Graph) -> bool:
+    """Whether any product is of a product."""
+    return any(first_factor(node) or _is_merged(node) for node in graph.nodes)
+
+
 Refusals = list[tuple[str, str, str]]
 
 
 def _rewrite(gm: fx.GraphModule, tools: Tools, stream: Callable[[fx.Graph, Tools, Refusals], list[Streamed]]) -> LowRank:
-    if not any(first_factor(node) or _is_merged(node) for node in gm.graph.nodes):
-        return LowRank()
     expected = any(map(_is_low_rank, gm.graph.nodes))
     outcomes = canonicalise(gm)
     refused = [(outcome.node, outcome.source, outcome.why) for outcome in outcomes if isinstance(outcome, Refused)]

@@ -1,19 +1,15 @@
-"""From a captured graph to one that fits: read this file first.
+"""A step within a budget: plan, lower, count, plan again.
 
-    low-rank chains run block by block         passes/rows/low_rank.py, streaming/
-    networks of images run tile by tile        passes/tiles/apply.py, patching/, solvers/tiling/
-    partition as plain torch.compile does      codegen/inductor/partition.py
-    order the kernels for the smallest peak    codegen/inductor/ordering.py, codegen/inductor/scheduled.py
-    lower it, count its exact peak             codegen/inductor/lowering.py, step/trace.py
+    order the kernels for the smallest peak    passes/order/, codegen/inductor/scheduled.py
+    lower it, count its exact peak             codegen/inductor/trial.py, step/trace.py
     fits? then nothing is changed
-    else gather facts                          facts.py, cost.py
-    run early what frees memory                passes/schedule/reorder.py
-    plan within a target: keep, recompute      passes/schedule/rematerialize.py, solvers/
-    or move                                    passes/schedule/swap.py, solvers/transfers/moves.py
+    else gather facts                          step/facts.py, step/cost.py
+    run early what frees memory                reorder.py
+    plan within a target: keep, recompute      rematerialize.py, solvers/schedule/
+    or move                                    swap.py, solvers/transfers/
     what will be one kernel? if it breaks the
-    target, plan again, or keep loops apart    calibrate.py
-    write the plan down as a joint graph       passes/schedule/rematerialize.py
-    verify it                                  verify.py
+    target, plan again, or keep loops apart    step/calibrate.py
+    write the plan down as a joint graph       rematerialize.py
     lower again, count again; above the budget: tighten the target and plan again
 
 The model of the planner guides; the exact count of the lowered code decides, before anything runs. A plan that fits by the
@@ -23,24 +19,26 @@ once more with every plan lowered on trial. ``BudgetInfeasibleError`` is only ra
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from memcompile.codegen.inductor.joint import JointGraph
 from memcompile.codegen.inductor.partition import extract
 from memcompile.codegen.inductor.trial import lower_graphs
 from memcompile.logs import get_logger
+from memcompile.passes.base import Plan
 from memcompile.passes.schedule import rematerialize, swap
-from memcompile.passes.schedule.check import verify
 from memcompile.passes.schedule.reorder import reordered
+from memcompile.runtime.transfers.swap_ops import Moved
 from memcompile.solvers import work
 from memcompile.solvers.schedule.problem import InfeasibleError, Schedule, Solution
 from memcompile.step.bound import least_bytes
 from memcompile.step.calibrate import base_names, calibrated, crowded, fused
 from memcompile.step.cost import CostModel
 from memcompile.step.facts import Facts, StepGraphs, gather_facts
-from memcompile.step.lowered import Lowered, Lowering
+from memcompile.step.lowered import Fitted, Lowered, Lowering
 from memcompile.step.trace import GraphTrace, StepPeak
 
 log = get_logger(__name__)
@@ -84,11 +82,12 @@ class Attempt:
 
 
 @dataclass(slots=True)
-class Outcome:
+class Outcome(Plan):
     """What became of one graph. ``chosen`` is None when the step fits as it is (or no budget was named).
 
     ``floor_bytes`` and ``lower_bound_bytes`` are known where the smallest plan was searched. Neither depends on the budget.
-    ``steady_bytes``: up to which budget it is that plan.
+    ``steady_bytes``: up to which budget it is that plan. ``reserve_bytes``: spared for graphs after a graph break. ``lever``:
+    see `Fitted`.
     """
 
     base: Lowered
@@ -100,6 +99,8 @@ class Outcome:
     floor_bytes: int | None = None
     lower_bound_bytes: int = 0
     steady_bytes: int = 0
+    reserve_bytes: int = 0
+    lever: str = ""
     plan_seconds: float = 0.0
     lower_seconds: float = 0.0
     began: float = field(default_factory=work.now)
@@ -120,16 +121,36 @@ class Outcome:
         """Whether a step without a plan holds fewer dead buffers than usual, to keep the budget."""
         return self.chosen is None and self.budget_bytes is not None and self.base.peak.peak_bytes > self.budget_bytes
 
-    def settle(self, traces: Iterable[GraphTrace], peak: StepPeak) -> None:
-        """What the code that was compiled takes."""
-        if self.chosen is not None:
-            lowered = Lowered(self.chosen.lowered.graphs, tuple(traces), peak, peak)
-            self.chosen = replace(self.chosen, lowered=lowered, trusted=False)
+    @property
+    def keeps(self) -> tuple[Moved, ...]:
+        """Storages that leave: the engine finds them by key."""
+        return () if self.chosen is None else self.chosen.joint.moved
 
     @property
-    def fits(self) -> bool:
-        """Whether the exact peak keeps the budget."""
-        return self.budget_bytes is None or self.final.peak.peak_bytes <= self.budget_bytes
+    def fitted(self) -> Fitted:
+        """As it stands now."""
+        if self.chosen is not None:
+            steady: float = self.steady_bytes
+        else:
+            steady = 0 if self.is_tight else math.inf
+        trusted = self.chosen is not None and self.chosen.trusted
+        return Fitted(
+            self.base,
+            self.budget_bytes,
+            self.final,
+            self.floor_bytes,
+            self.lower_bound_bytes,
+            steady,
+            self.reserve_bytes,
+            trusted,
+            self.lever,
+        )
+
+    def settle(self, traces: Mapping[str, GraphTrace], peak: StepPeak) -> None:
+        """What the code that was compiled takes."""
+        if self.chosen is not None:
+            lowered = Lowered(self.chosen.lowered.graphs, tuple(traces.values()), peak, peak)
+            self.chosen = replace(self.chosen, lowered=lowered, trusted=False)
 
 
 def fit(
@@ -145,13 +166,13 @@ def fit(
 ) -> Outcome:
     """Make a lowered step keep ``budget_bytes``, at the least time that the planner finds.
 
-    Returns the smallest plan where none keeps the budget: the caller raises or takes it (``Outcome.fits``). ``trust``: take
+    Returns the smallest plan where none keeps the budget: the caller raises or takes it (``Fitted.fits``). ``trust``: take
     a plan that fits by the model without lowering it; the caller compares what it then takes (``Outcome.settle``). ``tiers``:
     where storages may move; only asked where the step does not fit as it is. ``may_change``: False leaves it as it is.
     ``between_bytes``: what other graphs may need between forward and backward. Nobody knows that yet, so it is spared where
     some plan can; where none can, the smallest plan spares what it does.
     """
-    outcome = Outcome(base, budget_bytes)
+    outcome = Outcome(base, budget_bytes, reserve_bytes=between_bytes)
     held = base.peak.entry_bytes + base.peak.held_bytes + between_bytes
     if budget_bytes is None or max(base.tight_peak.peak_bytes, held) <= budget_bytes:
         return outcome
@@ -278,7 +299,6 @@ def _attempt(
     joint = rematerialize.apply(facts, solution.schedule, apart, outcome.tiers.names, outcome.tiers.mover)
     planned = time.perf_counter()
     graphs = extract(joint, facts.graphs)
-    verify(facts, solution, joint, graphs)
     trusted = trust and not at_floor
     lowered = _expected(graphs, outcome.base.peak, solution) if trusted else lowering(graphs, limit_bytes)
     outcome.plan_seconds += planned - start

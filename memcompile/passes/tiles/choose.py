@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from memcompile.logs import get_logger
@@ -21,7 +19,7 @@ from memcompile.report.patch_data import PatchReport, PatchStage
 from memcompile.solvers.tiling.lives import Lives
 from memcompile.solvers.tiling.problem import FREE, Prices, Solution
 from memcompile.solvers.tiling.search import LimitError, Search
-from memcompile.step.fxutil import op_name, source_of
+from memcompile.step.fxutil import copied, op_name, source_of
 from memcompile.streaming.rules import NotRowLocalError
 
 log = get_logger(__name__)
@@ -108,10 +106,10 @@ def _gathered(gm: fx.GraphModule) -> fx.GraphModule:
     """A copy with circular padding as one operator; the graph itself where there is none."""
     if not any(op_name(node) == "slice_scatter" for node in gm.graph.nodes):
         return gm
-    copied = _copied(gm)
-    if gather_copies(copied.graph):
-        copied.recompile()
-        return copied
+    copy = copied(gm)
+    if gather_copies(copy.graph):
+        copy.recompile()
+        return copy
     return gm
 
 
@@ -178,15 +176,10 @@ def _plan(search: Search, target: int | None, wish: Wish) -> Solution:
 
 def _applied(gm: fx.GraphModule, solution: Solution, compiler: Compile, dry: bool) -> tuple[fx.GraphModule, list[Patched]]:
     """A copy of the graph with the stages in place."""
-    copied = _copied(gm)
-    network = network_of(copied.graph)
+    copy = copied(gm)
+    network = network_of(copy.graph)
     assert network is not None
-    return copied, apply(copied, network, solution, compiler, dry=dry)
-
-
-def _copied(gm: fx.GraphModule) -> fx.GraphModule:
-    with torch._subclasses.fake_tensor.unset_fake_temporarily():
-        return copy.deepcopy(gm)
+    return copy, apply(copy, network, solution, compiler, dry=dry)
 
 
 def _report(network: Network, solution: Solution, seconds: float, bytes_per_element: int, refused: str = "") -> PatchReport:

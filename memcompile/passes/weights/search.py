@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,23 +11,23 @@ from torch import fx
 
 from memcompile.codegen.inductor.fetched import register_fetch
 from memcompile.logs import get_logger
+from memcompile.passes.base import Context, Plan
 from memcompile.passes.weights.stream import (
     AHEAD,
-    Streamed,
+    ReadAhead,
     Uses,
     all_inputs,
     apply,
-    fetches_of,
     find_uses,
     kept_order,
     problem_of,
+    supply,
 )
 from memcompile.runtime.transfers.weight_speed import ASSUMED, known_link, measured_link
 from memcompile.solvers.transfers.prefetch import Link, Problem, just_in_time, plan_ahead, plan_prefetch
-from memcompile.step.cost import CostModel
 from memcompile.step.facts import Planned, StepGraphs
 from memcompile.step.fxutil import node_bytes, outputs_of
-from memcompile.step.lowered import Lowered, Lowering
+from memcompile.step.lowered import Fitted, Lowered
 
 log = get_logger(__name__)
 
@@ -39,26 +39,14 @@ SLACK_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
-    """What planning needs of a session. ``room``: bytes that the graph may take, given all weights in memory; None without a
-    budget. ``dry``: nothing is read."""
-
-    lowering: Lowering
-    room: Callable[[Lowered], int] | None
-    costs: Callable[[], CostModel]
-    device: torch.device
-    dry: bool
-
-
-@dataclass(frozen=True, slots=True)
-class WeightPlan:
+class WeightPlan(Plan):
     """How a graph reads its weights.
 
     With a budget: ``base`` has all of them in memory, ``lowered`` is the plan, exactly. ``link_assumed``: nothing was measured.
     ``slack_bytes``: what an arena may take above the plan: reads into memory that was used before are faster by a third.
     """
 
-    streamed: Streamed
+    streamed: ReadAhead
     link: Link
     link_assumed: bool
     total_s: float
@@ -70,24 +58,44 @@ class WeightPlan:
     lowered: Lowered | None = None
 
     @property
-    def fits(self) -> bool:
-        """Whether the exact peak keeps the budget."""
-        return self.room_bytes is None or self.lowered is None or self.lowered.peak.peak_bytes <= self.room_bytes
+    def fitted(self) -> Fitted | None:
+        """Nothing else is planned in a graph that reads weights."""
+        if self.lowered is None:
+            return None
+        peak, fits = self.lowered.peak.peak_bytes, self.room_bytes is None or self.lowered.peak.peak_bytes <= self.room_bytes
+        return Fitted(self.lowered, self.room_bytes, self.lowered, None if fits else peak, steady_bytes=math.inf if fits else 0)
+
+    @property
+    def settles(self) -> bool:
+        """Nothing is tiled or computed again where weights are read."""
+        return True
+
+    @property
+    def unplanned_bytes(self) -> int | None:
+        """With all weights in memory."""
+        return None if self.base is None else self.base.peak.peak_bytes
+
+    @property
+    def arena_slack_bytes(self) -> int:
+        """An arena is full all the time."""
+        return self.slack_bytes
+
+    def supply(self, device: torch.device) -> list[torch.Tensor]:
+        """The weights that stay."""
+        return supply(self.streamed, device)
 
 
-def plan_weights(gm: fx.GraphModule, tools: Tools) -> WeightPlan | None:
-    """The fastest plan found within the room; the smallest where none keeps it. None where the graph fetches nothing."""
-    if not fetches_of(gm.graph):
-        return None
+def plan_weights(gm: fx.GraphModule, ctx: Context) -> WeightPlan | None:
+    """The fastest plan found within the room; the smallest where none keeps it. None where what is read is only returned."""
     register_fetch()
     begun = time.perf_counter()
     uses = find_uses(gm.graph)
     if not uses.uses:
         return None
     known = known_link(uses.weights)
-    link = known or (ASSUMED if tools.dry else measured_link(uses.weights, tools.device))
-    search = _Search(gm, tools, uses, link, known is None and tools.dry)
-    plan = search.ahead(begun) if tools.room is None else search.within(begun, tools.room)
+    link = known or (ASSUMED if ctx.dry else measured_link(uses.weights, ctx.device))
+    search = _Search(gm, ctx, uses, link, known is None and ctx.dry)
+    plan = search.within(begun) if ctx.has_budget else search.ahead(begun)
     prefetch = plan.streamed.prefetch
     log.info("%d bytes of weights stay, %d are read in a step", plan.streamed.resident_bytes, prefetch.streamed_bytes)
     return plan
@@ -96,22 +104,22 @@ def plan_weights(gm: fx.GraphModule, tools: Tools) -> WeightPlan | None:
 @dataclass(frozen=True, slots=True)
 class _Search:
     gm: fx.GraphModule
-    tools: Tools
+    ctx: Context
     uses: Uses
     link: Link
     assumed: bool
 
     def ahead(self, begun: float) -> WeightPlan:
         """Without a budget: nothing stays, a few reads are under way."""
-        problem = problem_of(self.gm, self.uses, self.tools.costs(), None)
+        problem = problem_of(self.gm, self.uses, self.ctx.costs(), None)
         streamed = apply(self.gm, self.uses, plan_ahead(problem, AHEAD, self.link))
         return self._plan(streamed, problem, begun)
 
-    def within(self, begun: float, room_of: Callable[[Lowered], int]) -> WeightPlan:
+    def within(self, begun: float) -> WeightPlan:
         """The model of the plan guides, the exact peak of the lowered code decides."""
         base = self._lowered(all_inputs(self.gm), kept_order(self.uses), None)
-        room = room_of(base)
-        problem = problem_of(self.gm, self.uses, self.tools.costs(), (base.traces[0], base.tight_peak))
+        room = self.ctx.rooms.left(base.peak)
+        problem = problem_of(self.gm, self.uses, self.ctx.costs(), (base.traces[0], base.tight_peak))
         target, best = room, None
         if plan_prefetch(problem, room - self._slack(room), self.link) is not None:
             target -= self._slack(room)
@@ -136,11 +144,11 @@ class _Search:
         return int(SLACK_SHARE * size_bytes) + sum(map(node_bytes, returned))
 
     def _lowered(self, gm: fx.GraphModule, planned: Planned, room: int | None) -> Lowered:
-        return self.tools.lowering(StepGraphs(gm, None, len(outputs_of(gm.graph)), planned), room)
+        return self.ctx.lower(StepGraphs(gm, None, len(outputs_of(gm.graph)), planned), room)
 
     def _plan(
         self,
-        streamed: Streamed,
+        streamed: ReadAhead,
         problem: Problem,
         begun: float,
         room: int | None = None,

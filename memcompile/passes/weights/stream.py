@@ -7,7 +7,6 @@ and a wait before its first reader. A weight that is used twice, far apart, is r
 
 from __future__ import annotations
 
-import copy
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from memcompile.solvers.schedule.simulate import alive
 from memcompile.solvers.transfers.prefetch import Ints, Prefetch, Problem, Read
 from memcompile.step.cost import CostModel, is_extern
 from memcompile.step.facts import Planned
-from memcompile.step.fxutil import is_view, node_bytes, source_of
+from memcompile.step.fxutil import copied, is_view, node_bytes, source_of
 from memcompile.step.trace import GraphTrace, StepPeak
 
 AHEAD = 2
@@ -122,12 +121,11 @@ def _gather_views(node: fx.Node) -> None:
 
 def all_inputs(gm: fx.GraphModule) -> fx.GraphModule:
     """A copy in which every weight is an input, as if all were in memory."""
-    with torch._subclasses.fake_tensor.unset_fake_temporarily():
-        copied = copy.deepcopy(gm)
-    for node in fetches_of(copied.graph):
+    copy = copied(gm)
+    for node in fetches_of(copy.graph):
         _as_input(node, node.name)
-    copied.recompile()
-    return copied
+    copy.recompile()
+    return copy
 
 
 def _as_input(node: fx.Node, name: str) -> fx.Node:
@@ -251,7 +249,7 @@ class Known:
 
 
 @dataclass(eq=False)
-class Streamed:
+class ReadAhead:
     """A graph with its reads planned. ``residents``: weights that are inputs, after the graph's own. ``planned``: keeps the
     order of its nodes. ``rows``: of each read the weight, the source line of its reader, and how many operations before that
     it starts."""
@@ -268,11 +266,10 @@ class Streamed:
         return sum(weight.size_bytes for weight in self.residents)
 
 
-def apply(gm: fx.GraphModule, uses: Uses, prefetch: Prefetch) -> Streamed:
+def apply(gm: fx.GraphModule, uses: Uses, prefetch: Prefetch) -> ReadAhead:
     """A copy of the graph with the plan written down. ``uses`` are of ``gm``, which stays as it is."""
-    with torch._subclasses.fake_tensor.unset_fake_temporarily():
-        copied = copy.deepcopy(gm)
-    graph = copied.graph
+    copy = copied(gm)
+    graph = copy.graph
     twin = dict(zip(gm.graph.nodes, graph.nodes, strict=True))
     slots = Slots(gm.graph, None, None).nodes
     rows = []
@@ -297,8 +294,8 @@ def apply(gm: fx.GraphModule, uses: Uses, prefetch: Prefetch) -> Streamed:
         else:
             graph.erase_node(twin[node])
     graph.lint()
-    copied.recompile()
-    return Streamed(copied, tuple(residents), prefetch, tuple(rows), kept_order(uses))
+    copy.recompile()
+    return ReadAhead(copy, tuple(residents), prefetch, tuple(rows), kept_order(uses))
 
 
 def _before_views(node: fx.Node) -> fx.Node:
@@ -315,7 +312,7 @@ def _reads_by_use(uses: Uses, prefetch: Prefetch) -> Iterator[tuple[Read, int] |
         yield None if use.weight in prefetch.residents else next(starts)
 
 
-def supply(streamed: Streamed, device: torch.device) -> list[Tensor]:
+def supply(streamed: ReadAhead, device: torch.device) -> list[Tensor]:
     """The weights that stay, as the compiled graph takes them."""
     if not streamed.residents:
         return []

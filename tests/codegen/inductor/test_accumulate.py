@@ -58,7 +58,7 @@ class Stack(nn.Module):
 @pytest.fixture
 def canonical(monkeypatch):
     """Sessions rewrite their graphs first."""
-    partition, rewrite = Session._partition, Session._rewrite_inference
+    partition, rewrite = Session.partition, Session.inference
 
     def joint(self, gm, *args, **kwargs):
         canonicalise(gm)
@@ -68,8 +68,8 @@ def canonical(monkeypatch):
         canonicalise(gm)
         return rewrite(self, gm)
 
-    monkeypatch.setattr(Session, "_partition", joint)
-    monkeypatch.setattr(Session, "_rewrite_inference", inference)
+    monkeypatch.setattr(Session, "partition", joint)
+    monkeypatch.setattr(Session, "inference", inference)
 
 
 def operands() -> list[Tensor]:

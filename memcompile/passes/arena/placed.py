@@ -1,4 +1,4 @@
-"""The last gate: what the code that was really compiled takes, against the budget.
+"""What code takes that runs with an arena, for the last gate: the code that was really compiled against the budget.
 
 It counts from the traces of the compiled code and from the places that its buffers got, and takes no number from a planner.
 """
