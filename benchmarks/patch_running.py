@@ -140,7 +140,7 @@ def plan(case: Case, way: Way, scale: int) -> Prepared:
 
 def patched(report: Report) -> Patched | None:
     """What the pass says of the graphs that it changed; None where there is none. Peaks are the largest, work adds up."""
-    found = [graph.patch for graph in report.graphs if graph.patch is not None]
+    found = [graph["patch"] for graph in report.graphs if graph["patch"] is not None]
     if not found:
         return None
     return Patched(

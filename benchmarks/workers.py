@@ -20,8 +20,8 @@ from benchmarks.models import CASES
 from benchmarks.peers import Gradients, Named, Running, Way, prepare_process
 from memcompile import report as report_of
 from memcompile.errors import BudgetInfeasibleError, MemcompileError
+from memcompile.passes.arena.figure import ArenaReport
 from memcompile.passes.schedule.tiers import LazyEngine
-from memcompile.report.data import ArenaReport
 from memcompile.runtime.measure import Measurement
 
 ERRORS = (MemcompileError, TorchDynamoException, RuntimeError, ValueError, TypeError, LookupError, AssertionError, ImportError)
@@ -181,7 +181,7 @@ def _planned(running: Running) -> Planned:
         overhead=report.planned_seconds / base - 1 if base else None,
         bound_overhead=report.lower_bound_seconds / base - 1 if base else None,
         how="; ".join(dict.fromkeys(f"{graph.solver} {graph.status}".strip() for graph in report.graphs)),
-        arenas=tuple(graph.arena for graph in report.graphs if graph.arena is not None),
+        arenas=tuple(graph["arena"] for graph in report.graphs if graph["arena"] is not None),
         swap=next((_numbers(graph.plan) for graph in report.graphs if "moves" in graph.plan), {}),
     )
 

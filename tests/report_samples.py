@@ -1,8 +1,8 @@
 """Reports made by hand for the tests of the renderers."""
 
+from memcompile.passes.tiles.figure import PatchOperator, PatchReport, PatchStage
+from memcompile.passes.tiles.stage_text import patch_summary
 from memcompile.report import DecisionRow, GraphReport, KernelInfo, PassReport, PeakPoint, Report, StepReport, TimelinePoint
-from memcompile.report.patch_data import PatchOperator, PatchReport, PatchStage
-from memcompile.report.patched import patch_summary
 
 GIB = 1024**3
 MIB = 1024**2
@@ -112,7 +112,7 @@ def patch_graph(bytes_per_element: int = 1) -> GraphReport:
         entry_bytes=12 * MIB,
         passes=(PassReport("patch", before, after, 0.0, 0.0, 0.66, patch_summary(patch)),),
         decisions=rows if runs else (),
-        patch=patch,
+        figures=(patch,),
     )
 
 

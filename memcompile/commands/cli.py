@@ -165,8 +165,8 @@ def _diff(arguments: argparse.Namespace, console: Console) -> int:
 
 def _allocate(arguments: argparse.Namespace, console: Console) -> int:
     """1 when no arrangement within the capacity was found: the lowest one is shown and saved all the same."""
+    from memcompile.commands.buffers import buffers_of
     from memcompile.report.packing_chart import packing_chart
-    from memcompile.report.placed import buffers_of
     from memcompile.solvers.places.minimalloc import write_csv
     from memcompile.solvers.places.packing import CapacityError, pack, validate
 

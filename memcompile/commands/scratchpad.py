@@ -10,8 +10,8 @@ from rich.console import Console
 
 from memcompile.errors import UsageError
 from memcompile.machine.codec import encode
-from memcompile.report.scratchpad_data import ScratchpadReport
-from memcompile.report.scratchpad_text import scratchpad_text
+from memcompile.scratchpad.figure import ScratchpadReport
+from memcompile.scratchpad.figure_text import scratchpad_text
 from memcompile.scratchpad.memories import Memories
 
 
@@ -78,7 +78,7 @@ def _plans(arguments: argparse.Namespace, memories: Memories) -> dict[str, Scrat
     options = {"scratchpad": memories.to_option(), "bytes_per_element": arguments.bytes_per_element}
     with torch.no_grad():
         report = memcompile.plan(target.model.eval(), *target.args, options=options, **target.kwargs)
-    return {f"graph {graph.graph_id}": graph.scratchpad for graph in report.graphs if graph.scratchpad is not None}
+    return {f"graph {graph.graph_id}": graph["scratchpad"] for graph in report.graphs if graph["scratchpad"] is not None}
 
 
 def _of_file(path: Path, memories: Memories, bytes_per_element: int | None) -> ScratchpadReport:
@@ -95,6 +95,6 @@ def _of_file(path: Path, memories: Memories, bytes_per_element: int | None) -> S
 
 
 def _pictures(plans: dict[str, ScratchpadReport]) -> dict[str, str]:
-    from memcompile.report.scratchpad_chart import scratchpad_chart
+    from memcompile.scratchpad.figure_chart import scratchpad_chart
 
     return {name: scratchpad_chart(plan, file=True) for name, plan in plans.items()}

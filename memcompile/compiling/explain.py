@@ -58,7 +58,7 @@ def graph_report(session: Session, made: Made) -> GraphReport:
         base_timeline=() if hidden else _timeline(base, None, outside),
         notes=_notes(session, every),
         repro=session.repro,
-        **{key: value for section in every for key, value in section.data.items()},
+        figures=tuple(figure for section in every for figure in section.figures),
     )
 
 

@@ -1,7 +1,8 @@
 """Frozen dataclasses to plain JSON data and back, driven by their annotations.
 
-Covers: dataclasses, ``X | None``, ``Literal``, ``list[X]``, ``tuple[X, ...]``, ``Mapping[str, X]``,
-``Any`` and the JSON scalars. Keys that a class does not know are ignored, so that derived values may stand beside fields.
+Covers: dataclasses, ``X | None``, ``Literal``, ``list[X]``, ``tuple[X, ...]``, ``Mapping[str, X]``, ``Any``, the JSON scalars,
+and subclasses of a class with ``tag`` and ``of_tag``: "is" says which. Keys that a class does not know are ignored, so that
+derived values may stand beside fields.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ T = TypeVar("T")
 def encode(value: Any) -> Any:
     """``value`` as dicts, lists and JSON scalars, with the fields of a dataclass in their order."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: encode(getattr(value, item.name)) for item in fields(value)}
+        tag = {"is": value.tag()} if hasattr(value, "tag") else {}
+        return tag | {item.name: encode(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -52,6 +54,9 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 def _decode_value(hint: Any, value: Any, where: str) -> Any:
     origin = get_origin(hint)
+    if hasattr(hint, "of_tag"):
+        _require(value, Mapping, where)
+        return decode(hint.of_tag(value.get("is")), value)
     if origin in (types.UnionType, Union):
         if value is None:
             return None

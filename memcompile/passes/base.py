@@ -17,6 +17,7 @@ from memcompile.codegen.inductor.hooks import Hook
 from memcompile.machine.device import device_model
 from memcompile.options import Option, Options
 from memcompile.report.data import DecisionRow, KernelInfo, PassReport, Status
+from memcompile.report.figure import Figure
 from memcompile.runtime.room import Rooms
 from memcompile.step.cost import CostModel
 from memcompile.step.facts import UNPLANNED, Planned, StepGraphs
@@ -177,7 +178,7 @@ class Times:
 @dataclass(frozen=True, slots=True)
 class Section:
     """What a report shows of a pass: what it did to the peak, decisions and refusals, notes, kernels, times, what it adds to
-    plan.json, texts of graphs by stage, and pictures with their data."""
+    plan.json, texts of graphs by stage, and figures."""
 
     passes: tuple[PassReport, ...] = ()
     decisions: tuple[DecisionRow, ...] = ()
@@ -186,7 +187,7 @@ class Section:
     times: Times | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)
     graphs: Mapping[str, str] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
+    figures: tuple[Figure, ...] = ()
 
 
 def refusals(rows: Sequence[Refusal]) -> tuple[DecisionRow, ...]:

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memcompile.machine.codec import decode, encode
-from memcompile.report.patch_data import PatchReport
-from memcompile.report.scratchpad_data import ScratchpadReport
+from memcompile.report.figure import Figure
 
 GraphKind = Literal["train", "inference"]
 Status = Literal["optimal", "bounded", "heuristic", "none"]
 Phase = Literal["forward", "backward"]
 Language = Literal["cpp", "python"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,64 +78,6 @@ class TimelinePoint:
     live_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedBuffer:
-    """A buffer in the arena: alive in ``[lower, upper)``, counted in events of the step; ``offset``: bytes from the start."""
-
-    name: str
-    lower: int
-    upper: int
-    size_bytes: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class ArenaReport:
-    """The static arena of a graph: its ``scope`` as the user chose it. ``refused``: why there is none.
-
-    ``lower_bound_bytes``: no arena for the same buffers is smaller. ``calls_before``, ``calls_after``: of the allocator, each
-    step. ``placed_bytes``: sum of the sizes of what lies in it; ``outside_bytes``: of what is still allocated;
-    ``handed_bytes``: of what is not, because buffers take over each other's blocks.
-    """
-
-    scope: str
-    refused: str = ""
-    height_bytes: int = 0
-    lower_bound_bytes: int = 0
-    calls_before: int = 0
-    calls_after: int = 0
-    placed_bytes: int = 0
-    outside_bytes: int = 0
-    handed_bytes: int = 0
-    method: str = ""
-    placed: tuple[PlacedBuffer, ...] = ()
-
-    @property
-    def fragmentation(self) -> float:
-        """Share of the arena that is empty when it is fullest."""
-        return 1 - self.lower_bound_bytes / self.height_bytes if self.height_bytes else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class OrderReport:
-    """The order of the kernels of one half (``kind``), or of an inference graph; peaks are of its own buffers and of the inputs
-    that die in it.
-
-    ``before_bytes``: as Inductor orders them. ``bound_bytes``: no order has a smaller peak. ``apart``: loops that no longer
-    share a function with the next ones.
-    """
-
-    kind: str
-    kernels: int
-    before_bytes: int
-    after_bytes: int
-    bound_bytes: int
-    apart: int
-    status: Status
-    method: str
-    seconds: float
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphReport:
     """One compiled graph. Peaks include what is alive as the graph is entered (``entry_bytes``).
@@ -144,7 +85,7 @@ class GraphReport:
     ``lower_bound_bytes``: no plan has a smaller peak; ``lower_bound_seconds``: no plan within the budget is faster;
     ``base_seconds``: the step without a plan. ``saved_bytes``: what the forward leaves for the backward.
     ``graphs``: readable text by stage, in order ("joint", "after rematerialize", ...). ``plan``: JSON-able.
-    ``orders``: of a graph without a recompute plan, which has an order of its own. ``base_timeline``: the whole step without a
+    ``figures``: what passes show beside; ``graph["arena"]`` is that of a pass. ``base_timeline``: the whole step without a
     plan, where it is known. ``repro``: a script that compiles this graph again.
     """
 
@@ -171,12 +112,13 @@ class GraphReport:
     forward_timeline: tuple[TimelinePoint, ...] = ()
     backward_timeline: tuple[TimelinePoint, ...] = ()
     base_timeline: tuple[TimelinePoint, ...] = ()
-    orders: tuple[OrderReport, ...] = ()
-    arena: ArenaReport | None = None
-    patch: PatchReport | None = None
-    scratchpad: ScratchpadReport | None = None
+    figures: tuple[Figure, ...] = ()
     notes: tuple[str, ...] = ()
     repro: str | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        """The figure of a pass; None where it shows none."""
+        return next((figure for figure in self.figures if figure.name == name), None)
 
     @property
     def fits(self) -> bool:
@@ -297,8 +239,8 @@ class Report:
     def save(self, folder: str | Path) -> Path:
         """Write report.json, report.html, plan.json, graphs/, kernels/ and repro.py into ``folder``, made when missing.
 
-        Of networks of images that run in stages also patch.json and a picture, patch.svg; of scratchpads scratchpad.json and
-        .svg.
+        Passes add what their figures name: of networks of images that run in stages patch.json and a picture, patch.svg; of
+        scratchpads scratchpad.json and .svg.
         """
         from memcompile.report.folder import save_report
 

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from memcompile.report.data import DecisionRow, Report
-from memcompile.report.patch_data import PatchReport
 from memcompile.units import format_bytes, format_change, format_seconds
 
 SHOWN_CHANGES = 20
@@ -65,15 +64,9 @@ _NUMBERS: tuple[tuple[str, str, Callable[[Report], float | None]], ...] = (
     ("step time, modelled", "seconds", lambda report: report.planned_seconds),
     ("step time, bound", "seconds", lambda report: report.lower_bound_seconds),
     ("step time, measured", "seconds", lambda report: report.measured_seconds),
-    ("peak of images", "bytes", lambda report: max((patch.peak_bytes for patch in _patches(report)), default=None)),
-    ("multiply-adds of images", "", lambda report: sum(patch.macs for patch in _patches(report)) or None),
     ("graphs", "", lambda report: len(report.graphs)),
     ("kernels", "", lambda report: len(report.kernels)),
 )
-
-
-def _patches(report: Report) -> list[PatchReport]:
-    return [graph.patch for graph in report.graphs if graph.patch is not None]
 
 
 def _numbers(before: Report, after: Report) -> Iterator[NumberChange]:
@@ -81,6 +74,18 @@ def _numbers(before: Report, after: Report) -> Iterator[NumberChange]:
         values = read(before), read(after)
         if any(values):
             yield NumberChange(name, unit, *values)
+    old, new = _of_figures(before), _of_figures(after)
+    for name, unit in {**old, **new}:
+        yield NumberChange(name, unit, old.get((name, unit)), new.get((name, unit)))
+
+
+def _of_figures(report: Report) -> dict[tuple[str, str], float]:
+    """What figures are compared by: peaks are the highest of the graphs, everything else their sum."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for figure in (figure for graph in report.graphs for figure in graph.figures):
+        for name, (unit, value) in figure.numbers().items():
+            found.setdefault((name, unit), []).append(value)
+    return {key: max(values) if key[1] == "bytes" else sum(values) for key, values in found.items()}
 
 
 def _fates(before: Report, after: Report) -> Iterator[FateChange]:

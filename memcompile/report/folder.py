@@ -1,7 +1,7 @@
 """The report as a folder: report.json, report.html, plan.json, graphs/ (each stage), kernels/ (each kernel), repro.py.
 
-Networks of images that run in stages add patch.json (graph id -> stages) and a picture each, patch.svg. Plans for a scratchpad
-add scratchpad.json (graph id -> order, offsets over time, transfers) and scratchpad.svg.
+Figures of passes add a file of data (graph id -> figure) and a picture of each graph: patch.json and patch.svg, scratchpad.json
+and scratchpad.svg.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from pathlib import Path
 
 from memcompile.machine.codec import encode
 from memcompile.report.data import GraphReport, KernelInfo, Report
+from memcompile.report.figure import Figure
 from memcompile.report.html import render_html
-from memcompile.report.patch_chart import patch_chart
-from memcompile.report.patch_data import PatchReport
-from memcompile.report.scratchpad_chart import scratchpad_chart
-from memcompile.report.scratchpad_data import ScratchpadReport
 
 _SUFFIX = {"cpp": ".cpp", "python": ".py"}
 _COMMENT = {"cpp": "//", "python": "#"}
@@ -34,8 +31,7 @@ def save_report(report: Report, folder: Path) -> Path:
     _write(folder / "plan.json", json.dumps(plans, indent=1, ensure_ascii=False))
     for graph in report.graphs:
         _save_graph(graph, folder)
-    _save_patches({graph.graph_id: graph.patch for graph in report.graphs if graph.patch and not graph.patch.refused}, folder)
-    _save_scratchpads({graph.graph_id: graph.scratchpad for graph in report.graphs if graph.scratchpad}, folder)
+    _save_figures(report, folder)
     _save_repros(report, folder)
     return folder
 
@@ -44,9 +40,18 @@ def _remove_earlier(folder: Path) -> None:
     """Remove what an earlier report left that this one may not write again; files that are not a report's stay."""
     for old in (folder / "graphs", folder / "kernels"):
         shutil.rmtree(old, ignore_errors=True)
-    for pattern in ("repro*.py", "patch*.svg", "patch.json", "scratchpad*.svg", "scratchpad.json"):
+    for pattern in ("repro*.py", *(f"{name}{end}" for name in _earlier_figures(folder) for end in ("*.svg", ".json"))):
         for file in folder.glob(pattern):
             file.unlink()
+
+
+def _earlier_figures(folder: Path) -> set[str]:
+    """Base names of the files that the figures of a report in the folder have."""
+    try:
+        earlier = Report.load(folder)
+    except (OSError, ValueError):
+        return set()
+    return {figure.file for graph in earlier.graphs for figure in graph.figures if figure.file}
 
 
 def _save_graph(graph: GraphReport, folder: Path) -> None:
@@ -73,22 +78,17 @@ def _save_repros(report: Report, folder: Path) -> None:
         _write(folder / ("repro.py" if index == 0 else f"repro_{safe_name(graph.graph_id)}.py"), graph.repro or "")
 
 
-def _save_patches(plans: Mapping[str, PatchReport], folder: Path) -> None:
-    """All stages in one file; a picture of each graph, patch.svg for the first."""
-    if not plans:
-        return
-    data = {graph_id: {**encode(patch), "overhead": patch.overhead} for graph_id, patch in plans.items()}
-    _write(folder / "patch.json", json.dumps(data, indent=1, ensure_ascii=False))
-    _save_pictures("patch", {graph_id: patch_chart(patch, file=True) for graph_id, patch in plans.items()}, folder)
-
-
-def _save_scratchpads(plans: Mapping[str, ScratchpadReport], folder: Path) -> None:
-    """Likewise."""
-    if not plans:
-        return
-    data = {graph_id: {**encode(plan), "gap": plan.gap} for graph_id, plan in plans.items()}
-    _write(folder / "scratchpad.json", json.dumps(data, indent=1, ensure_ascii=False))
-    _save_pictures("scratchpad", {graph_id: scratchpad_chart(plan, file=True) for graph_id, plan in plans.items()}, folder)
+def _save_figures(report: Report, folder: Path) -> None:
+    """Each kind in one file, graph id -> data; a picture of each graph, that of the first without its graph's name."""
+    kinds: dict[str, dict[str, Figure]] = {}
+    for graph in report.graphs:
+        for figure in graph.figures:
+            if figure.file and figure.shown:
+                kinds.setdefault(figure.file, {})[graph.graph_id] = figure
+    for name, figures in kinds.items():
+        data = {graph_id: {**encode(figure), **figure.derived()} for graph_id, figure in figures.items()}
+        _write(folder / f"{name}.json", json.dumps(data, indent=1, ensure_ascii=False))
+        _save_pictures(name, {graph_id: figure.chart(file=True) for graph_id, figure in figures.items()}, folder)
 
 
 def _save_pictures(name: str, pictures: Mapping[str, str], folder: Path) -> None:

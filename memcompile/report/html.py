@@ -10,11 +10,6 @@ from markupsafe import Markup
 
 from memcompile.report.chart import memory_chart
 from memcompile.report.data import DecisionRow, GraphReport, Report
-from memcompile.report.patch_chart import patch_chart
-from memcompile.report.patched import images_text
-from memcompile.report.placed import arena_chart, arena_text
-from memcompile.report.scratchpad_chart import scratchpad_chart
-from memcompile.report.scratchpad_text import scratchpad_text
 from memcompile.report.terminal import step_text
 from memcompile.units import format_bytes, format_change, format_pair, format_seconds
 
@@ -26,13 +21,7 @@ def render_html(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(bytes=format_bytes, seconds=format_seconds, arena_text=arena_text, images_text=images_text)
-    environment.filters.update(
-        arena_chart=lambda arena: Markup(arena_chart(arena)),
-        patch_chart=lambda patch: Markup(patch_chart(patch)),
-        scratchpad_chart=lambda plan: Markup(scratchpad_chart(plan)),
-        scratchpad_text=scratchpad_text,
-    )
+    environment.filters.update(bytes=format_bytes, seconds=format_seconds, chart=lambda figure: Markup(figure.chart()))
     environment.globals.update(change=format_change, pair=format_pair)
     environment.globals.update(step_text=step_text)
     single = report.is_one_graph

@@ -10,11 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from memcompile.report.data import DecisionRow, GraphReport, OrderReport, PeakPoint, Report, StepReport, TimelinePoint
-from memcompile.report.patched import images_text
-from memcompile.report.placed import arena_text
-from memcompile.report.scratchpad_text import scratchpad_text
-from memcompile.report.stage_table import stage_table
+from memcompile.report.data import DecisionRow, GraphReport, PeakPoint, Report, StepReport, TimelinePoint
 from memcompile.units import format_bytes, format_change, format_pair, format_seconds
 
 TEXT_WIDTH = 120
@@ -56,9 +52,10 @@ def _parts(report: Report) -> Iterator[RenderableType]:
             yield _pass_table(graph)
         yield Text()
         yield _facts(graph)
-        if graph.patch is not None and graph.patch.bytes_per_element:
-            yield Text()
-            yield stage_table(graph.patch)
+        for figure in graph.figures:
+            if figure.shown and (beside := figure.table()) is not None:
+                yield Text()
+                yield beside
         if graph.decisions:
             yield Text()
             yield _decision_table(graph.decisions)
@@ -141,14 +138,9 @@ def _facts(graph: GraphReport) -> Table:
         table.add_row("lowest peak", f"proven: no plan goes below {format_bytes(graph.lower_bound_bytes)}")
     if graph.base_seconds:
         table.add_row("step time", _time_text(graph))
-    if graph.orders:
-        table.add_row("order", "; ".join(map(_order_text, graph.orders)))
-    if graph.arena is not None:
-        table.add_row("arena", arena_text(graph.arena))
-    if graph.patch is not None and not graph.patch.refused:
-        table.add_row("images", images_text(graph.patch))
-    if graph.scratchpad is not None:
-        table.add_row("scratchpad", scratchpad_text(graph.scratchpad))
+    for figure in graph.figures:
+        if figure.shown:
+            table.add_row(figure.label, figure.line())
     if points := (*graph.forward_timeline, *graph.backward_timeline):
         table.add_row("memory", _sparkline(points))
     return table
@@ -172,16 +164,6 @@ def _time_text(graph: GraphReport) -> str:
         text += f"; no plan within the budget is below {format_change(graph.base_seconds, graph.lower_bound_seconds)}"
     certificate = ", ".join(part for part in (graph.status if graph.status != "none" else "", graph.solver) if part)
     return f"{text} ({certificate})" if certificate else text
-
-
-def _order_text(order: OrderReport) -> str:
-    """Peaks of one half by itself, as Inductor orders its kernels and as they run."""
-    if order.after_bytes == order.before_bytes:
-        peak = f"{format_bytes(order.after_bytes)} as Inductor has it"
-    else:
-        peak = f"{format_pair(order.before_bytes, order.after_bytes)} by {order.method}"
-    proof = "optimal" if order.status == "optimal" else f"none is below {format_bytes(order.bound_bytes)}"
-    return f"{order.kind} {peak} ({proof})"
 
 
 def _sparkline(points: Sequence[TimelinePoint], width: int = SPARK_WIDTH) -> str:

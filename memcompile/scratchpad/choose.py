@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from memcompile.errors import ScratchpadError
-from memcompile.report.scratchpad_data import (
+from memcompile.scratchpad.figure import (
     ScratchpadLevel,
     ScratchpadReport,
     ScratchpadStay,

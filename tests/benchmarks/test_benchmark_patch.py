@@ -182,7 +182,7 @@ def stage(kind: str, *grid: int) -> SimpleNamespace:
 
 def report_with(*stages: SimpleNamespace) -> SimpleNamespace:
     found = SimpleNamespace(peak_bytes=30, base_peak_bytes=90, macs=110, base_macs=100, seconds=0.25, stages=stages)
-    return SimpleNamespace(graphs=[SimpleNamespace(patch=found), SimpleNamespace(patch=None)], decisions=())
+    return SimpleNamespace(graphs=[{"patch": found}, {"patch": None}], decisions=())
 
 
 def test_stages_are_read_off_the_report():
@@ -195,7 +195,7 @@ def test_stages_are_read_off_the_report():
     )
     found = patch_running.patched(report_with(*stages))
     assert found == Patched(30, 90, 110, 100, 0.25, "patches 4 x 4, 2 x rows 14 x 1, 2 x layerwise")
-    assert patch_running.patched(SimpleNamespace(graphs=[SimpleNamespace(patch=None)])) is None
+    assert patch_running.patched(SimpleNamespace(graphs=[{"patch": None}])) is None
 
 
 def run(case: Case, tmp_path: Path, chosen: patch.Chosen = CHOSEN) -> dict[str, Row]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from memcompile.commands import cli
-from memcompile.report.data import ArenaReport, GraphReport, PlacedBuffer, Report
+from memcompile.passes.arena.figure import ArenaReport, PlacedBuffer
+from memcompile.report.data import GraphReport, Report
 from memcompile.solvers.places.minimalloc import read_csv
 
 TEXT = "id,lower,upper,size\na,0,3,4\nb,3,9,4\nc,0,9,4\nd,9,21,4\ne,0,21,4\n"
@@ -37,14 +38,16 @@ def test_it_prints_draws_and_saves(file: Path, tmp_path: Path, capsys: pytest.Ca
 def test_the_arena_of_a_saved_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     placed = (PlacedBuffer("forward/buf0", 0, 3, 64, 0), PlacedBuffer("backward/buf1", 3, 5, 128, 0))
     arena = ArenaReport("step", height_bytes=128, lower_bound_bytes=128, placed=placed)
-    graph = GraphReport(graph_id="0", kind="train", device="cpu", planned_peak_bytes=1, unplanned_peak_bytes=1, arena=arena)
+    graph = GraphReport(
+        graph_id="0", kind="train", device="cpu", planned_peak_bytes=1, unplanned_peak_bytes=1, figures=(arena,)
+    )
     folder = Report([graph]).save(tmp_path / "report")
     page = (folder / "report.html").read_text()
     assert page.count("<rect x=") == 2, "drawn in the report, too"
     assert "for 2 buffers" in page
     assert cli.main(["allocate", str(folder)]) == 0
     assert "2 buffers in 128 bytes (optimal" in capsys.readouterr().out
-    folder = Report([replace(graph, arena=None)]).save(tmp_path / "without")
+    folder = Report([replace(graph, figures=())]).save(tmp_path / "without")
     assert cli.main(["allocate", str(folder / "report.json")]) == 2
     assert "options={'arena': 'step'}" in capsys.readouterr().err
 

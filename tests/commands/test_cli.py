@@ -101,10 +101,10 @@ def test_plan_for_a_microcontroller(script: Path, tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out.split() == text[: text.index("saved to")].split()
     assert cli.main(["plan", f"{script}:make_images", *options, "--json"]) == 0
     (graph,) = Report.from_json(capsys.readouterr().out).graphs
-    assert graph.patch is not None
-    assert graph.patch.bytes_per_element == 1
-    assert 0 < graph.patch.peak_bytes < graph.patch.base_peak_bytes
-    assert graph.patch.overhead <= 0.1
+    assert graph["patch"] is not None
+    assert graph["patch"].bytes_per_element == 1
+    assert 0 < graph["patch"].peak_bytes < graph["patch"].base_peak_bytes
+    assert graph["patch"].overhead <= 0.1
 
 
 def test_run(script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,14 +37,14 @@ def test_more_memory_is_no_slower_and_refusals_hold(name: str) -> None:
     free = lowered(name).peak.peak_bytes
     outcomes = [planned(name, free * percent // 100) for percent in (1, 25, 50, 62, 74, 84, 95, 100)]
     kept = [outcome for outcome in outcomes if outcome.fitted.fits]
-    refused = [outcome for outcome in outcomes if not outcome.fits]
+    refused = [outcome for outcome in outcomes if not outcome.fitted.fits]
     seconds = [0.0 if o.chosen is None else o.chosen.solution.extra_seconds for o in kept]
     assert seconds == sorted(seconds, reverse=True)
     assert kept and all(outcome.final.peak.peak_bytes <= outcome.budget_bytes for outcome in kept)
     (floor,) = {outcome.floor_bytes for outcome in refused}
     (bound,) = {outcome.lower_bound_bytes for outcome in refused}
     advised = planned(name, floor)
-    assert advised.fits and advised.final.peak.peak_bytes <= floor
+    assert advised.fitted.fits and advised.final.peak.peak_bytes <= floor
     assert 0 < bound <= min(outcome.final.peak.peak_bytes for outcome in outcomes)
     assert bound == least_bytes(lowered(name).graphs, lowered(name).peak.entry_bytes)
 
@@ -56,10 +56,12 @@ def test_room_between_the_halves_is_spared_where_a_plan_can() -> None:
     assert planned("mlp", free.peak_bytes).chosen is None
     between = free.peak_bytes - held + 150_000
     sparing = planned("mlp", free.peak_bytes, between)
-    assert sparing.fits and sparing.chosen is not None
+    assert sparing.fitted.fits and sparing.chosen is not None
     assert sparing.final.peak.entry_bytes + sparing.final.peak.held_bytes + between <= free.peak_bytes
     impossible = planned("mlp", free.peak_bytes, 10 * free.peak_bytes)
-    assert impossible.fits and impossible.final.peak.held_bytes <= sparing.final.peak.held_bytes, "then as much as can be"
+    assert impossible.fitted.fits and impossible.final.peak.held_bytes <= sparing.final.peak.held_bytes, (
+        "then as much as can be"
+    )
 
 
 def row(asked: str, status: str, budget: int, measured: int, seconds: float = 0.0, **more: int) -> BudgetRow:

@@ -28,8 +28,8 @@ def test_the_keys_of_the_json_are_stable() -> None:
     assert list(data["graphs"][0]) == [
         "graph_id", "kind", "device", "planned_peak_bytes", "unplanned_peak_bytes", "budget_bytes", "lower_bound_bytes",
         "entry_bytes", "saved_bytes", "planned_seconds", "lower_bound_seconds", "base_seconds", "status", "solver", "peak_at",
-        "passes", "decisions", "kernels", "graphs", "plan", "forward_timeline", "backward_timeline", "base_timeline", "orders",
-        "arena", "patch", "scratchpad", "notes", "repro",
+        "passes", "decisions", "kernels", "graphs", "plan", "forward_timeline", "backward_timeline", "base_timeline",
+        "figures", "notes", "repro",
     ]  # fmt: skip
 
 

@@ -11,12 +11,12 @@ from expecttest import TestCase
 from torch import nn
 
 import memcompile
+from memcompile.passes.tiles.figure import PatchReport
+from memcompile.passes.tiles.stage_chart import patch_chart
+from memcompile.passes.tiles.stage_text import images_text
 from memcompile.report import GraphReport, Report
 from memcompile.report.difference import compare
 from memcompile.report.html import render_html
-from memcompile.report.patch_chart import patch_chart
-from memcompile.report.patch_data import PatchReport
-from memcompile.report.patched import images_text
 from tests import report_samples
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -100,7 +100,7 @@ def test_save(tmp_path: Path) -> None:
 
 def test_a_refused_plan_is_not_shown(tmp_path: Path) -> None:
     refused = dataclasses.replace(report_samples.patch_plan(0), refused="no stages have a smaller peak")
-    report = Report([dataclasses.replace(report_samples.patch_graph(0), patch=refused, passes=(), decisions=())])
+    report = Report([dataclasses.replace(report_samples.patch_graph(0), figures=(refused,), passes=(), decisions=())])
     assert "images" not in str(report)
     assert "Images" not in render_html(report)
     assert patch_chart(refused) == ""
@@ -186,7 +186,7 @@ def test_the_page_has_the_picture_and_needs_nothing_beside_it() -> None:
 
 def test_a_difference_of_two_plans() -> None:
     report, other = Report([report_samples.patch_graph()]), Report([report_samples.patch_graph()])
-    other.graphs = [dataclasses.replace(other.graphs[0], patch=layer_by_layer())]
+    other.graphs = [dataclasses.replace(other.graphs[0], figures=(layer_by_layer(),))]
     numbers = {item.name: (item.before, item.after) for item in compare(report, other).numbers}
     assert numbers["peak of images"] == (21_000, 283_500)
     assert numbers["multiply-adds of images"] == (11_411_000, 10_405_000)
@@ -202,7 +202,7 @@ def planned(options: dict[str, object], size: int = 48, grad: bool = False) -> G
 
 def test_a_plan_for_a_microcontroller_says_what_each_operator_takes() -> None:
     graph = planned({"patch": {"max_overhead": 0.1}, "bytes_per_element": 1})
-    patch = graph.patch
+    patch = graph["patch"]
     assert patch is not None
     assert graph.passes[0].peak_after_bytes == patch.peak_bytes < patch.base_peak_bytes == graph.passes[0].peak_before_bytes
     inside = [operator for operator in patch.operators if operator.kind != "input"]
@@ -219,13 +219,13 @@ def test_a_plan_for_a_microcontroller_says_what_each_operator_takes() -> None:
 def test_stages_that_run_are_reported_with_exact_peaks() -> None:
     graph = planned({"patch": {"max_overhead": 20.0}})
     without = planned({"patch": False})
-    assert without.patch is None
+    assert without["patch"] is None
     assert graph.unplanned_peak_bytes == without.planned_peak_bytes
     (done,) = graph.passes
     assert (done.name, done.peak_before_bytes) == ("patch", graph.unplanned_peak_bytes)
     assert graph.planned_peak_bytes <= done.peak_after_bytes < done.peak_before_bytes
     (row, *_) = graph.decisions
-    stage = graph.patch.tiled[0] if graph.patch else None
+    stage = graph["patch"].tiled[0] if graph["patch"] else None
     assert stage is not None
     assert (row.kind, row.storage, row.size_bytes) == ("tile", stage.last, stage.base_peak_bytes - stage.peak_bytes)
     assert f"from {stage.first} on in {stage.grid[0]} " in row.why
@@ -234,7 +234,7 @@ def test_stages_that_run_are_reported_with_exact_peaks() -> None:
 def test_a_second_dry_run_of_another_size_is_as_exact_as_the_first() -> None:
     peaks = []
     for size in (32, 40):
-        patch = planned({"patch": {"max_overhead": 0.1}, "bytes_per_element": 1}, size).patch
+        patch = planned({"patch": {"max_overhead": 0.1}, "bytes_per_element": 1}, size)["patch"]
         assert patch is not None
         peaks.append(patch.base_peak_bytes)
     assert peaks[0] / peaks[1] == pytest.approx((32 / 40) ** 2)

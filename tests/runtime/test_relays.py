@@ -67,7 +67,7 @@ def test_numbers_and_peak() -> None:
 
     measured = measure_peak(step, model=model, inputs=x)
     report = memcompile.report(function)
-    arena = report.graphs[0].arena
+    arena = report.graphs[0]["arena"]
     assert arena is not None
     assert arena.height_bytes == 0 < arena.handed_bytes
     assert arena.calls_after < arena.calls_before
@@ -83,7 +83,7 @@ def test_two_forwards_before_a_backward() -> None:
     torch._dynamo.reset()
     function = compiled(model)
     assert same(gradients(function, model, inputs[0]), expected[0])
-    assert memcompile.report(function).graphs[-1].arena.handed_bytes
+    assert memcompile.report(function).graphs[-1]["arena"].handed_bytes
     losses = [function(x).pow(2).mean() for x in inputs]
     for loss, wanted in zip(losses, expected, strict=True):
         model.zero_grad(set_to_none=True)

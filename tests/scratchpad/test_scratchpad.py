@@ -17,8 +17,8 @@ from memcompile.commands import cli
 from memcompile.errors import InvalidOptionError, ScratchpadError
 from memcompile.options import Options
 from memcompile.report import Report
-from memcompile.report.scratchpad_chart import scratchpad_chart
-from memcompile.report.scratchpad_data import ScratchpadReport
+from memcompile.scratchpad.figure import ScratchpadReport
+from memcompile.scratchpad.figure_chart import scratchpad_chart
 from memcompile.scratchpad.memories import Memories
 from memcompile.scratchpad.network import problem_of
 from memcompile.scratchpad.text import read_problem, write_problem
@@ -65,7 +65,7 @@ def traced(function, *inputs: Tensor, element: int | None = 1) -> Problem:
 def planned(size: object = "6KiB", **options: object) -> ScratchpadReport:
     with torch.no_grad():
         report = memcompile.plan(Block().eval(), IMAGE, options={"scratchpad": size, "bytes_per_element": 1, **options})
-    plan = report.graphs[0].scratchpad
+    plan = report.graphs[0]["scratchpad"]
     assert plan is not None
     return plan
 
@@ -134,8 +134,8 @@ def test_it_is_saved_and_read_again(tmp_path: Path) -> None:
     with torch.no_grad():
         report = memcompile.plan(Block().eval(), IMAGE, options={"scratchpad": "6KiB", "bytes_per_element": 1})
     report.save(tmp_path)
-    plan = report.graphs[0].scratchpad
-    assert Report.load(tmp_path).graphs[0].scratchpad == plan
+    plan = report.graphs[0]["scratchpad"]
+    assert Report.load(tmp_path).graphs[0]["scratchpad"] == plan
     data = json.loads((tmp_path / "scratchpad.json").read_text())["0"]
     assert [step["name"] for step in data["steps"]] == [step.name for step in plan.steps]
     assert data["gap"] == 0
@@ -178,10 +178,10 @@ def test_training_graphs_and_compiled_ones_are_refused_with_the_fix() -> None:
 )
 def test_memories_as_users_write_them(value: object, levels: list[tuple[str, int | None, float]]) -> None:
     options = Options.from_mapping({"scratchpad": value})
-    assert options.scratchpad is not None
-    assert options.scratchpad.levels == tuple(Level(*each) for each in levels)
+    assert options["scratchpad"] is not None
+    assert options["scratchpad"].levels == tuple(Level(*each) for each in levels)
     assert options.to_mapping()["scratchpad"] == value
-    assert Options.from_mapping(options.to_mapping()).scratchpad == options.scratchpad
+    assert Options.from_mapping(options.to_mapping()).scratchpad == options["scratchpad"]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from memcompile.codegen.inductor.hooks import Hook
 from memcompile.options import choice
 from memcompile.passes.arena.allocate import ArenaPlan
 from memcompile.passes.arena.check import check_places
+from memcompile.passes.arena.figure import ArenaReport
 from memcompile.passes.arena.placed import placed_peak
 from memcompile.passes.arena.placing import Placing
 from memcompile.passes.base import Context, Made, Pass, Plan, Refused, Request, Section
-from memcompile.report.data import ArenaReport
 from memcompile.runtime.arena import Arena as Block
 from memcompile.step.facts import StepGraphs
 from memcompile.step.trace import GraphTrace, StepPeak, step_peak
@@ -90,7 +90,7 @@ class Arena(Pass[Made, Places]):
 
     def section(self, plan: Places, made: Made) -> Section:
         """The picture of what lies where."""
-        return Section(data={} if plan.report is None else {"arena": plan.report})
+        return Section(figures=() if plan.report is None else (plan.report,))
 
 
 def _traces(graph: Made) -> dict[str, GraphTrace]:

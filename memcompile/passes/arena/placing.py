@@ -10,7 +10,7 @@ import torch
 
 from memcompile.codegen.inductor.arena_lines import arena_refusal, use_slots
 from memcompile.passes.arena.allocate import ArenaPlan, plan_arena
-from memcompile.report.data import ArenaReport, PlacedBuffer
+from memcompile.passes.arena.figure import ArenaReport, PlacedBuffer
 from memcompile.runtime.arena import BLOCKS, Arena
 from memcompile.runtime.relay import Turn
 from memcompile.step.trace import GraphTrace, StepPeak

@@ -12,7 +12,7 @@ from memcompile.codegen.inductor.ordering import Ordering
 from memcompile.codegen.inductor.scheduled import Scheduling
 from memcompile.options import switch
 from memcompile.passes.base import Context, Made, Pass, Plan, Refused, Request, Section
-from memcompile.report.data import OrderReport
+from memcompile.passes.order.figure import OrderReport, Orders
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Order(Pass[Made, OrderPlan]):
 
     def section(self, plan: OrderPlan, made: Made) -> Section:
         """Peaks before and after."""
-        return Section(data={"orders": tuple(map(_row, plan.orderings))})
+        return Section(figures=(Orders(tuple(map(_row, plan.orderings))),))
 
 
 def _row(found: Ordering) -> OrderReport:

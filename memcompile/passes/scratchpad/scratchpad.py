@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from memcompile.errors import ScratchpadError
 from memcompile.options import Option
 from memcompile.passes.base import Captured, Context, Made, Pass, Plan, Refused, Section
-from memcompile.report.scratchpad_data import ScratchpadReport
+from memcompile.scratchpad.figure import ScratchpadReport
 from memcompile.scratchpad.memories import Memories
 
 NO_GRAD = "Plan it under torch.no_grad(), or with parameters that require no gradient: model.requires_grad_(False)."
@@ -55,4 +55,4 @@ class Scratchpad(Pass[Captured, ScratchpadPlan]):
 
     def section(self, plan: ScratchpadPlan, made: Made) -> Section:
         """The picture of what lies where."""
-        return Section(data={"scratchpad": plan.report})
+        return Section(figures=(plan.report,))

@@ -12,10 +12,10 @@ from torch import fx
 from memcompile.logs import get_logger
 from memcompile.passes.tiles.apply import Compile, Patched, apply
 from memcompile.passes.tiles.describe import described, layerwise_bytes
+from memcompile.passes.tiles.figure import PatchReport, PatchStage
 from memcompile.passes.tiles.network import Network, network_of
 from memcompile.passes.tiles.planes import NotLocalError
 from memcompile.passes.tiles.wrapping import gather_copies
-from memcompile.report.patch_data import PatchReport, PatchStage
 from memcompile.solvers.tiling.lives import Lives
 from memcompile.solvers.tiling.problem import FREE, Prices, Solution
 from memcompile.solvers.tiling.search import LimitError, Search

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from memcompile.passes.tiles.figure import PatchOperator
 from memcompile.passes.tiles.network import Network
-from memcompile.report.patch_data import PatchOperator
 from memcompile.solvers.tiling.intervals import Tile, tiles
 from memcompile.solvers.tiling.memory import cost
 from memcompile.solvers.tiling.problem import Problem, Solution, Stage

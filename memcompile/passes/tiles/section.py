@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from memcompile.passes.base import Section, refusals
 from memcompile.passes.residuals.kernels import Inverted
 from memcompile.passes.tiles.choose import Tiled
+from memcompile.passes.tiles.stage_text import how_text, patch_summary
 from memcompile.report.data import DecisionRow, PassReport
-from memcompile.report.patched import how_text, patch_summary
 from memcompile.streaming.source import kernels_of
 from memcompile.units import format_bytes
 
@@ -21,7 +21,7 @@ def section_of(inverted: Inverted, tiled: Tiled | None, outside: int) -> Section
         decisions=(*_kernels(inverted), *refusals(inverted.refused), *(() if tiled is None else _stages(tiled))),
         notes=(f"images are made layer by layer: {refused}",) if refused else (),
         kernels=kernels_of("inverted_residual", inverted.blocks),
-        data={} if tiled is None else {"patch": tiled.report},
+        figures=() if tiled is None else (tiled.report,),
     )
 
 

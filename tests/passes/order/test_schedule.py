@@ -164,7 +164,7 @@ def test_results_are_those_without_it(make, inductor):
     for enabled in (True, False):
         torch.manual_seed(0)
         state, report = run(make(), batch, schedule=enabled, inductor=inductor)
-        assert bool(report.graphs[0].orders) == enabled
+        assert bool(report.graphs[0]["schedule"].orders) == enabled
         results.append(state)
     assert all(torch.equal(ours, plain) for ours, plain in zip(*results, strict=True))
 
@@ -183,9 +183,9 @@ def test_measured_peak_falls_with_the_order():
 def test_the_report_has_the_order():
     model, batch = model_and_batch("branches")
     _, ours = run(model, batch)
-    assert {order.kind for order in ours.graphs[0].orders} == {"forward", "backward"}
+    assert {order.kind for order in ours.graphs[0]["schedule"].orders} == {"forward", "backward"}
     assert " order " in str(ours)
-    assert memcompile.Report.from_json(ours.to_json()).graphs[0].orders == ours.graphs[0].orders
+    assert memcompile.Report.from_json(ours.to_json()).graphs[0]["schedule"].orders == ours.graphs[0]["schedule"].orders
 
 
 def test_a_dry_run_orders_as_compiling_does():
@@ -193,19 +193,21 @@ def test_a_dry_run_orders_as_compiling_does():
     dry = memcompile.plan(model, **batch)
     _, real = run(model, batch)
     assert dry.planned_peak_bytes == real.planned_peak_bytes
-    assert [(o.kind, o.after_bytes) for o in dry.graphs[0].orders] == [(o.kind, o.after_bytes) for o in real.graphs[0].orders]
+    assert [(o.kind, o.after_bytes) for o in dry.graphs[0]["schedule"].orders] == [
+        (o.kind, o.after_bytes) for o in real.graphs[0]["schedule"].orders
+    ]
 
 
 def test_a_plan_sets_the_order_itself():
     model, batch = model_and_batch("mlp")
     report = memcompile.plan(model, **batch, options={"memory_budget": "60%"})
-    assert report.graphs[0].passes and not report.graphs[0].orders
+    assert report.graphs[0].passes and not report.graphs[0]["schedule"].orders
 
 
 def test_inductors_own_switch_is_kept():
     model, batch = model_and_batch("branches")
     _, report = run(model, batch, inductor={"reorder_for_peak_memory": False})
-    assert not report.graphs[0].orders
+    assert not report.graphs[0]["schedule"].orders
 
 
 def test_the_scheduler_is_left_as_it_was():
@@ -230,7 +232,7 @@ def test_a_crash_is_an_error_that_names_the_pass(monkeypatch):
     with pytest.raises(memcompile.errors.PassError, match=r"schedule.*division by zero"):
         run(model, batch)
     _, report = run(model, batch, fallback="inductor")
-    assert not report.graphs[0].orders
+    assert not report.graphs[0]["schedule"].orders
 
 
 def fx_node(target: object) -> torch.fx.Node:

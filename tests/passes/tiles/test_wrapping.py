@@ -106,6 +106,6 @@ def test_what_stops_the_tiles_is_named() -> None:
     with torch.no_grad():
         report = memcompile.plan(module, torch.empty(1, 3, 64, 64), options={"patch": {"max_overhead": 1.0}})
     (graph,) = report.graphs
-    assert graph.patch is not None
-    assert "sort is not known to run on pixels" in graph.patch.refused
-    assert "test_wrapping.py:" in graph.patch.refused
+    assert graph["patch"] is not None
+    assert "sort is not known to run on pixels" in graph["patch"].refused
+    assert "test_wrapping.py:" in graph["patch"].refused

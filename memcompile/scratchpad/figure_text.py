@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memcompile.report.scratchpad_data import ScratchpadLevel, ScratchpadReport
+from memcompile.scratchpad.figure import ScratchpadLevel, ScratchpadReport
 from memcompile.units import format_bytes, format_seconds
 
 

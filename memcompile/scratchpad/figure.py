@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
+
+from memcompile.report.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class ScratchpadLevel:
 
 
 @dataclass(frozen=True, slots=True)
-class ScratchpadReport:
+class ScratchpadReport(Figure):
     """Order, offsets over time and transfers. ``moved_bytes``: those that are not compulsory; of weights, which are streamed,
     there are ``weight_bytes`` beside.
 
@@ -70,6 +73,11 @@ class ScratchpadReport:
     the memories behind it that have a size; their steps are the transfers of the one before. ``bytes_per_element``: 0 for those
     of each data type. ``seconds``: of the search.
     """
+
+    name: ClassVar[str] = "scratchpad"
+    label: ClassVar[str] = "scratchpad"
+    title: ClassVar[str] = "Scratchpad"
+    file: ClassVar[str] = "scratchpad"
 
     size_bytes: int
     needed_bytes: int
@@ -90,3 +98,19 @@ class ScratchpadReport:
     def gap(self) -> float:
         """The share of the moved bytes that is not proven to be needed."""
         return 1 - self.bound_bytes / self.moved_bytes if self.moved_bytes else 0.0
+
+    def line(self) -> str:
+        """What moves and what is proven."""
+        from memcompile.scratchpad.figure_text import scratchpad_text
+
+        return scratchpad_text(self)
+
+    def chart(self, *, file: bool = False) -> str:
+        """Places over the operators."""
+        from memcompile.scratchpad.figure_chart import scratchpad_chart
+
+        return scratchpad_chart(self, file=file)
+
+    def derived(self) -> Mapping[str, Any]:
+        """The gap."""
+        return {"gap": self.gap}

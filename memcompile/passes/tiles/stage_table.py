@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from memcompile.report.patch_data import PatchReport
-from memcompile.report.patched import element_text, how_text, operators_text, work_text
+from memcompile.passes.tiles.figure import PatchReport
+from memcompile.passes.tiles.stage_text import element_text, how_text, operators_text, work_text
 from memcompile.units import format_count
 
 

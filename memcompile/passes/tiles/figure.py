@@ -1,9 +1,15 @@
-"""How a network of images runs in stages: plain frozen data, as in ``data``."""
+"""How a network of images runs in stages: plain frozen data, and its picture."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from memcompile.report.figure import Figure
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 StageKind = Literal["layerwise", "patches", "rows"]
 OperatorKind = Literal["input", "local", "reduction", "whole"]
@@ -54,13 +60,18 @@ class PatchStage:
 
 
 @dataclass(frozen=True, slots=True)
-class PatchReport:
+class PatchReport(Figure):
     """How a network of images runs in stages; peaks are of its images alone, as the planner counts them.
 
     ``base_*``: layer by layer. ``bytes_per_element``: 0 where they are counted as Inductor allocates them. ``frontier``: (peak
     bytes, multiply-adds) of other plans. ``seconds``: of the search. ``refused``: why the stages are not used, "" when they
     are. ``operators``: in the order of running, inputs included.
     """
+
+    name: ClassVar[str] = "patch"
+    label: ClassVar[str] = "images"
+    title: ClassVar[str] = "Images in stages"
+    file: ClassVar[str] = "patch"
 
     stages: tuple[PatchStage, ...]
     peak_bytes: int
@@ -83,3 +94,34 @@ class PatchReport:
     def tiled(self) -> tuple[PatchStage, ...]:
         """The stages that run tile by tile."""
         return tuple(stage for stage in self.stages if stage.kind != "layerwise")
+
+    @property
+    def shown(self) -> bool:
+        """Whether the stages are used."""
+        return not self.refused
+
+    def line(self) -> str:
+        """Peaks layer by layer and in stages."""
+        from memcompile.passes.tiles.stage_text import images_text
+
+        return images_text(self)
+
+    def chart(self, *, file: bool = False) -> str:
+        """Memory over the operators, and a card a stage."""
+        from memcompile.passes.tiles.stage_chart import patch_chart
+
+        return patch_chart(self, file=file)
+
+    def table(self) -> RenderableType | None:
+        """A row a stage, for who designs for a microcontroller."""
+        from memcompile.passes.tiles.stage_table import stage_table
+
+        return stage_table(self) if self.bytes_per_element else None
+
+    def numbers(self) -> Mapping[str, tuple[str, float]]:
+        """Of the images alone."""
+        return {"peak of images": ("bytes", self.peak_bytes), "multiply-adds of images": ("", self.macs)}
+
+    def derived(self) -> Mapping[str, Any]:
+        """The overhead."""
+        return {"overhead": self.overhead}

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from memcompile.report.patch_data import PatchReport, PatchStage
-from memcompile.report.patched import how_text
+from memcompile.passes.tiles.figure import PatchReport, PatchStage
+from memcompile.passes.tiles.stage_text import how_text
 from memcompile.units import format_bytes, format_count
 
 CARD_WIDTH, CARD_HEIGHT = 200, 80

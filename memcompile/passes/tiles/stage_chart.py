@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
+from memcompile.passes.tiles.figure import PatchOperator, PatchReport, PatchStage
+from memcompile.passes.tiles.stage_cards import card_rows, cards, frontier_chart
+from memcompile.passes.tiles.stage_text import how_text, patch_summary
 from memcompile.report.chart import nice_ceiling
-from memcompile.report.patch_cards import card_rows, cards, frontier_chart
-from memcompile.report.patch_data import PatchOperator, PatchReport, PatchStage
-from memcompile.report.patched import how_text, patch_summary
 from memcompile.units import format_bytes, format_pair
 
 WIDTH, PLOT_HEIGHT = 960, 240
@@ -56,7 +56,7 @@ def patch_chart(patch: PatchReport, *, file: bool = False) -> str:
     height = CARDS_TOP + max(card_rows(len(patch.stages), room), FRONTIER_HEIGHT if beside else 0) + MARGIN
     namespace = ' xmlns="http://www.w3.org/2000/svg"' if file else ""
     parts = [
-        f'<svg{namespace} class="patches" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{_title(patch)}">',
+        f'<svg{namespace} class="figure patches" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{_title(patch)}">',
         f"<style>{STYLE}</style>",
         f'<rect class="paper" width="{WIDTH}" height="{height}" rx="8"/>',
         f'<text class="title" x="{MARGIN}" y="29">{_title(patch)}</text>',

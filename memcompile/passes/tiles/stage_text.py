@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memcompile.report.patch_data import PatchReport, PatchStage
+from memcompile.passes.tiles.figure import PatchReport, PatchStage
 from memcompile.units import format_bytes, format_change, format_pair
 
 

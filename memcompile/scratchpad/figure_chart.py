@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from memcompile.report.scratchpad_data import ScratchpadLevel, ScratchpadReport, ScratchpadStay
-from memcompile.report.scratchpad_text import proof_text
+from memcompile.scratchpad.figure import ScratchpadLevel, ScratchpadReport, ScratchpadStay
+from memcompile.scratchpad.figure_text import proof_text
 from memcompile.units import format_bytes
 
 WIDTH, PLOT_HEIGHT, TRAFFIC_HEIGHT = 960, 300, 90
@@ -43,7 +43,7 @@ def scratchpad_chart(plan: ScratchpadReport, *, file: bool = False) -> str:
     title = f"Scratchpad of {format_bytes(plan.size_bytes)}: {format_bytes(plan.moved_bytes)} moved"
     beside = f"beside {format_bytes(plan.compulsory_bytes)} compulsory; {proof_text(plan)}"
     parts = [
-        f'<svg{namespace} class="scratchpad" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
+        f'<svg{namespace} class="figure scratchpad" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
         f"<style>{STYLE}</style>",
         f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}" rx="8"/>',
         f'<text class="title" x="18" y="29">{escape(title)}</text>',
