@@ -79,5 +79,8 @@ def test_it_computes_the_same(once: Any) -> None:
 
 
 def test_a_crash_in_it_is_named(once: Any) -> None:
-    with mock.patch.object(once, "apply", side_effect=RuntimeError("forgot")), pytest.raises(memcompile.PassError, match="'once'"):
+    with (
+        mock.patch.object(once, "apply", side_effect=RuntimeError("forgot")),
+        pytest.raises(memcompile.PassError, match="'once'"),
+    ):
         memcompile.plan(Steps(), torch.randn(4, 8), torch.randn(8, 8), options={"lower": False})

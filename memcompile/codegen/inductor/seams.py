@@ -38,7 +38,25 @@ class Place:
         return f"{self.module.removeprefix('torch.')}.{self.name}"
 
 
+EVERYWHERE = ("torch._subclasses.fake_tensor.", "torch._ops.")
+"""What graphs of PyTorch are made of: any file may ask about it."""
+ELSEWHERE = (
+    "codegen/cpp/build.py",
+    "runtime/measure.py",
+    "runtime/region.py",
+    "runtime/stored.py",
+)
+"""The files outside of this folder that touch private parts of the compiler, of the profiler or of the allocator."""
+
 PLACES = (
+    *(
+        Place("torch._subclasses.fake_tensor", name, "tensors without memory")
+        for name in ("FakeTensor", "FakeTensorMode", "DataDependentOutputException", "DynamicOutputShapeException")
+    ),
+    Place("torch._ops", "OpOverload", "operators of graphs"),
+    *(Place("torch._C._profiler", name, "measures peaks") for name in ("_ExtraFields_Allocation", "_ProfilerEvent")),
+    Place("torch._inductor.cpp_builder", "get_cpp_compiler", "compiles C++ kernels"),
+    Place("torch._inductor.exc", "InvalidCxxCompiler", "says that there is no compiler"),
     Place(
         "torch._inductor.compile_fx",
         "compile_fx",

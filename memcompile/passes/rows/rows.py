@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from memcompile.codegen.fused import fuse
-from memcompile.codegen.streamed import compile_block, streaming_refusal
+from memcompile.codegen.inductor.streamed import compile_block, streaming_refusal
 from memcompile.options import choice, switch
 from memcompile.passes.base import Captured, Context, Made, Pass, Plan, Refused, Section, refusals
 from memcompile.passes.rows.low_rank import LowRank, Tools, has_products, rewrite_inference, rewrite_training

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import fx
 
-from memcompile.codegen.streamed import compile_block
+from memcompile.codegen.inductor.streamed import compile_block
 from memcompile.errors import BudgetInfeasibleError
 from memcompile.passes.base import Context
 from memcompile.passes.residuals import chains as rows

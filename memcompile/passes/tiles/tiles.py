@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from memcompile.codegen.streamed import streaming_refusal
+from memcompile.codegen.inductor.streamed import streaming_refusal
 from memcompile.errors import InvalidOptionError, UnknownOptionError
 from memcompile.options import Option, choice
 from memcompile.passes.base import Captured, Context, Made, Pass, Plan, Refused, Section
