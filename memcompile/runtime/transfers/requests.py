@@ -6,6 +6,7 @@ never meet: the queue has one, and nothing that a finalizer may call takes it.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections import deque
@@ -48,7 +49,11 @@ class Request:
 
 
 class Workers:
-    """Threads and their queue. They start with the first request, and end after `stop` with a call of ``on_exit``."""
+    """Threads and their queue. They start with the first request, and end after `stop` with a call of ``on_exit``.
+
+    At the end of the process they are closed: Python ends a thread that still runs then by unwinding its stack, which aborts
+    the process wherever that passes through C++.
+    """
 
     def __init__(self, name: str, threads: int, block_bytes: int, on_exit: Callable[[], None]) -> None:
         self.name, self.count, self.block_bytes = name, threads, block_bytes
@@ -113,6 +118,8 @@ class Workers:
 
     def close(self) -> None:
         """Give up what is under way, and return when the threads have ended. Who waits gets a `TierUnavailableError`."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             self._closing = True
             pending = list(self._pending)
@@ -132,6 +139,7 @@ class Workers:
         self._threads = [threading.Thread(target=_work, args=(self,), name=self.name, daemon=True) for _ in range(self.count)]
         for thread in self._threads:
             thread.start()
+        atexit.register(self.close)
 
     def _enqueue(self, request: Request) -> None:
         request.ready = True
@@ -187,6 +195,7 @@ class Workers:
             self._running -= 1
             last = not self._running
         if last:
+            atexit.unregister(self.close)
             self._on_exit()
 
 
