@@ -34,8 +34,10 @@ from memcompile.errors import (
     UnsupportedTorchError,
 )
 from memcompile.low_rank.report import CompressionReport
+from memcompile.machine.cache import Kept
 from memcompile.options import Budget, Options
 from memcompile.report.data import Report
+from memcompile.solvers.keeping import keep_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,6 +79,8 @@ __all__ = [
     "release",
     "report",
 ]
+
+keep_in(Kept("numba", ".pickle"))
 
 
 def report(model: Callable[..., Any]) -> Report:

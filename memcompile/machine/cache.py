@@ -14,6 +14,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,6 +120,22 @@ def write(path: Path, content: bytes) -> bool:
                 draft.unlink()
         return False
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The files of one ``kind`` by their keys, for who does not know of files (`memcompile.solvers.keeping.Store`)."""
+
+    kind: str
+    suffix: str
+
+    def read(self, key: Mapping[str, object]) -> bytes | None:
+        """See `read`."""
+        return read(path_of(self.kind, key, self.suffix))
+
+    def write(self, key: Mapping[str, object], content: bytes) -> bool:
+        """See `write`."""
+        return write(path_of(self.kind, key, self.suffix), content)
 
 
 @contextlib.contextmanager

@@ -12,13 +12,13 @@ import numba
 from numba.core import caching, serialize
 from numba.core.compiler import CompileResult
 
-from memcompile.machine import cache
+from memcompile.solvers import keeping
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def compiled(function: _Function) -> _Function:
-    """Compiled on its first call, and kept for later processes where there is a folder to write to."""
+    """Compiled on its first call, and kept for later processes where there is a store (``keeping``)."""
     dispatcher = numba.njit(function)
     dispatcher._cache = _Checked(function)
     return cast(_Function, dispatcher)
@@ -36,14 +36,15 @@ class _Checked(caching.NullCache):
     def load_overload(self, signature: Any, context: Any) -> Any:
         """The function compiled for a signature; None where it has to be compiled."""
         context.refresh()
-        content = cache.read(self._path(signature, context.codegen()))
+        content = keeping.store().read(self._key_of(signature, context.codegen()))
         return None if content is None else CompileResult._rebuild(context, *pickle.loads(content))  # type: ignore[no-untyped-call]
 
     def save_overload(self, signature: Any, result: Any) -> None:
         """Keep what was compiled."""
         if not result.lifted and not result.library.has_dynamic_globals:
-            cache.write(self._path(signature, result.codegen), serialize.dumps(result._reduce()))  # type: ignore[no-untyped-call]
+            content = serialize.dumps(result._reduce())  # type: ignore[no-untyped-call]
+            keeping.store().write(self._key_of(signature, result.codegen), content)
 
-    def _path(self, signature: Any, codegen: Any) -> Any:
+    def _key_of(self, signature: Any, codegen: Any) -> dict[str, Any]:
         machine = [str(part) for part in codegen.magic_tuple()]
-        return cache.path_of("numba", {**self._key, "signature": str(signature), "machine": machine}, ".pickle")
+        return {**self._key, "signature": str(signature), "machine": machine}
