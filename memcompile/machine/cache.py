@@ -124,7 +124,7 @@ def write(path: Path, content: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The files of one ``kind`` by their keys, for who does not know of files (`memcompile.solvers.keeping.Store`)."""
+    """The files of one ``kind`` by their keys, for who does not know of files (`memcompile.solvers.keeping.FunctionStore`)."""
 
     kind: str
     suffix: str

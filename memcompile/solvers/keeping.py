@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 
-class Store(Protocol):
+class FunctionStore(Protocol):
     """Bytes by a key that JSON can write. What ``read`` returns is executed: it has to be what ``write`` was given."""
 
     def read(self, key: Mapping[str, object]) -> bytes | None: ...
@@ -18,15 +18,15 @@ class _Nowhere:
     def write(self, key: Mapping[str, object], content: bytes) -> None: ...
 
 
-_store: Store = _Nowhere()
+_store: FunctionStore = _Nowhere()
 
 
-def keep_in(store: Store) -> None:
+def keep_in(store: FunctionStore) -> None:
     """From now on compiled functions are kept there."""
     global _store
     _store = store
 
 
-def store() -> Store:
+def store() -> FunctionStore:
     """Where they are kept."""
     return _store

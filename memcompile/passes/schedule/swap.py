@@ -21,7 +21,8 @@ from memcompile.solvers.places.lanes import lanes
 from memcompile.solvers.places.relays import relays_of_halves
 from memcompile.solvers.schedule.problem import InfeasibleError, Move, Schedule, Solution
 from memcompile.solvers.schedule.simulate import Replay, alive
-from memcompile.solvers.transfers.moves import Link, Lives, Traffic, plan_moves, traffic
+from memcompile.solvers.transfers.link import Link
+from memcompile.solvers.transfers.moves import Lives, Traffic, plan_moves, traffic
 from memcompile.step.calibrate import fused_runs
 from memcompile.step.facts import Facts
 from memcompile.step.fxutil import mutated_inputs
@@ -230,8 +231,8 @@ def movable_storages(facts: Facts) -> list[bool]:
     backward = {storage for op in facts.problem.ops[facts.problem.boundary :] for storage in op.writes}
     stays = [storage.is_output and index not in backward for index, storage in enumerate(facts.problem.storages)]
     return [
-        storage.can_save and not kept and node.op == "call_function" and node not in mutated and is_static(node)
-        for storage, kept, node in zip(facts.problem.storages, stays, facts.storage_nodes, strict=True)
+        not kept and node.op == "call_function" and node not in mutated and is_static(node)
+        for kept, node in zip(stays, facts.storage_nodes, strict=True)
     ]
 
 

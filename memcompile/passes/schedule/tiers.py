@@ -16,7 +16,7 @@ from memcompile.runtime.transfers.beside import busy_s_per_byte
 from memcompile.runtime.transfers.engine import Engine
 from memcompile.runtime.transfers.speed import measure_tier
 from memcompile.runtime.transfers.tiers import Tier
-from memcompile.solvers.transfers.moves import Link
+from memcompile.solvers.transfers.link import Link
 
 
 class LazyEngine:

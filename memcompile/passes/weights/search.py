@@ -24,7 +24,8 @@ from memcompile.passes.weights.stream import (
     supply,
 )
 from memcompile.runtime.transfers.weight_speed import ASSUMED, known_link, measured_link
-from memcompile.solvers.transfers.prefetch import Link, Problem, just_in_time, plan_ahead, plan_prefetch
+from memcompile.solvers.transfers.link import Link
+from memcompile.solvers.transfers.prefetch import PrefetchProblem, just_in_time, plan_ahead, plan_prefetch
 from memcompile.step.facts import Planned, StepGraphs
 from memcompile.step.fxutil import node_bytes, outputs_of
 from memcompile.step.lowered import Fitted, Lowered
@@ -149,7 +150,7 @@ class _Search:
     def _plan(
         self,
         streamed: ReadAhead,
-        problem: Problem,
+        problem: PrefetchProblem,
         begun: float,
         room: int | None = None,
         base: Lowered | None = None,

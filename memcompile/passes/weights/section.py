@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,7 +65,7 @@ def _numbers(plan: WeightPlan) -> dict[str, Any]:
         "hidden_share": prefetch.hidden,
         "waited_seconds": prefetch.waited_s,
         "link_seconds": prefetch.link_s,
-        "link": dataclasses.asdict(plan.link),
+        "link": {"read_bytes_per_s": plan.link.read_bytes_per_s, "latency_s": plan.link.latency_s},
         "model_peak_bytes": prefetch.peak_bytes,
         "plan_seconds": plan.plan_seconds,
     }

@@ -20,7 +20,8 @@ from torch.utils.checkpoint import CheckpointPolicy
 import memcompile.runtime.transfers.fetch_ops  # noqa: F401  (defines the operators)
 from memcompile.runtime.transfers.weight import Weight, weight_of
 from memcompile.solvers.schedule.simulate import alive
-from memcompile.solvers.transfers.prefetch import Ints, Prefetch, Problem, Read
+from memcompile.solvers.transfers.link import Ints
+from memcompile.solvers.transfers.prefetch import Prefetch, PrefetchProblem, WeightRead
 from memcompile.step.cost import CostModel, is_extern
 from memcompile.step.facts import Planned
 from memcompile.step.fxutil import copied, is_view, node_bytes, source_of
@@ -212,7 +213,9 @@ def _seconds(costs: CostModel, node: fx.Node) -> float:
     return seconds
 
 
-def problem_of(gm: fx.GraphModule, uses: Uses, costs: CostModel | None, base: tuple[GraphTrace, StepPeak] | None) -> Problem:
+def problem_of(
+    gm: fx.GraphModule, uses: Uses, costs: CostModel | None, base: tuple[GraphTrace, StepPeak] | None
+) -> PrefetchProblem:
     """The problem of a graph. ``base``: of the graph with all weights as inputs, lowered; None where memory does not count."""
     slots = Slots(gm.graph, costs, None if base is None else base[0])
     sizes = tuple(weight.size_bytes for weight in uses.weights)
@@ -220,9 +223,9 @@ def problem_of(gm: fx.GraphModule, uses: Uses, costs: CostModel | None, base: tu
     for use in uses.uses:
         slot = slots.slot_of(use)
         need = slots.moments[slot]
-        reads.append(Read(use.weight, sizes[use.weight], slot, need, max(need + 1, slots.end_of(use))))
+        reads.append(WeightRead(use.weight, sizes[use.weight], slot, need, max(need + 1, slots.end_of(use))))
     live = np.zeros(slots.end + 1, dtype=np.int64) if base is None else _live(uses, base[1])
-    return Problem(live, slots.moments, slots.clock, slots.total_s, sizes, tuple(reads))
+    return PrefetchProblem(live, slots.moments, slots.clock, slots.total_s, sizes, tuple(reads))
 
 
 def _live(uses: Uses, peak: StepPeak) -> Ints:
@@ -306,7 +309,7 @@ def _before_views(node: fx.Node) -> fx.Node:
     return node
 
 
-def _reads_by_use(uses: Uses, prefetch: Prefetch) -> Iterator[tuple[Read, int] | None]:
+def _reads_by_use(uses: Uses, prefetch: Prefetch) -> Iterator[tuple[WeightRead, int] | None]:
     starts = iter(prefetch.starts)
     for use in uses.uses:
         yield None if use.weight in prefetch.residents else next(starts)

@@ -10,11 +10,11 @@ import torch
 from memcompile.logs import get_logger
 from memcompile.machine.device import plain_mode
 from memcompile.runtime.transfers.weight import Weight
-from memcompile.solvers.transfers.prefetch import Link
+from memcompile.solvers.transfers.link import Link
 
 log = get_logger(__name__)
 
-ASSUMED = Link(1e9, 2e-4)
+ASSUMED = Link.to_read("disk", 1e9, 2e-4)
 """Of a dry run that finds no measurement: a plain NVMe disk."""
 PROBE_BYTES = 64 * 1024**2
 """The largest weight that is read to measure, where there are smaller ones."""
@@ -52,7 +52,7 @@ def _measure(weights: Sequence[Weight], device: torch.device) -> Link:
         dests = [d if (d.shape, d.dtype) == (w.shape, w.dtype) else w.empty(device) for d, w in zip(turns, large, strict=True)]
         passed += _seconds(large, dests, device)
         moved += sum(map(_size, large))
-    return Link(max(1.0, moved / passed), latency_s)
+    return Link.to_read(weights[0].store.name, max(1.0, moved / passed), latency_s)
 
 
 def _seconds(weights: Sequence[Weight], dests: Sequence[torch.Tensor], device: torch.device) -> float:

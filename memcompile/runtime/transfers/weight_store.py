@@ -22,7 +22,7 @@ from memcompile.runtime.transfers.memory import Memory, memory_of
 from memcompile.runtime.transfers.requests import Request, Scratch, Workers
 from memcompile.runtime.transfers.weight import Weight
 from memcompile.runtime.transfers.weight_files import Reader, WeightFile
-from memcompile.solvers.transfers.prefetch import Link
+from memcompile.solvers.transfers.link import Link
 
 BLOCK_BYTES = 4 * 1024**2
 THREADS = 2

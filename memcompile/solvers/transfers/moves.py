@@ -6,7 +6,7 @@ Given is a schedule (with its recomputations) and a budget below its peak. Three
    (Belady, 1966). What needs not have left after all stays.
 2. *When* it comes back: as late as the link allows when it reads one instance after the other, ahead of time by ``LEAD``, and
    as early as memory allows.
-3. *What it costs*: a replay against the clock, in which executions wait for transfers, and transfers for each other.
+3. *What it costs*: a replay against the clock (``link.py``).
 
 Nothing here knows torch. Sizes are bytes, durations are seconds.
 """
@@ -14,60 +14,34 @@ Nothing here knows torch. Sizes are bytes, durations are seconds.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from memcompile.solvers.schedule.problem import Move, Schedule
-from memcompile.solvers.schedule.simulate import Ints, Replay
+from memcompile.solvers.schedule.simulate import Replay
+from memcompile.solvers.transfers.link import Ints, Link, Timing, Transfer, latest_starts, replay, soonest
 
 LEAD = 3.0
-"""Reads are started as if the link were that much slower: a model of time is not a clock, and kernels take the cores that a
-read needs too. With half of that GPT-2 waits three times as long."""
+"""Reads are started as if the link were that much slower: kernels of training take the cores that a read needs too. With half
+of that GPT-2 waits three times as long."""
 SMALLEST_BYTES = 64 * 1024
 """What is smaller stays: it frees next to nothing, and every transfer has its latency."""
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
-    """A tier and the way to it. ``busy_s_per_byte``: by how much computation slows down, for each byte on its way."""
-
-    name: str
-    write_bytes_per_s: float
-    read_bytes_per_s: float
-    latency_s: float
-    capacity_bytes: int
-    busy_s_per_byte: float = 0.0
-
-    def write_s(self, size_bytes: int) -> float:
-        """Seconds to write ``size_bytes``, alone on the link."""
-        return self.latency_s + size_bytes / self.write_bytes_per_s
-
-    def read_s(self, size_bytes: int) -> float:
-        """Seconds to read ``size_bytes``, alone on the link."""
-        return self.latency_s + size_bytes / self.read_bytes_per_s
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What moves cost. ``waited_s``: executions wait for transfers; ``busy_s``: they run slower beside them; ``link_s``: the
-    links work."""
+class Traffic(Timing):
+    """What moves cost. ``busy_s``: executions run slower beside them."""
 
     moved_bytes: int
-    link_s: float
-    waited_s: float
     busy_s: float
 
     @property
     def extra_s(self) -> float:
         """Seconds that the step takes longer."""
         return self.waited_s + self.busy_s
-
-    @property
-    def hidden(self) -> float:
-        """Share of the links' time during which executions run."""
-        return 1.0 if self.link_s <= 0 else max(0.0, 1 - self.waited_s / self.link_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,23 +164,16 @@ def _return(
     if chosen is None:
         return None
     gaps.sort(key=lambda gap: (gap.need, gap.i))
-    latest: dict[int, float] = {}
-    starts: dict[int, float] = {}
-    for gap in reversed(gaps):
-        link = chosen[gap.i]
-        end = min(float(clock[gap.need]), latest.get(link, float("inf")))
-        starts[id(gap)] = latest[link] = end - LEAD * links[link].read_s(lives.size[gap.i])
+    reads = [(float(clock[gap.need]), chosen[gap.i], links[chosen[gap.i]].read_s(lives.size[gap.i])) for gap in gaps]
     live = lives.live.copy()
     for gap in gaps:
         live[gap.gone : gap.need] -= lives.size[gap.i]
     moves = []
     copied: set[int] = set()
-    for gap in gaps:
+    for gap, start_s in zip(gaps, latest_starts(reads, LEAD), strict=True):
         size = lives.size[gap.i]
-        wanted = int(np.searchsorted(clock, starts[id(gap)], side="right")) - 1
-        crowded = np.flatnonzero(live[gap.gone : gap.need] + size > budget)
-        free = gap.gone + int(crowded[-1]) + 1 if len(crowded) else gap.gone
-        back = min(gap.need, max(gap.gone, free, wanted))
+        wanted = max(gap.gone, int(np.searchsorted(clock, start_s, side="right")) - 1)
+        back = min(gap.need, soonest(live, size, wanted, gap.need, budget))
         live[back : gap.need] += size
         storage = lives.storage[gap.i]
         gone, back, need = (int(lives.first[kernel]) for kernel in (gap.gone, back, gap.need))
@@ -232,39 +199,14 @@ def _choose_links(lives: Lives, gaps: list[_Gap], links: Sequence[Link]) -> dict
 
 
 def traffic(moves: Sequence[Move], durations: Sequence[float], links: Sequence[Link]) -> Traffic:
-    """Step 3: replay against the clock. A link transfers one thing after the other, in the order of the requests."""
-    out: dict[int, list[Move]] = {}
-    gone: dict[int, list[Move]] = {}
-    back: dict[int, list[Move]] = {}
-    need: dict[int, list[Move]] = {}
+    """Step 3: what the moves of executions that take ``durations`` cost."""
+    transfers = []
     for move in moves:
-        for events, position in ((out, move.out), (gone, move.gone), (back, move.back), (need, move.need)):
-            events.setdefault(position, []).append(move)
-    written: dict[tuple[int, int], float] = {}
-    read: dict[Move, float] = {}
-    free = [0.0] * len(links)
-    clock, waited, link_s = 0.0, 0.0, 0.0
-
-    def wait(until: float) -> None:
-        nonlocal clock, waited
-        waited += max(0.0, until - clock)
-        clock = max(clock, until)
-
-    for p, seconds in enumerate((*durations, 0.0)):
-        for move in gone.get(p, ()):
-            wait(written[move.storage, move.out] if not move.copied else 0.0)
-        for move in back.get(p, ()):
-            took = links[move.link].read_s(move.size_bytes)
-            read[move] = free[move.link] = max(clock, free[move.link]) + took
-            link_s += took
-        for move in need.get(p, ()):
-            wait(read[move])
-        clock += seconds
-        for move in out.get(p, ()):
-            if not move.copied:
-                took = links[move.link].write_s(move.size_bytes)
-                written[move.storage, move.out] = free[move.link] = max(clock, free[move.link]) + took
-                link_s += took
+        link = links[move.link]
+        if not move.copied:
+            transfers.append(Transfer(move.link, link.write_s(move.size_bytes), move.out + 1, move.gone, is_write=True))
+        transfers.append(Transfer(move.link, link.read_s(move.size_bytes), move.back, move.need))
+    timing = replay(transfers, [0.0, *itertools.accumulate(durations)])
     sent = [(move, 1 if move.copied else 2) for move in moves]
     busy = sum(links[move.link].busy_s_per_byte * move.size_bytes * times for move, times in sent)
-    return Traffic(sum(move.size_bytes * times for move, times in sent), link_s, waited, busy)
+    return Traffic(timing.link_s, timing.waited_s, sum(move.size_bytes * times for move, times in sent), busy)

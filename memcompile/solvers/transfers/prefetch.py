@@ -14,12 +14,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from memcompile.solvers.transfers.link import Ints, Link, Timing, Transfer, latest_starts, replay, soonest
 
 LEAD = 1.5
-"""Reads start as if the link were that much slower: a model of time is not a clock."""
+"""Reads start as if the link were that much slower."""
 SMALL_BYTES = 256 * 1024
 """What is smaller stays where it can: its latency costs more than its bytes."""
 SHARES = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -27,19 +26,7 @@ SHARES = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
-    """A way to read: ``read_bytes_per_s`` with several reads under way, ``latency_s`` of one that finds it idle."""
-
-    read_bytes_per_s: float
-    latency_s: float
-
-    def read_s(self, size_bytes: int) -> float:
-        """Seconds of a read alone."""
-        return self.latency_s + size_bytes / self.read_bytes_per_s
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
+class WeightRead:
     """Weight ``weight`` is needed at slot ``slot`` (moment ``need``) and dead from moment ``end`` on."""
 
     weight: int
@@ -50,7 +37,7 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class PrefetchProblem:
     """``live``: bytes at each moment without any weight. ``moments`` and ``clock``: of each slot at which a read may start, the
     moment and the seconds of computation before it. ``sizes``: of the weights. ``reads``: in the order of their need."""
 
@@ -59,33 +46,25 @@ class Problem:
     clock: tuple[float, ...]
     total_s: float
     sizes: tuple[int, ...]
-    reads: tuple[Read, ...]
+    reads: tuple[WeightRead, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Prefetch:
-    """``residents``: weights that stay. ``starts``: (read, slot at which it starts), in order. ``seconds`` of a step,
-    ``link_s`` of it the link works, ``waited_s`` computation waits."""
+class Prefetch(Timing):
+    """``residents``: weights that stay. ``starts``: (read, slot at which it starts), in order. ``seconds`` of a step."""
 
     residents: frozenset[int]
-    starts: tuple[tuple[Read, int], ...]
+    starts: tuple[tuple[WeightRead, int], ...]
     peak_bytes: int
     seconds: float
-    link_s: float
-    waited_s: float
 
     @property
     def streamed_bytes(self) -> int:
-        """Read in each step."""
+        """WeightRead in each step."""
         return sum(read.size_bytes for read, _ in self.starts)
 
-    @property
-    def hidden(self) -> float:
-        """Share of the link's time during which computation runs."""
-        return 1.0 if self.link_s <= 0 else max(0.0, 1 - self.waited_s / self.link_s)
 
-
-def plan_prefetch(problem: Problem, budget_bytes: int, link: Link) -> Prefetch | None:
+def plan_prefetch(problem: PrefetchProblem, budget_bytes: int, link: Link) -> Prefetch | None:
     """The fastest choice found within ``budget_bytes``; None where even reading each weight at its need takes more."""
     if int(_just_in_time(problem, frozenset()).max()) > budget_bytes:
         return None
@@ -96,9 +75,9 @@ def plan_prefetch(problem: Problem, budget_bytes: int, link: Link) -> Prefetch |
     return min(plans, key=lambda plan: (plan.seconds, plan.streamed_bytes))
 
 
-def plan_ahead(problem: Problem, ahead: int, link: Link) -> Prefetch:
+def plan_ahead(problem: PrefetchProblem, ahead: int, link: Link) -> Prefetch:
     """Nothing stays; each read starts when the large one ``ahead`` places before it is needed."""
-    large: list[Read] = []
+    large: list[WeightRead] = []
     starts = []
     for read in problem.reads:
         starts.append((read, large[-ahead].slot if len(large) >= ahead else 0))
@@ -106,7 +85,7 @@ def plan_ahead(problem: Problem, ahead: int, link: Link) -> Prefetch:
     return _timed(problem, frozenset(), tuple(starts), link)
 
 
-def _just_in_time(problem: Problem, residents: frozenset[int]) -> Ints:
+def _just_in_time(problem: PrefetchProblem, residents: frozenset[int]) -> Ints:
     """Bytes alive at each moment, when each read starts at its need."""
     live = problem.live + sum(problem.sizes[weight] for weight in residents)
     for read in problem.reads:
@@ -115,9 +94,9 @@ def _just_in_time(problem: Problem, residents: frozenset[int]) -> Ints:
     return live
 
 
-def _residents(problem: Problem, budget: int, most_bytes: int) -> frozenset[int]:
+def _residents(problem: PrefetchProblem, budget: int, most_bytes: int) -> frozenset[int]:
     """As many bytes as there is room for: small weights first, then the others, each prefix spread evenly over the step."""
-    spans: dict[int, list[Read]] = {}
+    spans: dict[int, list[WeightRead]] = {}
     for read in problem.reads:
         spans.setdefault(read.weight, []).append(read)
     small = sorted((weight for weight in spans if problem.sizes[weight] < SMALL_BYTES), key=problem.sizes.__getitem__)
@@ -146,15 +125,10 @@ def _spread(items: Sequence[int]) -> Iterable[int]:
     return (items[index] for index in order if index < len(items))
 
 
-def _placed(problem: Problem, residents: frozenset[int], budget: int, link: Link) -> Prefetch:
+def _placed(problem: PrefetchProblem, residents: frozenset[int], budget: int, link: Link) -> Prefetch:
     """When each read starts."""
     reads = [read for read in problem.reads if read.weight not in residents]
-    wanted: list[float] = []
-    latest = float("inf")
-    for read in reversed(reads):
-        latest = min(problem.clock[read.slot], latest) - LEAD * link.read_s(read.size_bytes)
-        wanted.append(latest)
-    wanted.reverse()
+    wanted = latest_starts([(problem.clock[read.slot], 0, link.read_s(read.size_bytes)) for read in reads], LEAD)
     live = _just_in_time(problem, residents)
     clock, first = np.asarray(problem.clock), 0
     starts = []
@@ -162,38 +136,29 @@ def _placed(problem: Problem, residents: frozenset[int], budget: int, link: Link
         slot = max(first, int(np.searchsorted(clock, when, side="right")) - 1)
         slot = min(slot, read.slot)
         begin = problem.moments[slot]
-        crowded = np.flatnonzero(live[begin : read.need] + read.size_bytes > budget)
-        if len(crowded):
-            after = begin + int(crowded[-1]) + 1
-            slot = min(read.slot, int(np.searchsorted(problem.moments, after, side="left")))
+        free = soonest(live, read.size_bytes, begin, read.need, budget)
+        if free > begin:
+            slot = min(read.slot, int(np.searchsorted(problem.moments, free, side="left")))
         live[problem.moments[slot] : read.need] += read.size_bytes
         starts.append((read, slot))
         first = slot
     return _timed(problem, residents, tuple(starts), link)
 
 
-def _timed(problem: Problem, residents: frozenset[int], starts: tuple[tuple[Read, int], ...], link: Link) -> Prefetch:
-    """The replay: the link reads one weight after the other, computation waits for what it needs."""
+def _timed(
+    problem: PrefetchProblem, residents: frozenset[int], starts: tuple[tuple[WeightRead, int], ...], link: Link
+) -> Prefetch:
+    """What the reads take: of a link with several under way, only the first has to wait for its latency."""
     live = _just_in_time(problem, residents)
-    ready: dict[int, float] = {}
-    begins = [(slot, 0, index) for index, (_, slot) in enumerate(starts)]
-    needs = [(read.slot, 1, index) for index, (read, _) in enumerate(starts)]
-    waited = link_s = free = 0.0
-    for slot, kind, index in sorted([*begins, *needs]):
-        now = problem.clock[slot] + waited
-        read, begun = starts[index]
-        if kind == 0:
-            live[problem.moments[begun] : read.need] += read.size_bytes
-            seconds = link.read_s(read.size_bytes) if free <= now else read.size_bytes / link.read_bytes_per_s
-            free = max(free, now) + seconds
-            link_s += read.size_bytes / link.read_bytes_per_s
-            ready[index] = free
-        else:
-            waited += max(0.0, ready[index] - now)
-    seconds = problem.total_s + waited
-    return Prefetch(residents, starts, int(live.max(initial=0)), seconds, link_s, waited)
+    transfers = []
+    for read, slot in starts:
+        live[problem.moments[slot] : read.need] += read.size_bytes
+        transfers.append(Transfer(0, read.size_bytes / link.read_bytes_per_s, slot, read.slot, link.latency_s))
+    timing = replay(transfers, problem.clock)
+    seconds = problem.total_s + timing.waited_s
+    return Prefetch(timing.link_s, timing.waited_s, residents, starts, int(live.max(initial=0)), seconds)
 
 
-def just_in_time(problem: Problem, link: Link) -> Prefetch:
+def just_in_time(problem: PrefetchProblem, link: Link) -> Prefetch:
     """The smallest peak: nothing stays, each weight is read at its need."""
     return _timed(problem, frozenset(), tuple((read, read.slot) for read in problem.reads), link)

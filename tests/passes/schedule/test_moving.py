@@ -19,7 +19,8 @@ from memcompile.passes.schedule.swap import durations_of, movable_storages
 from memcompile.solvers.schedule.problem import Schedule
 from memcompile.solvers.schedule.simulate import Replay
 from memcompile.solvers.transfers import moves as moves_module
-from memcompile.solvers.transfers.moves import Link, Lives, plan_moves
+from memcompile.solvers.transfers.link import Link
+from memcompile.solvers.transfers.moves import Lives, plan_moves
 from memcompile.step.facts import Facts
 from tests.movers import LazyMover
 from tests.passes.schedule.test_random_graphs import random_schedule, step

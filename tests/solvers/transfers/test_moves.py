@@ -14,7 +14,8 @@ from memcompile.solvers.schedule.index import Index
 from memcompile.solvers.schedule.problem import Move, Op, Problem, Schedule, Storage
 from memcompile.solvers.schedule.simulate import Replay, simulate, validate
 from memcompile.solvers.transfers import moves as moves_module
-from memcompile.solvers.transfers.moves import Link, Lives, Traffic, plan_moves, traffic
+from memcompile.solvers.transfers.link import Link
+from memcompile.solvers.transfers.moves import Lives, Traffic, plan_moves, traffic
 from tests.solvers.instances import random_problem
 from tests.solvers.reference import naive_live_bytes
 
@@ -27,9 +28,9 @@ def _everything_may_move(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def movable(problem: Problem) -> list[bool]:
-    """All but what may not be saved, and outputs of the forward."""
+    """All but outputs of the forward."""
     backward = {s for op in problem.ops[problem.boundary :] for s in op.writes}
-    return [storage.can_save and (not storage.is_output or s in backward) for s, storage in enumerate(problem.storages)]
+    return [not storage.is_output or s in backward for s, storage in enumerate(problem.storages)]
 
 
 def planned(problem: Problem, schedule: Schedule, budget: int, links: tuple[Link, ...] = (LINK,)) -> Schedule | None:
@@ -189,7 +190,7 @@ def test_a_full_tier_spills_into_the_next() -> None:
 def test_the_clock() -> None:
     """8 bytes: 2.5 s to write, 4.5 s to read, beside executions of a second."""
     move = Move(0, 8, out=0, gone=4, back=5, need=8)
-    assert traffic([move], [1.0] * 12, (LINK,)) == Traffic(16, 7.0, 1.5, 0.0)  # written at 3.5; read from 5 to 9.5, needed at 8
+    assert traffic([move], [1.0] * 12, (LINK,)) == Traffic(7.0, 1.5, 16, 0.0)  # written at 3.5; read from 5 to 9.5, needed at 8
     hurried = dataclasses.replace(move, gone=1, back=3)
     # gone at 1 waits until 3.5; read from 5.5 to 10 where execution 8 would start at 10.5
     assert traffic([hurried], [1.0] * 12, (LINK,)).waited_s == 2.5

@@ -6,21 +6,22 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcompile.solvers.transfers.prefetch import Link, Prefetch, Problem, Read, just_in_time, plan_ahead, plan_prefetch
+from memcompile.solvers.transfers.link import Link
+from memcompile.solvers.transfers.prefetch import Prefetch, PrefetchProblem, WeightRead, just_in_time, plan_ahead, plan_prefetch
 
-LINK = Link(1e9, 1e-4)
+LINK = Link.to_read("disk", 1e9, 1e-4)
 MB = 10**6
 
 
-def problem_of(sizes: list[int], live: list[int], seconds: list[float], uses: list[int]) -> Problem:
+def problem_of(sizes: list[int], live: list[int], seconds: list[float], uses: list[int]) -> PrefetchProblem:
     """One slot and one moment for each use."""
     clock = np.concatenate([[0.0], np.cumsum(seconds)])[:-1]
-    reads = tuple(Read(weight, sizes[weight], slot, slot, slot + 1) for slot, weight in enumerate(uses))
+    reads = tuple(WeightRead(weight, sizes[weight], slot, slot, slot + 1) for slot, weight in enumerate(uses))
     moments = tuple(range(len(uses)))
-    return Problem(np.array([*live, live[-1]]), moments, tuple(clock.tolist()), sum(seconds), tuple(sizes), reads)
+    return PrefetchProblem(np.array([*live, live[-1]]), moments, tuple(clock.tolist()), sum(seconds), tuple(sizes), reads)
 
 
-def counted(problem: Problem, plan: Prefetch) -> int:
+def counted(problem: PrefetchProblem, plan: Prefetch) -> int:
     """Bytes at the fullest moment, one moment after the other."""
     levels = []
     for moment, live in enumerate(problem.live.tolist()):
