@@ -16,7 +16,6 @@ from memcompile.report.figure import Figure
 
 GraphKind = Literal["train", "inference"]
 Status = Literal["optimal", "bounded", "heuristic", "none"]
-Phase = Literal["forward", "backward"]
 Language = Literal["cpp", "python"]
 
 SCHEMA_VERSION = 3

@@ -6,8 +6,8 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from operator import getitem
 from typing import Any
 
@@ -50,7 +50,6 @@ class CostModel:
     """Node -> seconds and bytes, from one device's numbers."""
 
     device: DeviceModel
-    workspaces: Mapping[str, int] = field(default_factory=dict)
 
     def node_seconds(self, node: fx.Node) -> float:
         """Arithmetic of the node alone; the memory traffic belongs to the kernel it is fused into."""
@@ -87,10 +86,6 @@ class CostModel:
             rate * self.device.fresh_memory_s_per_byte,
             FRESH_BYTES,
         )
-
-    def workspace_bytes(self, node: fx.Node) -> int:
-        """Known scratch memory of a library kernel while it runs."""
-        return self.workspaces.get(node.name, 0)
 
 
 _EXTERN = frozenset({"convolution", "convolution_backward", "embedding_dense_backward", "index_put", "sort", "topk"})

@@ -257,15 +257,14 @@ class _Builder:
     ) -> None:
         indices = tuple(index for _, index in writes)
         source = next(filter(None, map(source_of, roots)), "")
-        seconds, workspace = cluster.seconds, 0
+        seconds = cluster.seconds
         if roots:
             touched = sum(self.storages[i].size_bytes for i in {*cluster.leaves, *indices})
             seconds += self.costs.kernel_seconds(touched)
-            workspace = max(map(self.costs.workspace_bytes, roots))
         if half == "forward" and writes and not cluster.pure:
             self.refused[name] = (name, source, "random state, mutation or side effect: runs once")
         reads = tuple(sorted(cluster.leaves))
-        self.ops.append(Op(name, reads, indices, seconds, workspace, recomputable=cluster.pure, inplace=inplace))
+        self.ops.append(Op(name, reads, indices, seconds, recomputable=cluster.pure, inplace=inplace))
         self.op_facts.append(OpFacts(half, roots, tuple(writes), source, loops))
 
 

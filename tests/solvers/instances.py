@@ -201,11 +201,10 @@ def random_problem(seed: int, forward: int = 5, backward: int = 5) -> Problem:
             pool = pool[-3:]
         reads = sorted(rng.sample(pool, min(len(pool), rng.choice([0, 1, 1, 2, 2, 3]))))
         output = p >= forward and rng.random() < 0.2
-        flags = {"is_output": output, "can_save": not (p < forward and rng.random() < 0.1)}
-        writes = [b.storage(f"s{p}", rng.choice([1, 1, 2, 3, 5, 8]), **flags)]
+        writes = [b.storage(f"s{p}", rng.choice([1, 1, 2, 3, 5, 8]), is_output=output)]
         if rng.random() < 0.1:
-            writes.append(b.storage(f"t{p}", rng.choice([1, 2, 3]), can_save=flags["can_save"]))
-        again = rng.random() < 0.9 or not flags["can_save"]
+            writes.append(b.storage(f"t{p}", rng.choice([1, 2, 3])))
+        again = rng.random() < 0.9
         b.ops.append(
             Op(
                 f"op{p}",
@@ -217,19 +216,4 @@ def random_problem(seed: int, forward: int = 5, backward: int = 5) -> Problem:
                 inplace=rng.random() < 0.4,
             )
         )
-    return mark_deferrable(b.problem(base_bytes=rng.choice([0, 3])), rng)
-
-
-def mark_deferrable(problem: Problem, rng: random.Random) -> Problem:
-    """Mark some of the forward ops that only the backward needs."""
-    ops = list(problem.ops)
-    readers: dict[int, list[int]] = {}
-    for p, op in enumerate(ops):
-        for s in op.reads:
-            readers.setdefault(s, []).append(p)
-    for p in range(problem.boundary - 1, -1, -1):
-        op = ops[p]
-        after = [q for s in op.writes for q in readers.get(s, [])]
-        if after and min(after) >= problem.boundary and rng.random() < 0.5:
-            ops[p] = Op(op.name, op.reads, op.writes, op.seconds, op.workspace_bytes, op.recomputable, True, op.inplace)
-    return Problem(problem.storages, tuple(ops), problem.boundary, problem.base_bytes)
+    return b.problem(base_bytes=rng.choice([0, 3]))

@@ -91,15 +91,11 @@ def _moves(problem: Problem, state: State) -> list[tuple[float, int, State]]:
         if not storages[s].is_output:
             moves.append((0.0, 0, (base, crossed, ran, resident - {s})))
     if base == problem.boundary and not crossed:
-        kept = frozenset(s for s in resident if storages[s].can_save or storages[s].is_output)
-        moves.append((0.0, 0, (base, 1, ran, kept)))
-    if base < problem.boundary and ops[base].deferrable:
-        moves.append((0.0, 0, (base + 1, crossed, ran, resident)))
+        moves.append((0.0, 0, (base, 1, ran, resident)))
     for p, op in enumerate(ops):
         in_order = p == base and (crossed or p < problem.boundary)
-        deferred = p < base and p not in ran and bool(crossed)
         again = p in ran and op.recomputable and not any(storages[s].is_output for s in op.writes)
-        if not (in_order or deferred or again) or not set(op.reads) <= resident:
+        if not (in_order or again) or not set(op.reads) <= resident:
             continue
         before = resident - set(op.writes)
         held = problem.base_bytes + sum(storages[s].size_bytes for s in before)

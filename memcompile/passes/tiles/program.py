@@ -305,10 +305,6 @@ class _Assembly:
         return self.strides(port.node)
 
 
-def _hoisted_view(index: int) -> View:
-    return View("hoisted", index)
-
-
 def _size(port: Port) -> tuple[int, ...] | None:
     return None if port.rectangle is None else tuple(end - begin for begin, end in port.rectangle)
 

@@ -63,10 +63,10 @@ def find_chain(index: Index, max_blocks: int) -> Chain | None:
 
 
 def _spans(index: Index) -> dict[int, int]:
-    """Last forward reader (deferrable ones do not count) of each forward storage that has one."""
+    """Last forward reader of each forward storage that has one."""
     spans: dict[int, int] = {}
     for s, readers in enumerate(index.readers):
-        inside = [q for q in readers if q < index.problem.boundary and not index.deferrable[q]]
+        inside = [q for q in readers if q < index.problem.boundary]
         if inside:
             spans[s] = inside[-1]
     return spans
@@ -173,8 +173,8 @@ def extract(index: Index, block: Block) -> Part:
 
     def add(s: int, output: bool) -> int:
         local[s] = len(storages)
-        storages.append(Storage(index.problem.storages[s].name, index.sizes[s], output, index.problem.storages[s].can_save))
-        shape.append((index.sizes[s], output, index.problem.storages[s].can_save))
+        storages.append(Storage(index.problem.storages[s].name, index.sizes[s], output))
+        shape.append((index.sizes[s], output))
         return local[s]
 
     def source(name: str, names: list[int], output: bool) -> Op:
@@ -195,7 +195,6 @@ def extract(index: Index, block: Block) -> Part:
             op.seconds,
             op.workspace_bytes,
             op.recomputable,
-            op.deferrable and p < boundary,
             op.inplace,
         )
         ops.append(part)

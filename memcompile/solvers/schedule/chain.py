@@ -46,7 +46,7 @@ def model_chain(index: Index, chain: Chain, seed: int, deadline: float) -> Chain
     for part in parts:
         if part.signature not in solved:
             solved[part.signature] = block_options(part, seed, deadline)
-    seconds = tuple(sum(index.seconds[p] for p in range(b.first, b.last) if not index.deferrable[p]) for b in chain.blocks)
+    seconds = tuple(sum(index.seconds[b.first : b.last]) for b in chain.blocks)
     return ChainModel(
         chain=chain,
         parts=parts,
@@ -136,9 +136,7 @@ class ChainDecoder:
         block = self.model.chain.blocks[b]
         if b >= self.done:
             for p in range(block.first, block.last):
-                wanted = any(s in keep for s in self.index.writes[p])
-                if not self.index.deferrable[p] or wanted:
-                    self.emitter.run(p)
+                self.emitter.run(p)
             self.done = b + 1
         else:
             self.emitter.make(sorted(keep))
@@ -178,7 +176,7 @@ class ChainDecoder:
             emitter.cross_split()
         for i in option.backward:
             p = part.ops[i]
-            if (p >= block.begin and not emitter.executed[p]) or emitter.may_run(p):
+            if (p >= block.begin and not emitter.executed[p]) or self.index.again[p]:
                 emitter.run(p)
 
 

@@ -32,10 +32,6 @@ class Emitter:
         for s in self.index.writes[p]:
             self.resident[s] = 1
 
-    def may_run(self, p: int) -> bool:
-        """Whether op p can run now as a remake (or, deferred, for the first time)."""
-        return self.index.again[p] or (self.index.deferrable[p] and not self.executed[p])
-
     def drop(self, storages: Iterable[int]) -> None:
         """Forbid later reads of the present instances, where the storage can be made again."""
         for s in storages:
@@ -69,14 +65,11 @@ class Emitter:
         self.execute(p)
 
     def cross_split(self) -> None:
-        """The forward ends here: what may not be saved is gone."""
+        """The forward ends here."""
         self.split = len(self.sequence)
-        for s, flag in enumerate(self.index.forbidden):
-            if flag:
-                self.resident[s] = 0
 
     def finish(self) -> Schedule:
-        """Run what never ran (deferred and never read), and return the schedule."""
+        """Run what never ran, and return the schedule."""
         if self.split is None:
             self.cross_split()
         for p, done in enumerate(self.executed):
@@ -86,32 +79,14 @@ class Emitter:
         return Schedule(tuple(self.sequence), self.split)
 
 
-def first_runs(index: Index, resident_at_split: Collection[int] | None) -> list[bool]:
-    """Which ops run at their place in the base order: all but the deferrable ones whose writes are not kept at the split.
-
-    None: keep everything that may be kept.
-    """
-    runs = [True] * len(index.reads)
-    for p in range(index.problem.boundary - 1, -1, -1):
-        if not index.deferrable[p]:
-            continue
-        needed = any(runs[q] and q < index.problem.boundary for s in index.writes[p] for q in index.readers[s])
-        kept = any(not index.forbidden[s] and (resident_at_split is None or s in resident_at_split) for s in index.writes[p])
-        runs[p] = needed or kept
-    return runs
-
-
 def decode(index: Index, resident: Mapping[int, Collection[int]] | None = None) -> Schedule:
     """Decode resident sets at instants.
 
     ``resident[w]``: what may stay of the storages written before op w when op w first runs; the reads of w are made if they
-    are not in it. With no instants: the base schedule,
-    with what may not be saved made again.
+    are not in it. With no instants: the base schedule.
     """
     resident = dict(resident or {})
     boundary = index.problem.boundary
-    at_split = [resident[w] for w in sorted(resident) if w >= boundary][:1]
-    runs = first_runs(index, at_split[0] if at_split else None)
     emitter = Emitter(index)
     work.spend(OP_S * len(index.reads))
     for p in range(len(index.reads)):
@@ -121,6 +96,5 @@ def decode(index: Index, resident: Mapping[int, Collection[int]] | None = None) 
             early = p < boundary
             emitter.make(s for s in resident[p] if (emitter.executed[index.producer[s]] if early else index.producer[s] < p))
             emitter.keep_only(resident[p])
-        if p >= boundary or runs[p]:
-            emitter.run(p)
+        emitter.run(p)
     return emitter.finish()

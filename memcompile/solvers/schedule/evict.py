@@ -32,16 +32,11 @@ class CappedDecoder:
         self.weight = [4.0 ** self.random.uniform(-1, 1) if order > 1 else 1.0 for _ in index.sizes]
         self.used = index.problem.base_bytes
         self.resident = bytearray(len(index.sizes))
-        self.executed = bytearray(len(index.reads))
         self.pins = [0] * len(index.sizes)
         self.wanted: dict[int, int] = {}  # storage -> op: next use through something evicted
         self.sequence: list[int] = []
         self.heap: list[tuple[float, int]] = []
         self.now = 0
-
-    def may_run(self, p: int) -> bool:
-        """Whether p may run now outside the base order."""
-        return self.index.again[p] or (self.index.deferrable[p] and not self.executed[p])
 
     def next_use(self, s: int) -> float:
         """Base op that next needs s, directly or to remake what was evicted; infinity when none."""
@@ -60,7 +55,7 @@ class CappedDecoder:
             p = stack.pop()
             if p in seen:
                 continue
-            if not self.may_run(p):
+            if not index.again[p]:
                 return float("inf")
             seen.add(p)
             total += index.seconds[p]
@@ -141,7 +136,6 @@ class CappedDecoder:
             raise CapExceededError
         self.sequence.append(p)
         work.spend(EXECUTION_S)
-        self.executed[p] = 1
         if base:
             self.now = p + 1
         for s in index.writes[p]:
@@ -199,7 +193,7 @@ class CappedDecoder:
                     self.pins[s] += 1
             if gone is not None:
                 child = index.producer[gone]
-                if child in active or not self.may_run(child):
+                if child in active or not index.again[child]:
                     raise CapExceededError
                 frames.append((child, []))
                 active.add(child)
@@ -211,35 +205,17 @@ class CappedDecoder:
             active.discard(p)
 
 
-def decode_capped(
-    index: Index, cap: int, *, max_executions: int, distance_power: float = 0.5, order: int = 0, eager: bool = False
-) -> Schedule:
+def decode_capped(index: Index, cap: int, *, max_executions: int, distance_power: float = 0.5, order: int = 0) -> Schedule:
     """A schedule whose executions each hold at most ``cap`` bytes (up to in-place reuse); CapExceededError when none is found.
 
     ``distance_power``: how much the distance of the next use counts against the price of a remake. ``order``: which
     missing read of an op is made first: 0 the first, 1 the one that needs the most room beside itself (Sethi and Ullman, 1970),
-    from 2 on any, with noise on the scores (a seed). ``eager``: deferrable ops run at their place in the forward, not at their
-    first use.
+    from 2 on any, with noise on the scores (a seed).
     """
     decoder = CappedDecoder(index, cap, max_executions, distance_power, order)
-    boundary = index.problem.boundary
-    split = None
-    for p in range(len(index.reads)):
-        if p == boundary:
-            split = _cross(decoder)
-        if not index.deferrable[p] or (eager and not any(index.forbidden[s] for s in index.writes[p])):
-            decoder.run(p)
-    if split is None:
-        split = _cross(decoder)
-    for p, done in enumerate(decoder.executed):
-        if not done:
-            decoder.run(p)
+    for p in range(index.problem.boundary):
+        decoder.run(p)
+    split = len(decoder.sequence)
+    for p in range(index.problem.boundary, len(index.reads)):
+        decoder.run(p)
     return Schedule(tuple(decoder.sequence), split)
-
-
-def _cross(decoder: CappedDecoder) -> int:
-    """Evict what may not be saved."""
-    for s, flag in enumerate(decoder.index.forbidden):
-        if flag and decoder.resident[s]:
-            decoder.evict(s)
-    return len(decoder.sequence)

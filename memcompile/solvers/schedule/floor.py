@@ -50,17 +50,15 @@ class Lookback:
         index = self.index
         cases: list[tuple[int, int, int, frozenset[int]]] = []
         makers = {index.producer[s] for s in needed if not index.output[s]}
-        for p in {*(p for p in makers if p < w and (index.again[p] or index.deferrable[p])), w - 1}:
+        for p in {*(p for p in makers if p < w and index.again[p]), w - 1}:
             rest = needed.difference(index.writes[p])
             before = rest.union(index.reads[p])
             if p != w - 1:
                 cases.append((self.execution_bytes(p, w, rest), p, w, before))
                 continue
             cases.append((self.execution_bytes(p, w - 1, rest), p, w - 1, before))
-            if p in makers and (index.again[p] or index.deferrable[p]):
+            if p in makers and index.again[p]:
                 cases.append((self.execution_bytes(p, w, rest), p, w, before))
-            if index.deferrable[p]:
-                cases.append((0, p, w - 1, needed))
         best = -1
         for size, _, progress, before in sorted(cases, key=lambda c: c[:3]):
             if 0 <= best <= size:
@@ -77,7 +75,7 @@ def floor_bound(index: Index, depth: int = 8, nodes: int = 60_000) -> int:
     """Largest over all ops of the bound at the op's first execution."""
     held, fixed = _held(index)
     look = Lookback(index, held, fixed, nodes)
-    direct = {w: look.execution_bytes(w, w, frozenset()) for w in range(len(index.reads)) if not index.deferrable[w]}
+    direct = {w: look.execution_bytes(w, w, frozenset()) for w in range(len(index.reads))}
     best = max(direct.values(), default=index.problem.base_bytes)
     order = sorted(direct, key=lambda w: -direct[w])
     for w in order:
@@ -96,12 +94,10 @@ def _held(index: Index) -> tuple[list[int], list[set[int]]]:
     enter: list[list[int]] = [[] for _ in range(count + 1)]
     leave: list[list[int]] = [[] for _ in range(count + 1)]
     for s, p in enumerate(index.producer):
-        if index.deferrable[p]:
-            continue
         if index.output[s]:
             enter[p + 1].append(s)
         elif not index.again[p]:
-            last = max((q for q in index.readers[s] if not index.deferrable[q]), default=-1)
+            last = max(index.readers[s], default=-1)
             if last > p:
                 enter[p + 1].append(s)
                 leave[last + 1 if last + 1 <= count else count].append(s)

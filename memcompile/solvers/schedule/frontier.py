@@ -10,7 +10,7 @@ lazily. For instant k (the first execution of op w_k), storage u written before 
     memory:                                           sum of bytes of x[k] <= cap - outputs - what w_k adds
 
 Every schedule within the budget gives such x and r at no more cost (its remakes between first executions), so the optimum
-bounds the extra time of every schedule from below. A first run of a deferrable op costs nothing.
+bounds the extra time of every schedule from below.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ class Frontier:
 
 @dataclass(slots=True)
 class _Stages:
-    """Variables of the model: x[k] by storage, r[k] by op; ``start[k]`` is w_k (the split stage stands before op boundary)."""
+    """Variables of the model: x[k] by storage, r[k] by op; ``start[k]`` is w_k."""
 
     model: Model
     start: list[int]
-    is_split: list[bool]
     x: list[dict[int, int]]
     r: list[dict[int, int]]
 
@@ -80,33 +79,22 @@ def _frontier(stages: _Stages, answer: Answer, unit: float) -> Frontier:
     resident: dict[int, frozenset[int]] = {}
     if answer.values:
         for k, w in enumerate(stages.start):
-            if not stages.is_split[k]:
-                resident[w] = frozenset(s for s, v in stages.x[k].items() if answer.values[v])
+            resident[w] = frozenset(s for s, v in stages.x[k].items() if answer.values[v])
     return Frontier(answer.outcome, resident, answer.objective * unit, answer.bound * unit)
 
 
 def _stages(index: Index, caps: Mapping[int, int], unit: float) -> _Stages:
-    boundary, count = index.problem.boundary, len(index.reads)
-    instants: list[tuple[int, bool]] = sorted((w, False) for w in caps)
-    if any(index.forbidden) and any(w >= boundary for w in caps):
-        instants.append((boundary, True))
-        instants.sort(key=lambda i: (i[0], not i[1]))
-    start = [w for w, _ in instants]
-    stages = _Stages(Model(), start, [flag for _, flag in instants], [], [])
-    ends = [*start[1:], count]
-    needed = _needed(index, start, ends)
-    runs: dict[int, list[int]] = {}
-    for k, rel in enumerate(needed):
-        _add_stage(index, stages, k, rel, unit, runs)
-    for k, (w, split) in enumerate(instants):
-        _link(index, stages, k, set(range(w, ends[k])))
-        if not split:
-            room = caps[w] - fixed_bytes(index, w)
-            names = [v for s, v in stages.x[k].items() if not index.output[s]]
-            sizes = [index.sizes[s] for s in stages.x[k] if not index.output[s]]
-            stages.model.at_most(names, sizes, room)
-    for p, variables in runs.items():
-        _charge_deferrable(index, stages.model, p, variables, unit)
+    start = sorted(caps)
+    stages = _Stages(Model(), start, [], [])
+    ends = [*start[1:], len(index.reads)]
+    for rel in _needed(index, start, ends):
+        _add_stage(index, stages, rel, unit)
+    for k, w in enumerate(start):
+        _link(index, stages, k, range(w, ends[k]))
+        room = caps[w] - fixed_bytes(index, w)
+        names = [v for s, v in stages.x[k].items() if not index.output[s]]
+        sizes = [index.sizes[s] for s in stages.x[k] if not index.output[s]]
+        stages.model.at_most(names, sizes, room)
     return stages
 
 
@@ -123,48 +111,41 @@ def _needed(index: Index, start: list[int], ends: list[int]) -> list[list[int]]:
             if s in seen or p >= w:
                 continue
             seen.add(s)
-            if index.again[p] or index.deferrable[p]:
+            if index.again[p]:
                 stack.extend(index.reads[p])
         later = seen
         needed.append(sorted(seen))
     return needed[::-1]
 
 
-def _add_stage(index: Index, stages: _Stages, k: int, rel: list[int], unit: float, runs: dict[int, list[int]]) -> None:
+def _add_stage(index: Index, stages: _Stages, rel: list[int], unit: float) -> None:
     model = stages.model
-    stages.x.append({s: model.add() for s in rel})
+    x = {s: model.add() for s in rel}
     r: dict[int, int] = {}
     for s in rel:
         p = index.producer[s]
-        if p in r or not (index.again[p] or index.deferrable[p]) or index.output[s]:
-            continue
-        free = index.deferrable[p]
-        r[p] = model.add(cost=0 if free else int(index.seconds[p] / unit))
-        if free:
-            runs.setdefault(p, []).append(r[p])
-    stages.r.append(r)
+        if p not in r and index.again[p]:
+            r[p] = model.add(cost=int(index.seconds[p] / unit))
     for s in rel:
         if index.output[s]:
-            model.fix(stages.x[k][s], 1)
-        elif stages.is_split[k] and index.forbidden[s]:
-            model.fix(stages.x[k][s], 0)
+            model.fix(x[s], 1)
+    stages.x.append(x)
+    stages.r.append(r)
 
 
-def _link(index: Index, stages: _Stages, k: int, ops: set[int]) -> None:
+def _link(index: Index, stages: _Stages, k: int, ops: range) -> None:
     """Needs, parents and the step to the next instant for stage k, which runs ``ops`` (in base order)."""
     model, x, r = stages.model, stages.x[k], stages.r[k]
-    w = stages.start[k]
 
     def available(s: int) -> tuple[int, ...]:
         p = index.producer[s]
         return (x[s], r[p]) if p in r else (x[s],)
 
-    direct = set(index.reads[w]) if w in ops and not stages.is_split[k] else set()
+    direct = set(index.reads[ops.start])
     for s in direct:
         if s in x:
             model.fix(x[s], 1)
-    last = k + 1 == len(stages.x)
-    for s in {s for q in ops if last or not index.deferrable[q] for s in index.reads[q]} - direct:
+    for s in {s for q in ops for s in index.reads[q]} - direct:
         if s in x:
             model.clause(available(s))
     for p, v in r.items():
@@ -174,14 +155,3 @@ def _link(index: Index, stages: _Stages, k: int, ops: set[int]) -> None:
         for s, v in stages.x[k + 1].items():
             if s in x:
                 model.clause(available(s), (v,))
-
-
-def _charge_deferrable(index: Index, model: Model, p: int, variables: list[int], unit: float) -> None:
-    """The first run of a deferrable op is part of the base time; it may run more than once only if recomputable."""
-    if len(variables) < 2:
-        return
-    if not index.again[p]:
-        model.at_most(variables, [1] * len(variables), 1)
-        return
-    paid = model.add(cost=int(index.seconds[p] / unit), upper=len(variables) - 1)
-    model.at_most([*variables, paid], [1] * len(variables) + [-1], 1)

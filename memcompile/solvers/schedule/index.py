@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memcompile.solvers.schedule.problem import Problem, Schedule
+from memcompile.solvers.schedule.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,7 @@ class Index:
 
     ``producer[s]``: the op that writes storage s. ``readers[s]``: the ops that read it, in base order. ``reads[p]``,
     ``writes[p]``: storages, without repetition. ``again[p]``: the op may run more than once (an op that writes an output may
-    not: an output is created once). ``deferrable[p]``: deferrable and writes no output.
+    not: an output is created once).
     """
 
     problem: Problem
@@ -24,13 +24,11 @@ class Index:
     writes: tuple[tuple[int, ...], ...]
     seconds: tuple[float, ...]
     again: tuple[bool, ...]
-    deferrable: tuple[bool, ...]
     output: tuple[bool, ...]
-    forbidden: tuple[bool, ...]  # may not cross the split
 
     @classmethod
     def of(cls, problem: Problem) -> Index:
-        """Index a problem; raise ValueError when it is malformed or contradicts itself."""
+        """Index a problem; raise ValueError when it is malformed."""
         producer = [-1] * len(problem.storages)
         readers: list[list[int]] = [[] for _ in problem.storages]
         reads = tuple(tuple(dict.fromkeys(op.reads)) for op in problem.ops)
@@ -49,19 +47,6 @@ class Index:
                 raise ValueError(f"storage {s} ({problem.storages[s].name}) is written by no op")
         output = tuple(storage.is_output for storage in problem.storages)
         again = tuple(op.recomputable and not any(output[s] for s in writes[p]) for p, op in enumerate(problem.ops))
-        deferrable = tuple(
-            op.deferrable and p < problem.boundary and not any(output[s] for s in writes[p]) for p, op in enumerate(problem.ops)
-        )
-        forbidden = tuple(
-            not storage.can_save and not storage.is_output and producer[s] < problem.boundary
-            for s, storage in enumerate(problem.storages)
-        )
-        for s, flag in enumerate(forbidden):
-            p = producer[s]
-            crosses = bool(readers[s]) and readers[s][-1] >= problem.boundary
-            if flag and crosses and not again[p] and not deferrable[p]:
-                name = problem.storages[s].name
-                raise ValueError(f"storage {s} ({name}) may not be saved, but op {p} ({problem.ops[p].name}) cannot run again")
         return cls(
             problem=problem,
             sizes=tuple(storage.size_bytes for storage in problem.storages),
@@ -71,9 +56,7 @@ class Index:
             writes=writes,
             seconds=tuple(op.seconds for op in problem.ops),
             again=again,
-            deferrable=deferrable,
             output=output,
-            forbidden=forbidden,
         )
 
     def transient_bytes(self, p: int) -> int:
@@ -94,8 +77,3 @@ class Index:
                 free[self.sizes[s]] -= 1
                 reused += self.sizes[s]
         return reused
-
-
-def base_schedule(problem: Problem) -> Schedule:
-    """Every op once, in base order: each storage is kept until its last use (valid when every storage may be saved)."""
-    return Schedule(tuple(range(len(problem.ops))), problem.boundary)

@@ -44,7 +44,6 @@ class Polisher:
         ops = replay.problem.ops
         self.inplace = [ops[p].inplace for p in self.sequence]
         self.sizes = replay.size.tolist()
-        self.forbidden = [not s.can_save and not s.is_output for s in replay.problem.storages]
 
     def end(self, i: int) -> int:
         """Last position that needs instance i."""
@@ -54,13 +53,7 @@ class Polisher:
         """Whether an earlier execution can serve what this one wrote (positions removed have no op, -1)."""
         if self.sequence[position] < 0 or not self.outputs[position]:
             return False
-        for i in self.outputs[position]:
-            before = self.previous[i]
-            if before < 0:
-                return False
-            if self.forbidden[self.storage[i]] and self.reads[i] and self.start[before] < self.split <= self.reads[i][-1]:
-                return False
-        return True
+        return all(self.previous[i] >= 0 for i in self.outputs[position])
 
     def try_remove(self, position: int) -> float:
         """Remove the execution if the budget allows; return the seconds saved (0: left as it is)."""

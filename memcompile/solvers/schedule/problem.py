@@ -20,14 +20,11 @@ class Storage:
     """One block of memory: views of it are already collapsed into it.
 
     ``is_output``: a user output or a gradient. It lives from its (only) creation to the end of the schedule.
-    ``can_save``: False forbids it to be alive across the boundary between forward and backward (the user asked for
-    recomputation with ``torch.utils.checkpoint``).
     """
 
     name: str
     size_bytes: int
     is_output: bool = False
-    can_save: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +35,6 @@ class Op:
     step (parameters, batch) are not storages of the problem, they are part of ``Problem.base_bytes``.
     ``seconds``: time of one execution. ``workspace_bytes``: memory alive only while the op runs.
     ``recomputable``: False for ops with side effects, random state or communication: they run exactly once.
-    ``deferrable``: the op stands before the boundary but only the backward reads what it writes; its first execution may
-    happen after the boundary (and then it does not happen before it).
     ``inplace``: a write may take the place of a read of the same size that dies at this op (pointwise kernels).
     """
 
@@ -49,7 +44,6 @@ class Op:
     seconds: float
     workspace_bytes: int = 0
     recomputable: bool = True
-    deferrable: bool = False
     inplace: bool = False
 
 
@@ -92,10 +86,9 @@ class Move:
 class Schedule:
     """Op indices in execution order; ``split`` is the position where the backward starts. ``moves``: what leaves for a while.
 
-    A valid schedule contains every forward op before ``split`` in base order (deferrable ones may be missing there), every
-    backward op after it in base order, further executions only of recomputable ops, and every read finds an instance that is
-    alive. An execution reads the latest instance of each storage. Storages with ``can_save=False`` have no instance that is
-    written before ``split`` and read after it.
+    A valid schedule contains every forward op before ``split`` in base order, every backward op after it in base order,
+    further executions only of recomputable ops, and every read finds an instance that is alive. An execution reads the latest
+    instance of each storage.
     """
 
     sequence: tuple[int, ...]

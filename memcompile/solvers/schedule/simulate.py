@@ -236,15 +236,12 @@ def validate(problem: Problem, schedule: Schedule) -> None:
             if p < last_forward:
                 raise ValueError(f"{where}: first runs after op {last_forward}, against the base order")
             last_forward = p
-        elif not op.deferrable:
-            raise ValueError(f"{where}: first runs after the split at {split}, but it is not deferrable")
+        else:
+            raise ValueError(f"{where}: first runs after the split at {split}")
         runs[p] += 1
         for s in op.reads:
-            storage = problem.storages[s]
             if s not in written:
-                raise ValueError(f"{where}: reads storage {s} ({storage.name}), which has not been written")
-            if not storage.can_save and not storage.is_output and written[s] < split <= position:
-                raise ValueError(f"{where}: reads storage {s} ({storage.name}) across the split, but it may not be saved")
+                raise ValueError(f"{where}: reads storage {s} ({problem.storages[s].name}), which has not been written")
         for s in op.writes:
             written[s] = position
     for p, count in enumerate(runs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,11 +32,10 @@ CHAIN_BLOCKS = (64, 16)  # granularities of the chain
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How the greedy decoder weighs distance, orders remakes and treats deferrable ops (see ``decode_capped``)."""
+    """How the greedy decoder weighs distance and orders remakes (see ``decode_capped``)."""
 
     power: float
     order: int
-    eager: bool = False
 
 
 VARIANTS = (Variant(0.5, 1), Variant(0.25, 0), Variant(0.0, 1), Variant(0.0, 0))
@@ -107,7 +106,7 @@ def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, see
     base = search.offer(decode(index), "base")
     if problem.ops and not search.closed:
         sequence = decode(index).sequence
-        _search(search, binding_instant(index, sequence, base.live_bytes))
+        _search(search, binding_instant(sequence, base.live_bytes))
     if search.best is None:
         floor, lower = minimum_peak(problem, time_limit_s=max(FLOOR_S, search.left), enough_bytes=budget_bytes)
         if floor.peak_bytes > budget_bytes:
@@ -121,10 +120,8 @@ def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, see
 def variants(index: Index) -> list[Variant]:
     """Variants of the greedy decoder to try: more of them on small problems."""
     chosen = list(VARIANTS)
-    if any(index.deferrable):
-        chosen += [replace(v, eager=True) for v in VARIANTS]
     if 0 < len(index.reads) <= SMALL_PROBLEM:
-        chosen += [Variant(0.25 * (i % 3), i, bool(i & 1)) for i in range(2, 2 + min(40, 2400 // len(index.reads)))]
+        chosen += [Variant(0.25 * (i % 3), i) for i in range(2, 2 + min(40, 2400 // len(index.reads)))]
     return chosen
 
 
@@ -132,9 +129,7 @@ def greedy(index: Index, cap: int, variant: Variant, repeats: int) -> Schedule |
     """One run of the greedy decoder, of at most ``repeats`` executions per op."""
     limit = repeats * len(index.reads) + len(index.reads) // 2 + 1000
     try:
-        return decode_capped(
-            index, cap, max_executions=limit, distance_power=variant.power, order=variant.order, eager=variant.eager
-        )
+        return decode_capped(index, cap, max_executions=limit, distance_power=variant.power, order=variant.order)
     except CapExceededError:
         return None
 
@@ -234,7 +229,7 @@ def _stage(search: Search, instant: int) -> None:
         timeline = search.offer(schedule, "staged frontier")
         if timeline.peak_bytes <= search.budget:
             return
-        over = violated(index, schedule.sequence, timeline, search.budget)
+        over = violated(schedule.sequence, timeline, search.budget)
         fresh = [w for w in sorted(over, key=lambda w: -over[w]) if w not in caps]
         if fresh and len(caps) < 8:
             caps.update(dict.fromkeys(fresh[:2], search.budget))
@@ -245,13 +240,13 @@ def _stage(search: Search, instant: int) -> None:
                     caps[w] -= excess
 
 
-def violated(index: Index, sequence: tuple[int, ...], timeline: Timeline, budget: int) -> dict[int, int]:
+def violated(sequence: tuple[int, ...], timeline: Timeline, budget: int) -> dict[int, int]:
     """Ops before which (or in which) the plan passes the budget, with the bytes above it."""
     over: dict[int, int] = {}
     first = first_positions(sequence)
     for position in np.flatnonzero(timeline.live_bytes > budget).tolist():
         w = int(first[position])
-        if w >= 0 and not index.deferrable[w]:
+        if w >= 0:
             over[w] = max(over.get(w, 0), int(timeline.live_bytes[position]) - budget)
     return over
 
@@ -272,12 +267,12 @@ def first_positions(sequence: tuple[int, ...]) -> list[int]:
     return result
 
 
-def binding_instant(index: Index, sequence: tuple[int, ...], live: Ints) -> int:
-    """The op with the fullest memory in the base order (deferrable ones have no fixed instant)."""
+def binding_instant(sequence: tuple[int, ...], live: Ints) -> int:
+    """The op with the fullest memory in the base order."""
     best, chosen = -1, 0
     first = first_positions(sequence)
     for position, p in enumerate(sequence):
-        if first[position] == p and not index.deferrable[p] and int(live[position]) > best:
+        if first[position] == p and int(live[position]) > best:
             best, chosen = int(live[position]), p
     return chosen
 

@@ -87,22 +87,6 @@ def test_validate_base_order() -> None:
         validate(problem, Schedule((0, 1, 3, 2), 2))
 
 
-def test_validate_forbidden_crossing() -> None:
-    storages = (Storage("a", 1, can_save=False), Storage("b", 1, is_output=True))
-    problem = Problem(storages, (Op("f", (), (0,), 1.0), Op("g", (0,), (1,), 1.0)), boundary=1)
-    with pytest.raises(ValueError, match="may not be saved"):
-        validate(problem, Schedule((0, 1), 1))
-    validate(problem, Schedule((0, 0, 1), 1))
-    assert decode(Index.of(problem)).sequence == (0, 0, 1)
-
-
-def test_index_refuses_contradictions() -> None:
-    storages = (Storage("a", 1, can_save=False), Storage("b", 1))
-    problem = Problem(storages, (Op("f", (), (0,), 1.0, recomputable=False), Op("g", (0,), (1,), 1.0)), boundary=1)
-    with pytest.raises(ValueError, match="cannot run again"):
-        Index.of(problem)
-
-
 def test_replay_of_a_deep_model_is_fast() -> None:
     problem = transformer(100)
     schedule = Schedule(tuple(range(len(problem.ops))), problem.boundary)
