@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memcompile.passes.schedule.reorder import _order
 from memcompile.solvers.schedule.index import Index
-from memcompile.solvers.schedule.problem import Op, Problem, Storage
+from memcompile.solvers.schedule.problem import Op, Problem, Schedule, Storage
 from memcompile.solvers.schedule.simulate import simulate
 
 
