@@ -33,7 +33,7 @@ from memcompile.machine.device import device_name
 from memcompile.solvers.places.minimalloc import read_csv
 from memcompile.solvers.places.packing import Buffer, CapacityError, pack, split, validate
 from memcompile.solvers.places.placement import COMPILED_FROM, best_fit, canonical
-from memcompile.solvers.places.placement_search import Search
+from memcompile.solvers.places.placement_search import PlacementSearch
 
 RESULTS = Path(__file__).resolve().parent / "results" / "packing.csv"
 INSTANCES = Path(__file__).resolve().parent / "data" / "minimalloc"
@@ -218,7 +218,7 @@ def _compile() -> None:
     best_fit(part, order)
     canonical(part, order)
     (part,) = split(generated("sliding", 200), ALIGNMENT)
-    Search(part, part.lower_bound, np.ones(int(part.ends.max()))).attempt(order[:200], upwards=True, steps=100)
+    PlacementSearch(part, part.lower_bound, np.ones(int(part.ends.max()))).attempt(order[:200], upwards=True, steps=100)
 
 
 if __name__ == "__main__":

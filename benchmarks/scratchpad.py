@@ -39,8 +39,8 @@ from memcompile.machine.device import device_name
 from memcompile.solvers.order.ordering_solve import STEPS
 from memcompile.solvers.scratchpad.gaps import peak_bytes
 from memcompile.solvers.scratchpad.order import smallest_peak
-from memcompile.solvers.scratchpad.problem import Problem, Solution
-from memcompile.solvers.scratchpad.search import plan
+from memcompile.solvers.scratchpad.problem import ScratchpadProblem, ScratchpadSolution
+from memcompile.solvers.scratchpad.search import plan_scratchpad
 from memcompile.solvers.scratchpad.validate import validate
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scratchpad.csv"
@@ -138,12 +138,12 @@ def rows(net: str, sizes: Sequence[str], repeats: int, ilp_limit_s: float) -> It
         )
 
 
-def _timed(given: Problem, size: int, repeats: int) -> tuple[Solution, float, float]:
+def _timed(given: ScratchpadProblem, size: int, repeats: int) -> tuple[ScratchpadSolution, float, float]:
     """The plan, and medians of its seconds; the plan is the same each time."""
     wall, cpu, solutions = [], [], []
     for _ in range(repeats):
         started, started_cpu = time.perf_counter(), time.process_time()
-        solutions.append(plan(given, size))
+        solutions.append(plan_scratchpad(given, size))
         wall.append(time.perf_counter() - started)
         cpu.append(time.process_time() - started_cpu)
     if len({(solution.order, solution.moved_bytes) for solution in solutions}) > 1:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from memcompile.solvers.scratchpad.gaps import store_bytes, uses_of
-from memcompile.solvers.scratchpad.problem import Problem
+from memcompile.solvers.scratchpad.problem import ScratchpadProblem
 
 Choose = Callable[["Arena", set[int], int, int], int]
 """(arena, tensors that must stay, step, bytes wanted) -> the tensor that leaves."""
@@ -23,7 +23,7 @@ Choose = Callable[["Arena", set[int], int, int], int]
 class Arena:
     """The scratchpad while a network runs. ``at``: offsets of what is there. ``stored``: what has been stored since."""
 
-    problem: Problem
+    problem: ScratchpadProblem
     size: int
     uses: list[list[int]]
     at: dict[int, int] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Arena:
         return self.bytes_of(tensor) + (0 if tensor in self.stored else store_bytes(self.problem, tensor))
 
 
-def linear(problem: Problem, order: Sequence[int], size_bytes: int, choose: Choose) -> int:
+def linear(problem: ScratchpadProblem, order: Sequence[int], size_bytes: int, choose: Choose) -> int:
     """Non-compulsory bytes of ``order`` with places as they come."""
     arena = Arena(problem, size_bytes, uses_of(problem, order))
     for step, op in enumerate(order):

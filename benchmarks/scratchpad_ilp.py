@@ -16,7 +16,7 @@ from itertools import combinations
 from ortools.sat.python import cp_model
 
 from memcompile.solvers.scratchpad.gaps import store_bytes
-from memcompile.solvers.scratchpad.problem import Problem
+from memcompile.solvers.scratchpad.problem import ScratchpadProblem
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Answer:
     seconds: float
 
 
-def solve(problem: Problem, size_bytes: int, time_limit_s: float, most_variables: int = 2_000_000) -> Answer:
+def solve(problem: ScratchpadProblem, size_bytes: int, time_limit_s: float, most_variables: int = 2_000_000) -> Answer:
     """The fewest non-compulsory bytes. ``most_variables``: models above it are not built."""
     began = time.perf_counter()
     program = _Program(problem, size_bytes)
@@ -54,7 +54,7 @@ def solve(problem: Problem, size_bytes: int, time_limit_s: float, most_variables
 
 
 class _Program:
-    def __init__(self, problem: Problem, size_bytes: int) -> None:
+    def __init__(self, problem: ScratchpadProblem, size_bytes: int) -> None:
         self.problem = problem
         self.sizes = [tensor.size_bytes for tensor in problem.tensors]
         self.unit = math.gcd(*(size for size in self.sizes if size))

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from benchmarks.scratchpad_cells import CELLS, CellClassifier
 from memcompile.scratchpad.network import problem_of
-from memcompile.solvers.scratchpad.problem import Problem
+from memcompile.solvers.scratchpad.problem import ScratchpadProblem
 
 IMAGE, VIDEO = (1, 3, 224, 224), (1, 3, 16, 224, 224)
 TOKENS, WIDTH = 128, 512
@@ -319,7 +319,7 @@ NETWORKS = (
 )
 
 
-def problem(name: str, bytes_per_element: int = 1) -> Problem:
+def problem(name: str, bytes_per_element: int = 1) -> ScratchpadProblem:
     """A network as operators and tensors."""
     module, shapes = network(name)
     with torch.no_grad():

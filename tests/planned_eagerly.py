@@ -22,7 +22,7 @@ from memcompile.machine.device import DeviceModel
 from memcompile.passes.schedule.check import verify
 from memcompile.passes.schedule.rematerialize import apply
 from memcompile.runtime.transfers.swap_ops import MOVED, Mover
-from memcompile.solvers.schedule.problem import Schedule, Solution
+from memcompile.solvers.schedule.problem import Schedule
 from memcompile.step.cost import CostModel
 from memcompile.step.facts import Facts, StepGraphs, gather_facts
 from memcompile.step.fxutil import outputs_of
@@ -88,7 +88,7 @@ class Planner:
         schedule = self.choose(facts)
         joint = apply(facts, schedule, tiers=("disk",), mover=self.mover)
         new = extract(joint, graphs)
-        verify(facts, Solution(schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0), joint, graphs, new)
+        verify(facts, RematSolution(schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0), joint, graphs, new)
         check_unchanged(graphs, new)
         self.planned.append(Planned(facts, schedule, joint, new))
         return new

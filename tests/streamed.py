@@ -13,12 +13,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from memcompile.codegen.fused import fuse
 from memcompile.passes.rows import low_rank
-from memcompile.streaming.program import Block
+from memcompile.streaming.program import RowBlock
 
 
-def eagerly(graph: fx.GraphModule) -> Block:
+def eagerly(graph: fx.GraphModule) -> RowBlock:
     """A body that runs as it is written."""
-    return Block(lambda _workspace: lambda tensors: graph(*tensors), 0, 0)
+    return RowBlock(lambda _workspace: lambda tensors: graph(*tensors), 0, 0)
 
 
 TOOLS = low_rank.Tools(eagerly, fuse)

@@ -11,8 +11,8 @@ import torch
 from memcompile.codegen.triton.kernel import GeneratedKernel, generate
 from memcompile.codegen.triton.tune import Tuner
 from memcompile.errors import MissingTritonError
-from memcompile.streaming.program import Fused, Program, fused_program
-from memcompile.streaming.region import Region, flat_body
+from memcompile.streaming.program import FusedRows, Program, fused_program
+from memcompile.streaming.region import RowRegion, flat_body
 
 FEW_ROWS = 64
 """Below them a program a block of rows would leave most of a GPU idle: the columns are split instead."""
@@ -21,13 +21,13 @@ FUSED_RANK = 128
 FlashSVD's shapes), and from 512 on registers spill."""
 
 
-def kernel_of(region: Region, name: str) -> GeneratedKernel:
+def kernel_of(region: RowRegion, name: str) -> GeneratedKernel:
     """The kernel of a region. Raises NotRowLocalError or KernelRefusedError."""
     rows = [place is not None for _, place in region.operands]
     return generate(flat_body(region), rows, name=name, method="decode" if region.total < FEW_ROWS else "rows")
 
 
-def fuse(region: Region, *, run: bool = True) -> Program:
+def fuse(region: RowRegion, *, run: bool = True) -> Program:
     """The program that runs a region by one kernel. Raises NotRowLocalError, KernelRefusedError or MissingTritonError.
 
     ``run``: False in a dry run, where nothing is imported.
@@ -35,7 +35,7 @@ def fuse(region: Region, *, run: bool = True) -> Program:
     kernel = kernel_of(region, "low_rank")
     device: torch.device = region.results[0].meta["val"].device
     launch = kernel.load(_tuner() if device.type == "cuda" else None) if run else None
-    return fused_program(region, flat_body(region), Fused(launch, kernel.source), device)
+    return fused_program(region, flat_body(region), FusedRows(launch, kernel.source), device)
 
 
 @functools.cache

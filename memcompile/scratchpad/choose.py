@@ -14,9 +14,9 @@ from memcompile.scratchpad.figure import (
     ScratchpadTransfer,
 )
 from memcompile.scratchpad.memories import Memories
-from memcompile.solvers.scratchpad.problem import LevelPlan, Problem, ScratchpadTooSmallError, Solution
+from memcompile.solvers.scratchpad.problem import LevelPlan, ScratchpadProblem, ScratchpadSolution, ScratchpadTooSmallError
 from memcompile.solvers.scratchpad.replacement import replace
-from memcompile.solvers.scratchpad.search import plan
+from memcompile.solvers.scratchpad.search import plan_scratchpad
 from memcompile.solvers.scratchpad.validate import validate
 from memcompile.units import format_bytes
 
@@ -33,10 +33,10 @@ def planned_graph(
     return planned(problem_of(graph, weights, bytes_per_element), memories, bytes_per_element or 0)
 
 
-def planned(problem: Problem, memories: Memories, bytes_per_element: int = 0) -> ScratchpadReport:
+def planned(problem: ScratchpadProblem, memories: Memories, bytes_per_element: int = 0) -> ScratchpadReport:
     """A network of plain data, planned and checked. Raises ``ScratchpadError`` where an operator or a tensor does not fit."""
     try:
-        solution = plan(problem, memories.levels)
+        solution = plan_scratchpad(problem, memories.levels)
     except ScratchpadTooSmallError as error:
         needed = f"it needs {error.needed_bytes} bytes ({format_bytes(error.needed_bytes)})"
         raise ScratchpadError(
@@ -49,7 +49,9 @@ def planned(problem: Problem, memories: Memories, bytes_per_element: int = 0) ->
     return _report(problem, solution, size, bytes_per_element)
 
 
-def _report(problem: Problem, solution: Solution, size_bytes: int, bytes_per_element: int) -> ScratchpadReport:
+def _report(
+    problem: ScratchpadProblem, solution: ScratchpadSolution, size_bytes: int, bytes_per_element: int
+) -> ScratchpadReport:
     return ScratchpadReport(
         size_bytes=size_bytes,
         needed_bytes=problem.needed_bytes,
@@ -68,7 +70,7 @@ def _report(problem: Problem, solution: Solution, size_bytes: int, bytes_per_ele
     )
 
 
-def _steps(problem: Problem, solution: Solution) -> tuple[ScratchpadStep, ...]:
+def _steps(problem: ScratchpadProblem, solution: ScratchpadSolution) -> tuple[ScratchpadStep, ...]:
     change = [0] * (len(solution.order) + 1)
     for stay in solution.levels[0].stays:
         change[stay.begin] += problem.tensors[stay.tensor].size_bytes
@@ -80,7 +82,7 @@ def _steps(problem: Problem, solution: Solution) -> tuple[ScratchpadStep, ...]:
     return tuple(found)
 
 
-def _level(problem: Problem, plan: LevelPlan) -> ScratchpadLevel:
+def _level(problem: ScratchpadProblem, plan: LevelPlan) -> ScratchpadLevel:
     given = problem.tensors
     return ScratchpadLevel(
         name=plan.level.name,

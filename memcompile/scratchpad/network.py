@@ -14,7 +14,7 @@ from operator import getitem
 import torch
 from torch import fx
 
-from memcompile.solvers.scratchpad.problem import Op, Problem, Tensor
+from memcompile.solvers.scratchpad.problem import ScratchpadOp, ScratchpadProblem, Tensor
 from memcompile.step.cost import numel
 from memcompile.step.fxutil import base_of, is_view, node_bytes, op_name, outputs_of, source_of, tensors_of
 
@@ -25,7 +25,7 @@ _ELEMENTWISE = frozenset({"_native_batch_norm_legit_no_training", "native_batch_
 _SUMS = frozenset({"sum", "mean"})
 
 
-def problem_of(graph: fx.Graph, weights: Collection[fx.Node], bytes_per_element: int | None = None) -> Problem:
+def problem_of(graph: fx.Graph, weights: Collection[fx.Node], bytes_per_element: int | None = None) -> ScratchpadProblem:
     """``weights``: the placeholders that are parameters or buffers. ``bytes_per_element``: None for those of each data type."""
     return _Builder(graph, weights, bytes_per_element).build()
 
@@ -82,7 +82,7 @@ class _Builder:
                 for base in reads:
                     self.read_by[base] = [readers[0] if reader is node else reader for reader in self.read_by[base]]
 
-    def build(self) -> Problem:
+    def build(self) -> ScratchpadProblem:
         """The problem, its operators in the order of the graph."""
         numbers: dict[fx.Node, int] = {}
         tensors: list[Tensor] = []
@@ -94,7 +94,7 @@ class _Builder:
                 tensors.append(Tensor(node.name, self._bytes(node), is_input, node in self.returned))
             return numbers[node]
 
-        ops: list[Op] = []
+        ops: list[ScratchpadOp] = []
         fused: set[fx.Node] = set()
         for leader in self.place:
             if leader in fused:
@@ -105,8 +105,8 @@ class _Builder:
             writes = self._leaving(group)
             if writes:
                 read = tuple(map(number, dict.fromkeys(reads)))
-                ops.append(Op(leader.name, read, tuple(map(number, writes)), source_of(leader)))
-        return Problem(tuple(ops), tuple(tensors), sum(map(self._bytes, self.weights)))
+                ops.append(ScratchpadOp(leader.name, read, tuple(map(number, writes)), source_of(leader)))
+        return ScratchpadProblem(tuple(ops), tuple(tensors), sum(map(self._bytes, self.weights)))
 
     def _group(self, leader: fx.Node) -> set[fx.Node]:
         """``leader`` and the elementwise operations behind it that leave one tensor: as many as there are."""

@@ -12,13 +12,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from memcompile.solvers.scratchpad.problem import Op, Problem, ProblemError, Tensor, check
+from memcompile.solvers.scratchpad.problem import ProblemError, ScratchpadOp, ScratchpadProblem, Tensor, check
 
 _TENSOR = {"name": str, "size_bytes": int, "is_input": bool, "is_output": bool}
 _OP = {"name": str, "reads": list, "writes": list, "source": str}
 
 
-def read_problem(text: str) -> Problem:
+def read_problem(text: str) -> ScratchpadProblem:
     """Raises ``ProblemError`` for what is no such JSON, or cannot be run."""
     try:
         data = json.loads(text)
@@ -37,13 +37,13 @@ def read_problem(text: str) -> Problem:
             if name not in numbers:
                 raise ProblemError(f"{given['name']}: there is no tensor {name!r}")
         reads, writes = (tuple(dict.fromkeys(numbers[name] for name in given[key])) for key in ("reads", "writes"))
-        ops.append(Op(given["name"], reads, writes, given.get("source", "")))
-    problem = Problem(tuple(ops), tensors)
+        ops.append(ScratchpadOp(given["name"], reads, writes, given.get("source", "")))
+    problem = ScratchpadProblem(tuple(ops), tensors)
     check(problem)
     return problem
 
 
-def write_problem(problem: Problem) -> str:
+def write_problem(problem: ScratchpadProblem) -> str:
     """What ``read_problem`` reads. Names of tensors must differ."""
     tensors = [
         {"name": t.name, "size_bytes": t.size_bytes, "is_input": t.is_input, "is_output": t.is_output} for t in problem.tensors

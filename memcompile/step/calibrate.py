@@ -16,7 +16,7 @@ import numpy as np
 from memcompile.solvers.schedule.problem import Schedule
 from memcompile.solvers.schedule.simulate import Replay, simulate
 from memcompile.step.facts import Facts
-from memcompile.step.trace import Buffer, GraphTrace, StepPeak
+from memcompile.step.trace import GraphTrace, StepPeak, TracedBuffer
 
 Names = Mapping[tuple[str, str], int]
 """(half, FX node name) -> position in a schedule."""
@@ -158,5 +158,5 @@ def _kernels(names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak) -> 
             running = {}
 
 
-def _position(buffer: Buffer, half: str, names: Names) -> int | None:
+def _position(buffer: TracedBuffer, half: str, names: Names) -> int | None:
     return next((names[half, name] for name in buffer.origins if (half, name) in names), None)

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import fx
 
-from memcompile.solvers.schedule.problem import Op, Problem, Storage
+from memcompile.solvers.schedule.problem import Op, RematProblem, Storage
 from memcompile.step.cost import CostModel, is_extern
 from memcompile.step.effects import order_of_effects
 from memcompile.step.fxutil import (
@@ -34,7 +34,7 @@ from memcompile.step.fxutil import (
     tensors_of,
     topological,
 )
-from memcompile.step.trace import Buffer, GraphTrace
+from memcompile.step.trace import GraphTrace, TracedBuffer
 
 Half = Literal["forward", "backward"]
 
@@ -103,7 +103,7 @@ class Facts:
     """``problem`` for the solvers, and the FX nodes behind it (parallel tuples: ``ops``, ``storage_nodes``)."""
 
     graphs: StepGraphs
-    problem: Problem
+    problem: RematProblem
     ops: tuple[OpFacts, ...]
     storage_nodes: tuple[fx.Node, ...]
     storage_of: dict[fx.Node, int]
@@ -170,7 +170,7 @@ class _Builder:
             self._add_tangents(part, saved)
             self._read(part, outputs_of(backward))
         copies = _copied_inputs(self.traces[0], forward) if self.graphs.backward is not None else 0
-        problem = Problem(tuple(self.storages), tuple(self.ops), boundary, self.entry_bytes + copies)
+        problem = RematProblem(tuple(self.storages), tuple(self.ops), boundary, self.entry_bytes + copies)
         refused = tuple(self.refused.values())
         return Facts(self.graphs, problem, tuple(self.op_facts), tuple(self.storage_nodes), self.storage_of, refused)
 
@@ -293,7 +293,7 @@ def _copied_inputs(trace: GraphTrace, graph: fx.Graph) -> int:
     return sum(buffer.size_bytes for buffer in saved if buffer.origins and buffer.origins[0] in inputs)
 
 
-def _materialised(buffer: Buffer, nodes: dict[str, fx.Node]) -> fx.Node | None:
+def _materialised(buffer: TracedBuffer, nodes: dict[str, fx.Node]) -> fx.Node | None:
     """The node whose value a buffer holds: of its origins the first whose size it has."""
     candidates = [nodes[name] for name in buffer.origins if name in nodes]
     if buffer.origins and buffer.origins[0] not in nodes:
@@ -304,7 +304,7 @@ def _materialised(buffer: Buffer, nodes: dict[str, fx.Node]) -> fx.Node | None:
     return None
 
 
-def _merged(buffer: Buffer, nodes: dict[str, fx.Node]) -> Iterator[fx.Node]:
+def _merged(buffer: TracedBuffer, nodes: dict[str, fx.Node]) -> Iterator[fx.Node]:
     """Additions that Inductor's patterns merged with a matrix product (mm + add -> addmm) into the origin of a buffer."""
     reads = set(buffer.reads)
     for name in buffer.reads:

@@ -28,7 +28,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Buffer:
+class TracedBuffer:
     """Where a buffer comes from: FX nodes in ``origins`` (the first one wrote it) and the user's source line.
 
     ``reads``: names of the nodes that the first origin reads. ``loops``: number of the fused loops that write it, -1 where that
@@ -57,7 +57,7 @@ class GraphTrace:
     output_nodes: tuple[str, ...]
     output_strides: tuple[tuple[int, ...] | None, ...]
     events: tuple[Event, ...]
-    buffers: dict[str, Buffer]
+    buffers: dict[str, TracedBuffer]
 
     def saved_for(self, backward: GraphTrace) -> dict[str, int]:
         """Input of the backward -> which output of this forward it is.

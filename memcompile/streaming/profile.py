@@ -10,7 +10,7 @@ from memcompile.step.cost import is_extern
 from memcompile.step.fxutil import base_of, is_view, tensors_of
 
 
-class Profile:
+class LiveProfile:
     """Bytes alive of the nodes in ``counted`` along a run of nodes; position i is before the i-th of the run."""
 
     def __init__(self, run: Sequence[fx.Node], counted: Collection[fx.Node]) -> None:

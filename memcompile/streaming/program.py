@@ -23,14 +23,14 @@ from torch.utils.flop_counter import register_flop_formula
 
 from memcompile.errors import MemcompileError
 from memcompile.step.cost import flops_of
-from memcompile.streaming.region import Region, body, contiguous_strides, merged
+from memcompile.streaming.region import RowRegion, body, contiguous_strides, merged
 from memcompile.streaming.rules import NotRowLocalError, Rows, Shape
 
 Run = Callable[[list[Tensor]], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Buffer:
+class ProgramBuffer:
     """An operand or a result as a program takes it."""
 
     shape: Shape
@@ -39,7 +39,7 @@ class Buffer:
 
 
 @dataclass(frozen=True, slots=True)
-class Port(Buffer):
+class RowPort(ProgramBuffer):
     """The axes of its rows are one. ``axis`` None: it is taken whole (an operand), or a sum over all blocks (a result).
     ``each``: indices along the axis that a row takes."""
 
@@ -52,7 +52,7 @@ class Port(Buffer):
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class RowBlock:
     """Compiled code for blocks of one size: ``prepare(workspace)`` gives the function that runs it in a workspace.
 
     ``workspace_bytes``: what it needs there; ``scratch_bytes``: what its kernels allocate beside. ``prepare`` is None in a dry
@@ -65,7 +65,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Fused:
+class FusedRows:
     """One kernel for all rows: ``launch(*operands, out=results)``, None in a dry run; and its module as text. One that works in
     ``workspace_bytes`` takes them as ``workspace`` too."""
 
@@ -75,7 +75,7 @@ class Fused:
     language: Literal["python", "cpp"] = "python"
 
 
-Compile = Callable[[fx.GraphModule], Block]
+Compile = Callable[[fx.GraphModule], RowBlock]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,14 +89,14 @@ class Program:
     key: str
     total: int
     block: int
-    operands: tuple[Port, ...]
-    results: tuple[Port, ...]
+    operands: tuple[RowPort, ...]
+    results: tuple[RowPort, ...]
     in_place: tuple[int | None, ...]
     device: torch.device
     flops: int
     bodies: dict[int, fx.GraphModule]
-    blocks: dict[int, Block] = field(default_factory=dict)
-    fused: Fused | None = None
+    blocks: dict[int, RowBlock] = field(default_factory=dict)
+    fused: FusedRows | None = None
 
     @property
     def workspace_bytes(self) -> int:
@@ -138,9 +138,9 @@ class Runnable(Protocol):
     @property
     def key(self) -> str: ...
     @property
-    def operands(self) -> tuple[Buffer, ...]: ...
+    def operands(self) -> tuple[ProgramBuffer, ...]: ...
     @property
-    def results(self) -> tuple[Buffer, ...]: ...
+    def results(self) -> tuple[ProgramBuffer, ...]: ...
     @property
     def in_place(self) -> tuple[int | None, ...]: ...
     @property
@@ -184,7 +184,7 @@ class LostProgramError(MemcompileError):
 PROGRAMS = Programs()
 
 
-def fused_program(region: Region, graph: fx.GraphModule, fused: Fused, device: torch.device) -> Program:
+def fused_program(region: RowRegion, graph: fx.GraphModule, fused: FusedRows, device: torch.device) -> Program:
     """The program that runs a region by one kernel. ``graph``: its ``flat_body``. Raises NotRowLocalError."""
     operands = tuple(_port(node.meta["val"], rows, region.total) for node, rows in region.operands)
     results = tuple(_port(node.meta["val"], region.rows[node], region.total, dense=True) for node in region.results)
@@ -209,7 +209,7 @@ def fused_program(region: Region, graph: fx.GraphModule, fused: Fused, device: t
     )
 
 
-def program_of(region: Region, block: int, in_place: tuple[int | None, ...], device: torch.device) -> Program:
+def program_of(region: RowRegion, block: int, in_place: tuple[int | None, ...], device: torch.device) -> Program:
     """The program that runs a region in blocks of ``block`` rows. Raises NotRowLocalError."""
     rest = region.total % block
     bodies = {count: body(region, count) for count in (block, *([rest] if rest else []))}
@@ -220,7 +220,7 @@ def program_of(region: Region, block: int, in_place: tuple[int | None, ...], dev
     return PROGRAMS.add(Program(key, region.total, block, operands, results, in_place, device, _flops_of(region), bodies))
 
 
-def _flops_of(region: Region) -> int:
+def _flops_of(region: RowRegion) -> int:
     return sum(map(flops_of, region.nodes))
 
 
@@ -228,7 +228,7 @@ def _shapes(graph: fx.GraphModule) -> list[Any]:
     return [(v.shape, v.stride(), v.dtype) for n in graph.graph.nodes if isinstance(v := n.meta.get("val"), Tensor)]
 
 
-def _port(value: Tensor, rows: Rows | None, total: int, *, dense: bool = False) -> Port:
+def _port(value: Tensor, rows: Rows | None, total: int, *, dense: bool = False) -> RowPort:
     shape, stride = tuple(value.shape), tuple(value.stride())
     if dense and not value.is_contiguous():
         raise NotRowLocalError("a result is not dense")
@@ -239,7 +239,7 @@ def _port(value: Tensor, rows: Rows | None, total: int, *, dense: bool = False) 
         shape, stride = merged(shape, rows, total), (*stride[: rows.first], *stride[rows.last :])
     if dense:
         stride = contiguous_strides(shape)
-    return Port(shape, stride, value.dtype, None if rows is None else rows.first, 1 if rows is None else rows.each)
+    return RowPort(shape, stride, value.dtype, None if rows is None else rows.first, 1 if rows is None else rows.each)
 
 
 def _stream_rows_(key: str, operands: list[Tensor], results: list[Tensor], workspace: Tensor) -> None:
@@ -262,7 +262,7 @@ def _shapes_of_results(key: str, _operands: list[Tensor]) -> list[Tensor]:
     return [empty(port, PROGRAMS[key].device) for port in PROGRAMS[key].results]
 
 
-def empty(buffer: Buffer, device: torch.device) -> Tensor:
+def empty(buffer: ProgramBuffer, device: torch.device) -> Tensor:
     """A tensor for it."""
     return torch.empty_strided(buffer.shape, buffer.stride, dtype=buffer.dtype, device=device)
 

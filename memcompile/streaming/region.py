@@ -32,7 +32,7 @@ RowsOf = Mapping[fx.Node, Rows]
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class RowRegion:
     """``nodes``, in order, run on blocks of ``total`` rows. ``rows``: of those that have some; the others are sums over rows.
 
     ``operands``: what is read from outside, and its rows (None: taken whole). ``results``: what is used outside.
@@ -71,7 +71,7 @@ def spread(anchor: fx.Node, rows: Rows, total: int) -> tuple[dict[fx.Node, Rows]
     return known, inside
 
 
-def enclose(nodes: Iterable[fx.Node], rows: RowsOf, total: int, dropped: Collection[fx.Node] = ()) -> Region:
+def enclose(nodes: Iterable[fx.Node], rows: RowsOf, total: int, dropped: Collection[fx.Node] = ()) -> RowRegion:
     """The region of these nodes, in their order. ``dropped``: users outside that do not count.
 
     Raises NotRowLocalError when a tuple that a node yields is used outside.
@@ -89,7 +89,7 @@ def enclose(nodes: Iterable[fx.Node], rows: RowsOf, total: int, dropped: Collect
     for node in results:
         if not isinstance(node.meta["val"], torch.Tensor):
             raise NotRowLocalError(f"{node.name} yields a tuple that is used elsewhere")
-    return Region(ordered, total, {n: r for n, r in rows.items() if n in inside}, tuple(operands.items()), results)
+    return RowRegion(ordered, total, {n: r for n, r in rows.items() if n in inside}, tuple(operands.items()), results)
 
 
 def demands_of(node: fx.Node, rows: RowsOf, inside: Collection[fx.Node]) -> Demands:
@@ -105,7 +105,7 @@ def merged(shape: Shape, rows: Rows, count: int) -> Shape:
     return (*shape[: rows.first], count * rows.each, *shape[rows.last + 1 :])
 
 
-def flat_body(region: Region) -> fx.GraphModule:
+def flat_body(region: RowRegion) -> fx.GraphModule:
     """The graph of all rows with the axes of rows as one, for a kernel that takes ``[rows, columns]``; returns the results.
 
     Raises NotRowLocalError for what is no product or pointwise operator on such tensors.
@@ -142,7 +142,7 @@ def _flat_shape(node: fx.Node, rows: Rows, total: int) -> Shape:
     return shape
 
 
-def body(region: Region, count: int) -> fx.GraphModule:
+def body(region: RowRegion, count: int) -> fx.GraphModule:
     """The graph of one block of ``count`` rows, with the shapes of that block.
 
     Inputs: the operands (axes of rows merged to one), then one tensor per result, which the graph writes: a block of rows, or

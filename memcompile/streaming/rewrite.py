@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from memcompile.step.fxutil import base_of, outputs_of
 from memcompile.streaming.program import Program, empty
-from memcompile.streaming.region import Region, merged
+from memcompile.streaming.region import RowRegion, merged
 from memcompile.streaming.rules import NotRowLocalError, Rows, shape_of
 
 
@@ -26,7 +26,7 @@ class Streamed:
     saved_bytes: int
 
 
-def replace(region: Region, program: Program) -> fx.Node:
+def replace(region: RowRegion, program: Program) -> fx.Node:
     """Put the program in the place of the region's nodes; returns its node.
 
     Raises NotRowLocalError, and changes nothing, when the region reads what depends on its own results.
@@ -90,7 +90,7 @@ def waiting(nodes: Sequence[fx.Node], operands: Iterable[fx.Node]) -> list[fx.No
     return late
 
 
-def overwritable(region: Region) -> tuple[int | None, ...]:
+def overwritable(region: RowRegion) -> tuple[int | None, ...]:
     """Per result the operand that it may be written over: one of the same rows, shape and type that nobody reads any more.
 
     For graphs without a backward.

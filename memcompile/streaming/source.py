@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from memcompile.report.data import KernelInfo
-from memcompile.streaming.program import Port, Program
+from memcompile.streaming.program import Program, RowPort
 from memcompile.streaming.rewrite import Streamed
 
 _HEAD = '''"""{source}: {total} rows in blocks of {block}, in a workspace of {workspace} bytes."""
@@ -75,11 +75,11 @@ def _call(function: str, arguments: list[str], end: str = "") -> list[str]:
     return [f"{function}(", *(f"    {argument}," for argument in arguments), f"){end}"]
 
 
-def _is_sum(program: Program, port: Port) -> bool:
+def _is_sum(program: Program, port: RowPort) -> bool:
     return port.axis is None and any(port is result for result in program.results)
 
 
-def _part(name: str, port: Port) -> str:
+def _part(name: str, port: RowPort) -> str:
     if port.axis is None:
         return name
     times = "" if port.each == 1 else f" * {port.each}"

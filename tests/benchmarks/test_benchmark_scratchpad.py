@@ -19,8 +19,8 @@ from benchmarks.scratchpad_baselines import Arena, belady, greedy, linear
 from benchmarks.scratchpad_ilp import solve
 from benchmarks.scratchpad_nets import NETWORKS, network, problem
 from benchmarks.scratchpad_table import reduction, table
-from memcompile.solvers.scratchpad.problem import Op, Problem, Tensor, check
-from memcompile.solvers.scratchpad.search import plan
+from memcompile.solvers.scratchpad.problem import ScratchpadOp, ScratchpadProblem, Tensor, check
+from memcompile.solvers.scratchpad.search import plan_scratchpad
 from tests.solvers.scratchpad.scratchpad_nets import chain_with_skips, fewest_bytes, problems
 
 PARAMETERS = {
@@ -58,7 +58,7 @@ def test_the_papers_networks_are_all_there() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(problems(ops=7), st.integers(0, 2))
-def test_baselines_never_beat_the_best(given_problem: Problem, more: int) -> None:
+def test_baselines_never_beat_the_best(given_problem: ScratchpadProblem, more: int) -> None:
     size, order = given_problem.needed_bytes + more, range(len(given_problem.ops))
     best = fewest_bytes(given_problem, order, size)
     assert linear(given_problem, order, size, belady) >= best
@@ -71,25 +71,31 @@ def test_belady_and_greedy_differ_where_bytes_do() -> None:
     """Large is needed last, but small suffices. Greedy takes small, which comes back at once, and then large all the same."""
     sizes = {"large": 5, "small": 2, "other": 2, "again": 1, "end": 1}
     tensors = tuple(Tensor(name, size) for name, size in sizes.items())
-    ops = (Op("l", (), (0,)), Op("s", (), (1,)), Op("o", (), (2,)), Op("a", (1, 2), (3,)), Op("e", (0, 3), (4,)))
-    net = Problem(ops, tensors)
+    ops = (
+        ScratchpadOp("l", (), (0,)),
+        ScratchpadOp("s", (), (1,)),
+        ScratchpadOp("o", (), (2,)),
+        ScratchpadOp("a", (1, 2), (3,)),
+        ScratchpadOp("e", (0, 3), (4,)),
+    )
+    net = ScratchpadProblem(ops, tensors)
     assert linear(net, range(5), 8, belady) == 2 * 5
     assert linear(net, range(5), 8, greedy) == 2 * 2 + 2 * 5
 
 
 def test_gaps_are_the_smallest_that_hold() -> None:
-    net = Problem((), tuple(Tensor(str(i), size) for i, size in enumerate((2, 2, 2))))
+    net = ScratchpadProblem((), tuple(Tensor(str(i), size) for i, size in enumerate((2, 2, 2))))
     arena = Arena(net, 12, [[], [], []], {0: 0, 1: 5, 2: 9})
     assert [arena.gap(size) for size in (1, 2, 3, 4)] == [11, 7, 2, None]
 
 
 @settings(max_examples=25, deadline=None)
 @given(problems(ops=5), st.integers(0, 1))
-def test_the_papers_program_agrees(given_problem: Problem, more: int) -> None:
+def test_the_papers_program_agrees(given_problem: ScratchpadProblem, more: int) -> None:
     size = given_problem.needed_bytes + more
     if not size:
         return
-    answer, ours = solve(given_problem, size, 60.0), plan(given_problem, size)
+    answer, ours = solve(given_problem, size, 60.0), plan_scratchpad(given_problem, size)
     assert answer.status == "optimal"
     assert ours.bound_bytes <= answer.moved_bytes <= ours.moved_bytes
     assert answer.moved_bytes == answer.bound_bytes

@@ -22,7 +22,7 @@ from memcompile.scratchpad.figure_chart import scratchpad_chart
 from memcompile.scratchpad.memories import Memories
 from memcompile.scratchpad.network import problem_of
 from memcompile.scratchpad.text import read_problem, write_problem
-from memcompile.solvers.scratchpad.problem import Level, Problem, ProblemError, check
+from memcompile.solvers.scratchpad.problem import Level, ProblemError, ScratchpadProblem, check
 from tests.solvers.scratchpad.scratchpad_nets import chain_with_skips
 
 
@@ -47,12 +47,12 @@ OPERATORS = [("convolution", 768, 2048), ("convolution", 2048, 2048), ("add", 40
 """Of ``Block`` in int8: bytes read and written."""
 
 
-def read_and_written(problem: Problem) -> list[tuple[int, int]]:
+def read_and_written(problem: ScratchpadProblem) -> list[tuple[int, int]]:
     size = [tensor.size_bytes for tensor in problem.tensors]
     return [(sum(size[t] for t in op.reads), sum(size[t] for t in op.writes)) for op in problem.ops]
 
 
-def traced(function, *inputs: Tensor, element: int | None = 1) -> Problem:
+def traced(function, *inputs: Tensor, element: int | None = 1) -> ScratchpadProblem:
     with torch.no_grad():
         graph = make_fx(function)(*inputs).graph
     output = graph.output_node()

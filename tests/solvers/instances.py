@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from memcompile.solvers.schedule.problem import Op, Problem, Storage
+from memcompile.solvers.schedule.problem import Op, RematProblem, Storage
 
 
 @dataclass(slots=True)
@@ -27,9 +27,9 @@ class Builder:
         self.ops.append(Op(name, tuple(reads), (s,), seconds, inplace=inplace))
         return s
 
-    def problem(self, base_bytes: int = 0) -> Problem:
+    def problem(self, base_bytes: int = 0) -> RematProblem:
         """The problem so far."""
-        return Problem(tuple(self.storages), tuple(self.ops), self.boundary, base_bytes)
+        return RematProblem(tuple(self.storages), tuple(self.ops), self.boundary, base_bytes)
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class Tape:
 MIB = 1 << 20
 
 
-def transformer(layers: int, *, batch: int = 8, length: int = 1024, width: int = 768, heads: int = 12) -> Problem:
+def transformer(layers: int, *, batch: int = 8, length: int = 1024, width: int = 768, heads: int = 12) -> RematProblem:
     """GPT with materialised attention: 16 forward and about 26 backward ops a layer, bf16."""
     tape = Tape(Builder())
     act = batch * length * width * 2
@@ -105,7 +105,7 @@ def transformer(layers: int, *, batch: int = 8, length: int = 1024, width: int =
     return tape.builder.problem(base_bytes=layers * 12 * width * width * 2)
 
 
-def resnet(blocks: int, *, batch: int = 32) -> Problem:
+def resnet(blocks: int, *, batch: int = 32) -> RematProblem:
     """Bottleneck blocks: convolution, normalisation and ReLU, three times, and a sum; four resolutions."""
     tape = Tape(Builder())
     size, channels = 56 * 56, 256
@@ -130,7 +130,7 @@ def resnet(blocks: int, *, batch: int = 32) -> Problem:
     return tape.builder.problem(base_bytes=64 * MIB)
 
 
-def unet(depth: int, *, batch: int = 4, convs: int = 2) -> Problem:
+def unet(depth: int, *, batch: int = 4, convs: int = 2) -> RematProblem:
     """Encoder and decoder with long skip connections."""
     tape = Tape(Builder())
     size, channels = 256 * 256, 64
@@ -162,7 +162,7 @@ def unet(depth: int, *, batch: int = 4, convs: int = 2) -> Problem:
     return tape.builder.problem(base_bytes=100 * MIB)
 
 
-def lstm(steps: int, *, batch: int = 64, width: int = 512) -> Problem:
+def lstm(steps: int, *, batch: int = 64, width: int = 512) -> RematProblem:
     """An unrolled LSTM: 6 forward ops a step, 14 backward; the weight gradient is summed over the steps."""
     tape = Tape(Builder())
     act = batch * width * 4
@@ -181,7 +181,7 @@ def lstm(steps: int, *, batch: int = 64, width: int = 512) -> Problem:
     return tape.builder.problem(base_bytes=8 * width * width * 4)
 
 
-def recurrence(steps: int, *, size: int = 65536) -> Problem:
+def recurrence(steps: int, *, size: int = 65536) -> RematProblem:
     """h <- tanh(U h), unrolled: nothing but the state crosses any position."""
     tape = Tape(Builder())
     h = tape.do("h0", [], size, 1e-7, saves="")
@@ -191,7 +191,7 @@ def recurrence(steps: int, *, size: int = 65536) -> Problem:
     return tape.builder.problem()
 
 
-def random_problem(seed: int, forward: int = 5, backward: int = 5) -> Problem:
+def random_problem(seed: int, forward: int = 5, backward: int = 5) -> RematProblem:
     """A small problem with every feature of the interface, for brute force."""
     rng = random.Random(seed)
     b = Builder(boundary=forward)

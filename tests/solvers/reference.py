@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import heapq
 
-from memcompile.solvers.schedule.problem import Op, Problem, Schedule
+from memcompile.solvers.schedule.problem import Op, RematProblem, Schedule
 
 
-def naive_live_bytes(problem: Problem, schedule: Schedule) -> list[int]:
+def naive_live_bytes(problem: RematProblem, schedule: Schedule) -> list[int]:
     """Bytes alive during each execution, by following every instance."""
     n = len(schedule.sequence)
     instances: list[tuple[int, int, list[int]]] = []
@@ -42,7 +42,7 @@ def naive_live_bytes(problem: Problem, schedule: Schedule) -> list[int]:
     return result
 
 
-def transient(problem: Problem, op: Op, dying: frozenset[int]) -> int:
+def transient(problem: RematProblem, op: Op, dying: frozenset[int]) -> int:
     """Bytes that op adds while it runs, when the reads ``dying`` die at it."""
     total = op.workspace_bytes + sum(problem.storages[s].size_bytes for s in op.writes)
     free = [problem.storages[s].size_bytes for s in dying] if op.inplace else []
@@ -56,7 +56,7 @@ def transient(problem: Problem, op: Op, dying: frozenset[int]) -> int:
 State = tuple[int, int, frozenset[int], frozenset[int]]
 
 
-def exhaustive(problem: Problem, budget: int | None) -> tuple[int, float] | None:
+def exhaustive(problem: RematProblem, budget: int | None) -> tuple[int, float] | None:
     """(smallest peak, 0) with no budget, else (0, least extra seconds) or None: Dijkstra over all states.
 
     A state is (next base op, split crossed, ops run, storages resident); dropping is free, so a storage may die at any time.
@@ -83,7 +83,7 @@ def exhaustive(problem: Problem, budget: int | None) -> tuple[int, float] | None
     return None
 
 
-def _moves(problem: Problem, state: State) -> list[tuple[float, int, State]]:
+def _moves(problem: RematProblem, state: State) -> list[tuple[float, int, State]]:
     base, crossed, ran, resident = state
     storages, ops = problem.storages, problem.ops
     moves: list[tuple[float, int, State]] = []

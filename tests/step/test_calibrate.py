@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from torch import fx
 
-from memcompile.solvers.schedule.problem import Op, Problem, Schedule, Storage
+from memcompile.solvers.schedule.problem import Op, RematProblem, Schedule, Storage
 from memcompile.step.calibrate import base_names, calibrated, crowded, fused
 from memcompile.step.facts import Facts, OpFacts, StepGraphs
-from memcompile.step.trace import Buffer, Event, GraphTrace, step_peak
+from memcompile.step.trace import Event, GraphTrace, TracedBuffer, step_peak
 
 NAMES = ("a", "b", "c")
 
@@ -25,7 +25,7 @@ def chain(backward: bool = True) -> Facts:
     half = "backward" if backward else "forward"
     facts = tuple(OpFacts(half, (node,), ((node, i),), "") for i, node in enumerate(nodes))
     graphs = StepGraphs(fx.GraphModule({}, graph), None, 1)
-    problem = Problem(storages, ops, boundary=0 if backward else 3)
+    problem = RematProblem(storages, ops, boundary=0 if backward else 3)
     return Facts(graphs, problem, facts, tuple(nodes), {node: i for i, node in enumerate(nodes)})
 
 
@@ -38,7 +38,7 @@ def lowered(*events: tuple) -> dict:
     for kind, name, *rest in events:
         read.append(Event(kind, name, rest[0] if rest else 0))
         if kind == "alloc":
-            buffers[name] = Buffer(name, rest[0], tuple(rest[1:]))
+            buffers[name] = TracedBuffer(name, rest[0], tuple(rest[1:]))
     trace = GraphTrace((), (), (), (), tuple(read), buffers)
     peak = step_peak(GraphTrace((), (), (), (), (), {}), trace)
     return {"traces": {"forward": GraphTrace((), (), (), (), (), {}), "backward": trace}, "peak": peak}

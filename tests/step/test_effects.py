@@ -11,7 +11,7 @@ import torch.distributed._functional_collectives as collectives
 from torch import nn
 
 from memcompile.solvers.schedule.decode import decode
-from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.problem import Schedule
 from memcompile.step.facts import Facts
 from tests.planned_eagerly import Planner, unplanned, with_lowering
@@ -19,8 +19,8 @@ from tests.planned_eagerly import Planner, unplanned, with_lowering
 
 def keep_nothing(facts: Facts) -> Schedule:
     if facts.graphs.backward is not None:
-        return decode(Index.of(facts.problem), {facts.problem.boundary: set()})
-    return decode(Index.of(facts.problem), {at: set() for at in range(len(facts.problem.ops))})
+        return decode(RematIndex.of(facts.problem), {facts.problem.boundary: set()})
+    return decode(RematIndex.of(facts.problem), {at: set() for at in range(len(facts.problem.ops))})
 
 
 @torch.library.custom_op("memcompile_tests::add_into", mutates_args=("total",))

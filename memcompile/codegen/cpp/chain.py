@@ -40,7 +40,7 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class ChainLink:
     """A block of a graph, the same with plain names in a graph of its own, and what follows its convolutions."""
 
     block: InvertedResidual
@@ -52,7 +52,7 @@ class Link:
 class RowChain:
     """Inverted residuals of fp32, each the only reader of the one before it."""
 
-    links: tuple[Link, ...]
+    links: tuple[ChainLink, ...]
 
     @property
     def blocks(self) -> tuple[InvertedResidual, ...]:
@@ -145,7 +145,7 @@ def _rows_to_add(block: InvertedResidual) -> int:
     return 1 + sum(extent(c) - 1 - c.padding[0] for c in convolutions)
 
 
-def link_of(block: InvertedResidual) -> Link:
+def link_of(block: InvertedResidual) -> ChainLink:
     """A block as a link of chains. Raises `KernelRefusedError` for what is not fp32, has symbolic sizes, or has no formula."""
     for node in (*block.operands, block.result):
         if dtype_of(node) != torch.float32:
@@ -155,7 +155,7 @@ def link_of(block: InvertedResidual) -> Link:
         if not all(isinstance(size, int) for size in sizes):
             raise refused(block.depthwise.node, f"{node.name} has sizes that vary from call to call")
     own = named(block)
-    return Link(block, own, stages_of(own))
+    return ChainLink(block, own, stages_of(own))
 
 
 def runs_of(blocks: tuple[InvertedResidual, ...]) -> list[tuple[InvertedResidual, ...]]:

@@ -17,7 +17,7 @@ from memcompile.codegen.cpp.chain import RowChain
 from memcompile.codegen.cpp.layout import Layout, layout_of
 from memcompile.codegen.cpp.writer import Writer, input_strides
 from memcompile.step.cost import flops_of
-from memcompile.streaming.program import PROGRAMS, Fused, Port, Program
+from memcompile.streaming.program import PROGRAMS, FusedRows, Program, RowPort
 from memcompile.streaming.region import channels_last
 
 FLOAT_BYTES = 4
@@ -77,12 +77,12 @@ def rows_program(kernel: RowsKernel, threads: int, *, run: bool = True) -> Progr
     value, result = (node.meta["val"] for node in (chain.input, chain.result))
     parameters = [node.meta["val"] for node in chain.operands[1:]]
     operands = (
-        Port(tuple(value.shape), input_strides(chain), value.dtype, 0, 1),
-        *(Port(tuple(t.shape), tuple(t.stride()), t.dtype, None, 1) for t in parameters),
+        RowPort(tuple(value.shape), input_strides(chain), value.dtype, 0, 1),
+        *(RowPort(tuple(t.shape), tuple(t.stride()), t.dtype, None, 1) for t in parameters),
     )
-    results = (Port(tuple(result.shape), channels_last(result.shape), result.dtype, 0, 1),)
+    results = (RowPort(tuple(result.shape), channels_last(result.shape), result.dtype, 0, 1),)
     key = hashlib.sha256(repr((operands, results, threads, kernel.source, run)).encode()).hexdigest()[:12]
-    fused = Fused(kernel.load(threads) if run else None, kernel.source, kernel.workspace_bytes(threads), "cpp")
+    fused = FusedRows(kernel.load(threads) if run else None, kernel.source, kernel.workspace_bytes(threads), "cpp")
     flops = sum(flops_of(node) for block in chain.blocks for node in block.nodes)
     return PROGRAMS.add(
         Program(key, chain.images, chain.images, operands, results, (None,), value.device, flops, {}, {}, fused)

@@ -16,7 +16,7 @@ from memcompile.codegen.kernel.pointwise import constant_of, dtype_of, refused, 
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Epilogue:
     """What follows one convolution. ``sums``: the node that stands for its sums, ``result``: what comes out; ``pointwise``: the
     nodes in between, in order. ``bias``: added first. ``channels``: of the result. ``input``: stands for the block's input."""
 
@@ -60,7 +60,7 @@ class Stage:
         return "sum" if self.result is self.sums else f"{self.result.name}_"
 
 
-Stages = tuple[Stage | None, Stage, Stage]
+Stages = tuple[Epilogue | None, Epilogue, Epilogue]
 """Of ``expand``, ``depthwise`` and ``project``."""
 
 
@@ -85,7 +85,7 @@ def stages_of(block: InvertedResidual) -> Stages:
     return found
 
 
-def _stage(name: str, chain: Chain, sums: fx.Node, bias: fx.Node | None, result: fx.Node, channels: int) -> Stage:
+def _stage(name: str, chain: Chain, sums: fx.Node, bias: fx.Node | None, result: fx.Node, channels: int) -> Epilogue:
     needed, stack = {result}, [result]
     while stack:
         node = stack.pop()
@@ -96,10 +96,10 @@ def _stage(name: str, chain: Chain, sums: fx.Node, bias: fx.Node | None, result:
         stack += new
     inputs = [node for node in needed if node.op == "placeholder" and node is not sums]
     order = [n for n in chain.graph.nodes if n in needed and n is not sums and n.op != "placeholder"]
-    return Stage(name, sums, bias, tuple(order), result, channels, inputs[0] if inputs else None)
+    return Epilogue(name, sums, bias, tuple(order), result, channels, inputs[0] if inputs else None)
 
 
-def vector_lines(stage: Stage, read: Callable[[fx.Node], str], write: Callable[[fx.Node], str]) -> Iterator[str]:
+def vector_lines(stage: Epilogue, read: Callable[[fx.Node], str], write: Callable[[fx.Node], str]) -> Iterator[str]:
     """Statements that compute the vectors of a stage for channel ``c``. ``read``: an operand's value; ``write``: where to."""
     wanted = stage.vectors
     needed, stack = set(wanted), list(wanted)

@@ -15,7 +15,7 @@ from torch import fx
 
 from memcompile.codegen.cpp.chain import LANES, Image, RowChain, convolutions_of, extent, padded
 from memcompile.codegen.cpp.layout import Layout
-from memcompile.codegen.cpp.stages import Stage, vector_lines
+from memcompile.codegen.cpp.stages import Epilogue, vector_lines
 from memcompile.codegen.inverted_residual.block import Convolution
 from memcompile.codegen.kernel.pointwise import shape_of
 from memcompile.codegen.kernel.source import Source
@@ -98,7 +98,7 @@ class Writer:
         else:
             self.source.add(f"pack_dense{head}operands[{operand}], {out}, {read}, {down}, {across}, part, parts);")
 
-    def _vectors(self, index: int, stage: Stage, where: dict[str, int]) -> None:
+    def _vectors(self, index: int, stage: Epilogue, where: dict[str, int]) -> None:
         """A stage's vectors, zeros behind them."""
         if not stage.vectors:
             return
@@ -199,7 +199,7 @@ class Writer:
                 self._finish(index, stage)
                 self.source.add(f"store(to + pixel * {wide.step} + vector * LANES, {stage.value});")
 
-    def _finish(self, index: int, stage: Stage) -> None:
+    def _finish(self, index: int, stage: Epilogue) -> None:
         """What follows a convolution, for one vector of one pixel."""
 
         def vector(node: fx.Node) -> str:

@@ -37,7 +37,7 @@ from memcompile.step.fxutil import (
     source_of,
     tensors_of,
 )
-from memcompile.step.trace import Buffer, Event, GraphTrace
+from memcompile.step.trace import Event, GraphTrace, TracedBuffer
 from memcompile.streaming.program import PROGRAMS, padded_workspace
 
 REUSED_READS = 4
@@ -193,7 +193,7 @@ class _Emitter:
     lowering: _Lowering
     groups: list[list[Kernel]]
     events: list[Event] = field(default_factory=list)
-    buffers: dict[str, Buffer] = field(default_factory=dict)
+    buffers: dict[str, TracedBuffer] = field(default_factory=dict)
 
     def trace(self) -> GraphTrace:
         last: dict[fx.Node, int] = {}
@@ -230,7 +230,7 @@ class _Emitter:
 
     def _alloc(self, node: fx.Node, reusable: dict[fx.Node, int], free: list[fx.Node]) -> None:
         size = node_bytes(node)
-        self.buffers[node.name] = Buffer(node.name, size, (node.name,), source_of(node))
+        self.buffers[node.name] = TracedBuffer(node.name, size, (node.name,), source_of(node))
         base = next((source for source, held in reusable.items() if held == size), None)
         if base is None:
             self.events.append(Event("alloc", node.name, size))

@@ -18,7 +18,7 @@ from memcompile.codegen.inductor.accumulate import accumulator
 from memcompile.codegen.inductor.fusion import origins_of
 from memcompile.codegen.inductor.lines import buffer_bytes, kernel_scratch_bytes
 from memcompile.codegen.inductor.results import Results
-from memcompile.solvers.order.ordering import Kernel, Kind, OrderProblem, Storage
+from memcompile.solvers.order.ordering import Kind, OrderKernel, OrderProblem, OrderStorage
 from memcompile.step.fxutil import communicates, draws_random_state
 from memcompile.step.trace import Event, GraphTrace
 
@@ -99,7 +99,7 @@ class KernelGraph:
         roots = [name for name, size in sizes.items() if size]
         number = {name: s for s, name in enumerate(roots)}
         starts = {self.root[names[0]] for names, _ in self.dying}
-        storages = tuple(Storage(name, sizes[name], name in starts, name in kept) for name in roots)
+        storages = tuple(OrderStorage(name, sizes[name], name in starts, name in kept) for name in roots)
         kernels, last_ordered = [], None
         for k, unit in enumerate(self.units):
             after = {self.unit[self.producer[dep]] for dep in _waits_for(unit) if dep in self.producer} - {k}
@@ -107,7 +107,7 @@ class KernelGraph:
                 after |= set() if last_ordered is None else {last_ordered}
                 last_ordered = k
             kernels.append(
-                Kernel(
+                OrderKernel(
                     unit[0].get_name(),
                     tuple(sorted({number[name] for name in touched[k] if name in number})),
                     tuple(sorted(after)),
@@ -164,7 +164,7 @@ class KernelGraph:
         return "loops" if device is not None and _joins_loops(self.scheduler.get_backend(device)) else "kernel"
 
     def _inplace(
-        self, unit: Sequence[Any], number: dict[str, int], storages: tuple[Storage, ...]
+        self, unit: Sequence[Any], number: dict[str, int], storages: tuple[OrderStorage, ...]
     ) -> Iterator[tuple[int, tuple[int, ...]]]:
         """What ``decide_inplace_update`` would take, should nobody else read it any more."""
         inner: dict[str, list[int]] = {}
@@ -183,7 +183,7 @@ class KernelGraph:
                     yield s, tuple(dict.fromkeys(same))
 
     def _accumulates(
-        self, part: Any, acc: Any, number: dict[str, int], storages: tuple[Storage, ...]
+        self, part: Any, acc: Any, number: dict[str, int], storages: tuple[OrderStorage, ...]
     ) -> Iterator[tuple[int, tuple[int, ...]]]:
         """What ``accumulate.in_place`` takes."""
         s, c = (number.get(self.root.get(name, name)) for name in (part.node.get_name(), acc.get_name()))

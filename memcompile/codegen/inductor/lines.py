@@ -23,7 +23,7 @@ from memcompile.errors import UnknownLineError
 from memcompile.step.cost import is_library_call
 from memcompile.step.fxutil import source_of
 from memcompile.step.symbols import counted
-from memcompile.step.trace import Buffer, Event, GraphTrace, StepPeak, step_peak
+from memcompile.step.trace import Event, GraphTrace, StepPeak, TracedBuffer, step_peak
 from memcompile.streaming.program import PROGRAMS
 
 CUDA_BLOCK_BYTES = 512
@@ -68,7 +68,7 @@ class _Reader:
         nodes = graph.scheduler.nodes
         self.loops = {name: index for index, node in enumerate(nodes) for name in node.get_buffer_names()}
         self.events: list[Event] = []
-        self.buffers: dict[str, Buffer] = {}
+        self.buffers: dict[str, TracedBuffer] = {}
         self.depth = 0
         self.grown: set[str] = set()
 
@@ -226,7 +226,7 @@ class _Reader:
         source = next(filter(None, map(source_of, nodes)), "")
         reads = tuple(n.name for n in nodes[0].all_input_nodes) if nodes else ()
         name = node.get_name()
-        self.buffers[name] = Buffer(name, size, tuple(n.name for n in nodes), source, reads, self.loops.get(name, -1))
+        self.buffers[name] = TracedBuffer(name, size, tuple(n.name for n in nodes), source, reads, self.loops.get(name, -1))
         return size
 
     def outputs(self) -> tuple[tuple[str, ...], tuple[tuple[int, ...] | None, ...]]:

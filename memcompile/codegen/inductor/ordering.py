@@ -42,7 +42,7 @@ class Ordering:
         return self.order.peak_bytes < self.before_bytes
 
 
-def plan(kind: str, problem: OrderProblem, known: Mapping[str, Sequence[int]], steps: int = STEPS) -> Ordering:
+def plan_order(kind: str, problem: OrderProblem, known: Mapping[str, Sequence[int]], steps: int = STEPS) -> Ordering:
     """The best order found for ``problem``, whose kernels stand in Inductor's order.
 
     ``known``: other orders by name; those that the problem does not allow are left out. ``steps``: see ``ordering_solve``.

@@ -120,7 +120,7 @@ class Scheduling:
                 "DFS": memory.topological_sort_dfs(before),
             }
             orders = {name: kernels.order_of(nodes) for name, nodes in known.items()}
-            self.orderings[kind] = schedule.plan(kind, kernels.problem, orders, self.steps)
+            self.orderings[kind] = schedule.plan_order(kind, kernels.problem, orders, self.steps)
             self.problems[kind] = kernels.problem
         found = self.orderings[kind]
         self.entry[kind] = kernels.entry

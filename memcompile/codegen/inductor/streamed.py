@@ -27,7 +27,7 @@ from memcompile.solvers.places.packing import Buffer, pack, validate
 from memcompile.solvers.schedule.simulate import alive
 from memcompile.step.fxutil import output_names
 from memcompile.step.trace import GraphTrace, step_peak
-from memcompile.streaming.program import PROGRAMS, Block, Run, padded_workspace
+from memcompile.streaming.program import PROGRAMS, RowBlock, Run, padded_workspace
 
 ALIGNMENT = 64
 _ENTERED = threading.local()
@@ -37,7 +37,7 @@ class _Counted(BaseException):
     """Ends the lowering of a body as soon as its bytes are known. Not an Exception: Inductor would wrap it."""
 
 
-def compile_block(graph: fx.GraphModule, *, run: bool = True) -> Block:
+def compile_block(graph: fx.GraphModule, *, run: bool = True) -> RowBlock:
     """Lower the body of a program. ``run``: False stops before any kernel is compiled, for a dry run."""
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
@@ -80,7 +80,7 @@ def compile_block(graph: fx.GraphModule, *, run: bool = True) -> Block:
         )
     offsets, height, scratch = _offsets(traces[0], slots[0])
     prepare = functools.partial(_prepare, function, slots[0], offsets) if run else None
-    return Block(prepare, height, scratch)
+    return RowBlock(prepare, height, scratch)
 
 
 def _offsets(trace: GraphTrace, slots: Sequence[Slot]) -> tuple[list[int], int, int]:

@@ -23,7 +23,7 @@ from memcompile.codegen.inverted_residual.match import Found, inverted_residuals
 from memcompile.codegen.triton.tune import Tuner, target_of
 from memcompile.errors import UnknownTargetError
 from memcompile.machine.device import device_model
-from memcompile.streaming.program import PROGRAMS, Fused, Port, Program
+from memcompile.streaming.program import PROGRAMS, FusedRows, Program, RowPort
 from memcompile.streaming.region import channels_last
 from memcompile.units import format_seconds
 
@@ -54,17 +54,17 @@ def inverted_program(block: InvertedResidual, kernel: InvertedKernel, *, run: bo
     device: torch.device = block.result.meta["val"].device
     launch = kernel.load(_tuner() if device.type == "cuda" else None) if run else None
     images, *parameters = (node.meta["val"] for node in block.operands)
-    operands = (_images(images), *(Port(tuple(t.shape), tuple(t.stride()), t.dtype, None, 1) for t in parameters))
+    operands = (_images(images), *(RowPort(tuple(t.shape), tuple(t.stride()), t.dtype, None, 1) for t in parameters))
     results = (_images(block.result.meta["val"]),)
     key = hashlib.sha256(repr((block.images, operands, results, str(device), kernel.source, run)).encode()).hexdigest()[:12]
-    fused, flops = Fused(launch, kernel.source), inverted_flops(block, kernel.lines)
+    fused, flops = FusedRows(launch, kernel.source), inverted_flops(block, kernel.lines)
     total = block.images
     return PROGRAMS.add(Program(key, total, total, operands, results, (None,), device, flops, {}, {}, fused))
 
 
-def _images(value: Tensor) -> Port:
+def _images(value: Tensor) -> RowPort:
     count, channels, height, width = value.shape
-    return Port((count, channels, height, width), channels_last(value.shape), value.dtype, 0, 1)
+    return RowPort((count, channels, height, width), channels_last(value.shape), value.dtype, 0, 1)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from memcompile.codegen.cpp.build import build_refusal
-from memcompile.codegen.cpp.chain import Link, RowChain, link_of, runs_of
+from memcompile.codegen.cpp.chain import ChainLink, RowChain, link_of, runs_of
 from memcompile.codegen.cpp.choose import Cost, best_cut, cuts
 from memcompile.codegen.cpp.cost import library_bytes, library_seconds, rows_bytes, rows_seconds
 from memcompile.codegen.cpp.kernel import RowsKernel, generate_rows, rows_program
@@ -92,9 +92,9 @@ def rewrite_rows(gm: fx.GraphModule, goal: Goal, tools: Tools) -> tuple[fx.Graph
     return copy, Inverted(_applied(copy, kernels, tools), (*refused, *reasons), WHY)
 
 
-def _links(blocks: Sequence[InvertedResidual]) -> tuple[dict[InvertedResidual, Link], list[tuple[str, str, str]]]:
+def _links(blocks: Sequence[InvertedResidual]) -> tuple[dict[InvertedResidual, ChainLink], list[tuple[str, str, str]]]:
     """The blocks that can be in a kernel, and why others cannot."""
-    links: dict[InvertedResidual, Link] = {}
+    links: dict[InvertedResidual, ChainLink] = {}
     reasons: list[tuple[str, str, str]] = []
     for block in blocks:
         try:
@@ -107,7 +107,7 @@ def _links(blocks: Sequence[InvertedResidual]) -> tuple[dict[InvertedResidual, L
 
 def _chosen(
     run: Sequence[InvertedResidual],
-    links: Mapping[InvertedResidual, Link],
+    links: Mapping[InvertedResidual, ChainLink],
     beside: Sequence[int],
     limit: int | None,
     goal: Goal,

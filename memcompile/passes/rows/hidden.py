@@ -18,8 +18,8 @@ from torch import fx
 from memcompile.passes.rows.necks import Found
 from memcompile.step.cost import is_extern
 from memcompile.step.fxutil import is_view, node_bytes, tensors_of
-from memcompile.streaming.profile import Profile
-from memcompile.streaming.region import Region, RowsOf, enclose, spread
+from memcompile.streaming.profile import LiveProfile
+from memcompile.streaming.region import RowRegion, RowsOf, enclose, spread
 from memcompile.streaming.rules import NotRowLocalError, contracted, normal, shape_of
 
 WIDER = 1.5
@@ -82,7 +82,7 @@ def regions_of_hidden(graph: fx.Graph, seed: fx.Node, factor: fx.Node) -> Hidden
     return hidden
 
 
-def chain_around(graph: fx.Graph, seed: fx.Node, factor: fx.Node) -> Region | None:
+def chain_around(graph: fx.Graph, seed: fx.Node, factor: fx.Node) -> RowRegion | None:
     """The hidden with the products before and after it that nobody else reads: all that one fused kernel can do.
 
     For graphs without a backward. None where there is no hidden. Raises NotRowLocalError where it cannot be streamed.
@@ -201,4 +201,4 @@ def _hull(graph: fx.Graph, nodes: Collection[fx.Node], inside: Collection[fx.Nod
 def _found(graph: fx.Graph, nodes: Collection[fx.Node], rows: RowsOf, total: int) -> Found:
     run = [node for node in graph.nodes if node in nodes]
     region = enclose(run, {n: rows[n] for n in run if n in rows}, total)
-    return Found(region, Profile(run, rows).hill(0, len(run)))
+    return Found(region, LiveProfile(run, rows).hill(0, len(run)))

@@ -24,9 +24,9 @@ from memcompile.passes.rows.hidden import Hidden, chain_around, regions_of_hidde
 from memcompile.passes.rows.necks import Found, regions_between_necks
 from memcompile.step.fxutil import is_view, op_name, source_of
 from memcompile.step.rewriting import Refused, Rewrite
-from memcompile.streaming.profile import Profile
-from memcompile.streaming.program import Block, Program, program_of
-from memcompile.streaming.region import Region
+from memcompile.streaming.profile import LiveProfile
+from memcompile.streaming.program import Program, RowBlock, program_of
+from memcompile.streaming.region import RowRegion
 from memcompile.streaming.rewrite import Streamed, overwritable, replace
 from memcompile.streaming.rules import NotRowLocalError, shape_of
 
@@ -57,8 +57,8 @@ class Tools:
     """What lowers programs. ``compiler``: bodies of blocks. ``fuse``: a region to one kernel, as ``kernel`` wants it. ``dry``:
     the programs need not run."""
 
-    compiler: Callable[[fx.GraphModule], Block]
-    fuse: Callable[[Region], Program]
+    compiler: Callable[[fx.GraphModule], RowBlock]
+    fuse: Callable[[RowRegion], Program]
     kernel: LowRankKernel = "auto"
     dry: bool = False
 
@@ -150,7 +150,7 @@ def _fused(graph: fx.Graph, pairs: dict[fx.Node, fx.Node], tools: Tools, refused
             if tools.kernel == "triton":
                 refused.append((seed.name, source_of(seed), str(error)))
             continue
-        source, saved = source_of(seed), Profile(region.nodes, region.rows).hill(0, len(region.nodes))
+        source, saved = source_of(seed), LiveProfile(region.nodes, region.rows).hill(0, len(region.nodes))
         for node in region.nodes:
             pairs.pop(node, None)
         done.append(Streamed(replace(region, program).name, source, program, saved))

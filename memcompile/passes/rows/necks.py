@@ -14,8 +14,8 @@ from torch import fx
 
 from memcompile.step.cost import is_extern
 from memcompile.step.fxutil import is_view, tensors_of
-from memcompile.streaming.profile import Profile
-from memcompile.streaming.region import Region, enclose, spread
+from memcompile.streaming.profile import LiveProfile
+from memcompile.streaming.region import RowRegion, enclose, spread
 from memcompile.streaming.rules import NotRowLocalError, Rows, normal, shape_of
 
 TOLERANCE = 1.05
@@ -28,7 +28,7 @@ LEAST_SHARE = 0.5
 class Found:
     """A region, and the bytes that it saves: the top of the hill above both necks."""
 
-    region: Region
+    region: RowRegion
     saved_bytes: int
 
 
@@ -73,7 +73,7 @@ def _hill(graph: fx.Graph, seed: fx.Node, rows: Rows, total: int, taken: Collect
     if seed not in inside:
         return None
     run, cut = _run(graph, seed, inside)
-    profile = Profile(run, known)
+    profile = LiveProfile(run, known)
     begin, end = _necks(run, profile.before, profile.during, run.index(seed))
     if closed and cut and profile.before[begin] > TOLERANCE * profile.before[end]:
         return None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from memcompile.codegen.inductor.joint import JointGraph
-from memcompile.solvers.schedule.problem import Solution
 from memcompile.solvers.schedule.simulate import validate
 from memcompile.step.facts import Facts, StepGraphs
 from memcompile.step.verify_graph import check_inputs, check_outputs
 from memcompile.step.verify_values import check_values
 
 
-def verify(facts: Facts, solution: Solution, joint: JointGraph, before: StepGraphs, after: StepGraphs) -> None:
+def verify(facts: Facts, solution: RematSolution, joint: JointGraph, before: StepGraphs, after: StepGraphs) -> None:
     """Check a plan, the graph that it was written to, and the halves extracted from that, against the step ``before``.
 
     Raises VerificationError (or ValueError from the schedule's own rules).

@@ -33,7 +33,7 @@ from memcompile.passes.schedule import rematerialize, swap
 from memcompile.passes.schedule.reorder import reordered
 from memcompile.runtime.transfers.swap_ops import Moved
 from memcompile.solvers import work
-from memcompile.solvers.schedule.problem import InfeasibleError, Schedule, Solution
+from memcompile.solvers.schedule.problem import InfeasibleError, RematSolution, Schedule
 from memcompile.step.bound import least_bytes
 from memcompile.step.calibrate import base_names, calibrated, crowded, fused
 from memcompile.step.cost import CostModel
@@ -70,7 +70,7 @@ class Attempt:
 
     target_bytes: int
     facts: Facts
-    solution: Solution
+    solution: RematSolution
     at_floor: bool
     joint: JointGraph
     lowered: Lowered
@@ -308,13 +308,13 @@ def _attempt(
     return attempt
 
 
-def _expected(graphs: StepGraphs, base: StepPeak, solution: Solution) -> Lowered:
+def _expected(graphs: StepGraphs, base: StepPeak, solution: RematSolution) -> Lowered:
     """A plan before it is lowered: the peak of the model, no traces."""
     peak = replace(base, peak_bytes=solution.peak_bytes, timeline=(), live_at_peak=())
     return Lowered(graphs, (), peak, peak)
 
 
-def _planned(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -> tuple[Solution, bool]:
+def _planned(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -> tuple[RematSolution, bool]:
     """A plan within ``target``; the smallest one, and True, where there is none."""
     outcome.facts = facts
     began = work.now()
@@ -325,7 +325,7 @@ def _planned(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -
     return _no_slower(outcome, facts, target, solution, time_limit_s - (work.now() - began)), False
 
 
-def _no_slower(outcome: Outcome, facts: Facts, target: int, solution: Solution, time_limit_s: float) -> Solution:
+def _no_slower(outcome: Outcome, facts: Facts, target: int, solution: RematSolution, time_limit_s: float) -> RematSolution:
     """A plan for less is a plan for ``target``, too. Where the search is not exact it may find a faster one there: so that more
     memory does not make a slower step, the next rungs below are looked at, the same ones from wherever one comes."""
     rung = max(1, outcome.base.peak.peak_bytes // RUNGS)

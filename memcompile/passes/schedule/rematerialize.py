@@ -17,13 +17,13 @@ from torch import fx
 from memcompile.codegen.inductor.joint import JointGraph
 from memcompile.passes.schedule.moving import Moving, Step
 from memcompile.runtime.transfers.swap_ops import Mover
-from memcompile.solvers.schedule.problem import Schedule, Solution
+from memcompile.solvers.schedule.problem import RematSolution, Schedule
 from memcompile.solvers.schedule.solve import solve
 from memcompile.step.facts import Facts, OpFacts, StepGraphs
 from memcompile.step.fxutil import is_symbol, outputs_of
 
 
-def plan(facts: Facts, budget_bytes: int, time_limit_s: float) -> Solution:
+def plan(facts: Facts, budget_bytes: int, time_limit_s: float) -> RematSolution:
     """The cheapest schedule found whose modelled peak is at most ``budget_bytes``.
 
     Raises ``solvers.problem.InfeasibleError`` when there is none.

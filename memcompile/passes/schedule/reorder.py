@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.index import RematIndex
 from memcompile.step.facts import Facts
 
 
@@ -18,14 +18,14 @@ def reordered(facts: Facts) -> Facts:
     Nothing is computed twice and no sum changes its order: dependencies stay. Ops that run exactly once for their effects stay
     where they are.
     """
-    order = _order(Index.of(facts.problem))
+    order = _order(RematIndex.of(facts.problem))
     if order == sorted(order):
         return facts
     problem = replace(facts.problem, ops=tuple(facts.problem.ops[p] for p in order))
     return replace(facts, problem=problem, ops=tuple(facts.ops[p] for p in order))
 
 
-def _order(index: Index) -> list[int]:
+def _order(index: RematIndex) -> list[int]:
     boundary, count = index.problem.boundary, len(index.reads)
     left = [set(readers) for readers in index.readers]
     done = bytearray(count)

@@ -19,10 +19,10 @@ from memcompile.runtime.transfers.swap_ops import Mover
 from memcompile.solvers import work
 from memcompile.solvers.places.lanes import lanes
 from memcompile.solvers.places.relays import relays_of_halves
-from memcompile.solvers.schedule.problem import InfeasibleError, Move, Schedule, Solution
+from memcompile.solvers.schedule.problem import InfeasibleError, Move, RematSolution, Schedule
 from memcompile.solvers.schedule.simulate import Replay, alive
 from memcompile.solvers.transfers.link import Link
-from memcompile.solvers.transfers.moves import Lives, Traffic, plan_moves, traffic
+from memcompile.solvers.transfers.moves import InstanceLives, Traffic, plan_moves, traffic
 from memcompile.step.calibrate import fused_runs
 from memcompile.step.facts import Facts
 from memcompile.step.fxutil import mutated_inputs
@@ -52,7 +52,7 @@ class Tiers:
         return tuple(link.name for link in self.links)
 
 
-def plan(facts: Facts, budget_bytes: int, time_limit_s: float, tiers: Tiers) -> Solution:
+def plan(facts: Facts, budget_bytes: int, time_limit_s: float, tiers: Tiers) -> RematSolution:
     """The fastest schedule found within ``budget_bytes``, with its moves.
 
     Raises ``solvers.problem.InfeasibleError`` when there is none.
@@ -109,11 +109,11 @@ class _Search:
     tiers: Tiers
     deadline: float
 
-    def run(self) -> Solution:
+    def run(self) -> RematSolution:
         began = time.monotonic()
         replay = Replay(self.facts.problem)
         movable = movable_storages(self.facts)
-        found: list[Solution] = []
+        found: list[RematSolution] = []
         tried: list[Schedule] = []
         for solution in self._recomputed(replay):
             tried.append(solution.schedule)
@@ -126,11 +126,11 @@ class _Search:
         best = min(found, key=lambda solution: solution.extra_seconds + self._fresh_s(replay, solution))
         return replace(best, solve_seconds=time.monotonic() - began) if best.schedule.moves else best
 
-    def _fresh_s(self, replay: Replay, solution: Solution) -> float:
+    def _fresh_s(self, replay: Replay, solution: RematSolution) -> float:
         """What is lost to memory that the arena has no place for: every step touches it for the first time."""
         return self.tiers.fresh_s_per_byte * fresh_bytes(replay, solution.schedule, self.budget)
 
-    def _recomputed(self, replay: Replay) -> Iterator[Solution]:
+    def _recomputed(self, replay: Replay) -> Iterator[RematSolution]:
         """Schedules without moves, from the smallest peak to the unplanned one."""
         count = len(self.facts.problem.ops)
         base = Schedule(tuple(range(count)), self.facts.problem.boundary)
@@ -155,11 +155,11 @@ class _Search:
                 continue
         yield rematerialize.plan(self.facts, top, 0.3)
 
-    def _moved(self, replay: Replay, solution: Solution, movable: list[bool], budget: int) -> list[Solution]:
+    def _moved(self, replay: Replay, solution: RematSolution, movable: list[bool], budget: int) -> list[RematSolution]:
         """The same schedule with moves that bring it down to ``budget``, where there are any."""
         durations = durations_of(self.facts, solution.schedule)
         for runs in (fused_runs(self.facts, solution.schedule), ()):  # lowering may still take such kernels apart
-            lives = Lives.of(replay, solution.schedule, movable, runs)
+            lives = InstanceLives.of(replay, solution.schedule, movable, runs)
             if (moves := plan_moves(lives, durations, budget, self.tiers.links)) is not None:
                 break
         else:
@@ -180,12 +180,12 @@ class _Search:
             )
         ]
 
-    def _floor(self, replay: Replay, tried: list[Schedule], movable: list[bool]) -> Solution:
+    def _floor(self, replay: Replay, tried: list[Schedule], movable: list[bool]) -> RematSolution:
         """The smallest peak that moves reach, on any of the schedules."""
-        best: Solution | None = None
+        best: RematSolution | None = None
         for schedule in tried:
             run = replay.run(schedule)
-            plain = Solution(schedule, run.peak_bytes, run.extra_seconds, 0.0, "heuristic", "floor", 0.0)
+            plain = RematSolution(schedule, run.peak_bytes, run.extra_seconds, 0.0, "heuristic", "floor", 0.0)
             low, high = self.budget, run.peak_bytes
             smallest = plain
             for _ in range(FLOOR_STEPS):

@@ -22,15 +22,15 @@ from memcompile.passes.tiles.products import as_products
 from memcompile.passes.tiles.program import TileProgram, program_of
 from memcompile.passes.tiles.reductions import merge, parts_of
 from memcompile.runtime.stored import STORED
-from memcompile.solvers.tiling.problem import Solution, Stage
+from memcompile.solvers.tiling.problem import Stage, TilingSolution
 from memcompile.solvers.tiling.stages import results
 from memcompile.step.fxutil import base_of, outputs_of, source_of
 from memcompile.streaming.output_strides import keep_strides, output_strides
-from memcompile.streaming.program import PROGRAMS, Block, empty
+from memcompile.streaming.program import PROGRAMS, RowBlock, empty
 from memcompile.streaming.region import channels_last, contiguous_strides
 from memcompile.streaming.rewrite import waiting
 
-Compile = Callable[[fx.GraphModule], Block]
+Compile = Callable[[fx.GraphModule], RowBlock]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,9 @@ class Patched:
     program: TileProgram
 
 
-def apply(gm: fx.GraphModule, network: Network, solution: Solution, compiler: Compile, *, dry: bool = False) -> list[Patched]:
+def apply(
+    gm: fx.GraphModule, network: Network, solution: TilingSolution, compiler: Compile, *, dry: bool = False
+) -> list[Patched]:
     """Replace the tiled stages of ``gm``, whose network it is, by one node each. ``dry``: they need not run.
 
     Raises NotLocalError when an operator turns out not to run on a tile; the graph is then of no use any more.

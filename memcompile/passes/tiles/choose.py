@@ -16,9 +16,9 @@ from memcompile.passes.tiles.figure import PatchReport, PatchStage
 from memcompile.passes.tiles.network import Network, network_of
 from memcompile.passes.tiles.planes import NotLocalError
 from memcompile.passes.tiles.wrapping import gather_copies
-from memcompile.solvers.tiling.lives import Lives
-from memcompile.solvers.tiling.problem import FREE, Prices, Solution
-from memcompile.solvers.tiling.search import LimitError, Search
+from memcompile.solvers.tiling.lives import ResultLives
+from memcompile.solvers.tiling.problem import FREE, Prices, TilingSolution
+from memcompile.solvers.tiling.search import LimitError, TilingSearch
 from memcompile.step.fxutil import copied, op_name, source_of
 from memcompile.streaming.rules import NotRowLocalError
 
@@ -113,16 +113,16 @@ def _gathered(gm: fx.GraphModule) -> fx.GraphModule:
     return gm
 
 
-def _search(network: Network, tools: Tools, prices: Prices) -> Search:
+def _search(network: Network, tools: Tools, prices: Prices) -> TilingSearch:
     """The stages of a network, as far as the time limit allows."""
     end = tools.clock() + tools.time_limit_s
-    return Search(network.problem, prices=prices, left=lambda: end - tools.clock())
+    return TilingSearch(network.problem, prices=prices, left=lambda: end - tools.clock())
 
 
 def _obstacle(network: Network) -> str:
     """What is only made at once where most is alive, if it is that which leaves nothing to tiles."""
     operators = network.problem.operators
-    alive = Lives(network.problem).layerwise_bytes
+    alive = ResultLives(network.problem).layerwise_bytes
     whole = [index for index, operator in enumerate(operators) if operator.kind == "whole"]
     at = max(whole, key=lambda index: alive[index], default=None)
     if at is None or alive[at] < LARGE * max(alive):
@@ -133,10 +133,10 @@ def _obstacle(network: Network) -> str:
 
 
 def _attempts(
-    gm: fx.GraphModule, search: Search, wish: Wish, tools: Tools, base: int, entry: int
-) -> tuple[Solution, int] | None:
+    gm: fx.GraphModule, search: TilingSearch, wish: Wish, tools: Tools, base: int, entry: int
+) -> tuple[TilingSolution, int] | None:
     """The plan to take, and its exact peak: within the room the first that keeps it, else the smallest."""
-    best: tuple[Solution, int] | None = None
+    best: tuple[TilingSolution, int] | None = None
     tried: set[tuple[object, ...]] = set()
     target = None if wish.room_bytes is None else wish.room_bytes - entry
     for _ in range(MAX_ATTEMPTS):
@@ -159,7 +159,7 @@ def _attempts(
     return best
 
 
-def _plan(search: Search, target: int | None, wish: Wish) -> Solution:
+def _plan(search: TilingSearch, target: int | None, wish: Wish) -> TilingSolution:
     """Within the target the fastest, or the smallest there is; without one the fastest near the smallest."""
     if target is None:
         most = wish.max_overhead or 0.0
@@ -174,7 +174,9 @@ def _plan(search: Search, target: int | None, wish: Wish) -> Solution:
         return error.floor
 
 
-def _applied(gm: fx.GraphModule, solution: Solution, compiler: Compile, dry: bool) -> tuple[fx.GraphModule, list[Patched]]:
+def _applied(
+    gm: fx.GraphModule, solution: TilingSolution, compiler: Compile, dry: bool
+) -> tuple[fx.GraphModule, list[Patched]]:
     """A copy of the graph with the stages in place."""
     copy = copied(gm)
     network = network_of(copy.graph)
@@ -182,7 +184,9 @@ def _applied(gm: fx.GraphModule, solution: Solution, compiler: Compile, dry: boo
     return copy, apply(copy, network, solution, compiler, dry=dry)
 
 
-def _report(network: Network, solution: Solution, seconds: float, bytes_per_element: int, refused: str = "") -> PatchReport:
+def _report(
+    network: Network, solution: TilingSolution, seconds: float, bytes_per_element: int, refused: str = ""
+) -> PatchReport:
     operators = network.problem.operators
     stages = tuple(
         PatchStage(

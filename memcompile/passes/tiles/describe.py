@@ -6,12 +6,12 @@ from memcompile.passes.tiles.figure import PatchOperator
 from memcompile.passes.tiles.network import Network
 from memcompile.solvers.tiling.intervals import Tile, tiles
 from memcompile.solvers.tiling.memory import cost
-from memcompile.solvers.tiling.problem import Problem, Solution, Stage
+from memcompile.solvers.tiling.problem import Stage, TilingProblem, TilingSolution
 from memcompile.solvers.tiling.stages import members, results
 from memcompile.step.fxutil import source_of
 
 
-def described(network: Network, solution: Solution) -> tuple[PatchOperator, ...]:
+def described(network: Network, solution: TilingSolution) -> tuple[PatchOperator, ...]:
     """All operators of the network, in order."""
     problem = network.problem
     held = [operator.size_bytes for operator in problem.operators]
@@ -33,12 +33,12 @@ def described(network: Network, solution: Solution) -> tuple[PatchOperator, ...]
     )
 
 
-def layerwise_bytes(problem: Problem, first: int, last: int) -> int:
+def layerwise_bytes(problem: TilingProblem, first: int, last: int) -> int:
     """The peak of operators ``first`` up to ``last`` (exclusive) of a network that runs layer by layer."""
     return cost(problem, Stage(first, last, "layerwise")).peak_bytes
 
 
-def _hold_tiles(problem: Problem, stage: Stage, held: list[int]) -> None:
+def _hold_tiles(problem: TilingProblem, stage: Stage, held: list[int]) -> None:
     """Set ``held`` of the stage's own operators to the most that a tile has of them; results are whole."""
     inside = set(members(problem, stage)) - set(results(problem, stage)) - set(stage.again)
     run = tiles(problem, stage)
@@ -46,7 +46,7 @@ def _hold_tiles(problem: Problem, stage: Stage, held: list[int]) -> None:
         held[index] = min(held[index], max(_tile_bytes(problem, tile, index) for tile in run))
 
 
-def _tile_bytes(problem: Problem, tile: Tile, index: int) -> int:
+def _tile_bytes(problem: TilingProblem, tile: Tile, index: int) -> int:
     """Bytes of what a tile makes, and of the rows that it finds."""
     operator = problem.operators[index]
     made = tile.made[index].pixels if index in tile.made else 0

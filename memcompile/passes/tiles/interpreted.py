@@ -16,12 +16,12 @@ from torch import fx
 from memcompile.codegen.inductor.scratch import scratch_bytes
 from memcompile.passes.tiles.packing import packed_bytes, packed_scratch_bytes
 from memcompile.step.fxutil import base_of, is_view, tensors_of
-from memcompile.streaming.program import Block
+from memcompile.streaming.program import RowBlock
 
 aten = torch.ops.aten
 
 
-def interpret(module: fx.GraphModule) -> Block:
+def interpret(module: fx.GraphModule) -> RowBlock:
     """A block that calls ``module``, whose graph is changed to work in place. Nothing lies in the workspace."""
     _in_place(module.graph)
     module.graph.lint()
@@ -33,7 +33,7 @@ def interpret(module: fx.GraphModule) -> Block:
         with torch.no_grad():
             forward(*tensors)
 
-    return Block(lambda _workspace: run, 0, peak)
+    return RowBlock(lambda _workspace: run, 0, peak)
 
 
 def _in_place(graph: fx.Graph) -> None:

@@ -28,7 +28,7 @@ from memcompile.passes.tiles.planes import (
     shape_of,
 )
 from memcompile.passes.tiles.rules import REDUCTIONS, reduced_axes
-from memcompile.solvers.tiling.problem import Kind, Operator, Problem, Reach, Read
+from memcompile.solvers.tiling.problem import Kind, Operator, Reach, Read, TilingProblem
 from memcompile.step.cost import flops_of, numel
 from memcompile.step.fxutil import base_of, is_view, op_name, outputs_of, tensors_of
 
@@ -44,7 +44,7 @@ class Network:
     """``values``: of each operator of ``problem`` the node whose value is stored; ``inner``: the nodes that compute it, in
     order, itself last. ``reads``: of every node that runs on pixels. ``refused``: nodes that do not, and why."""
 
-    problem: Problem
+    problem: TilingProblem
     values: tuple[fx.Node, ...]
     inner: tuple[tuple[fx.Node, ...], ...]
     planes: Planes
@@ -158,7 +158,7 @@ class _Builder:
         lowered = self.bytes_per_element is None
         outputs = tuple(place[node] for node in values if node in self.returned)
         return Network(
-            Problem(operators, outputs, over_lines=not lowered, fixed_lines=lowered, results_apart=lowered),
+            TilingProblem(operators, outputs, over_lines=not lowered, fixed_lines=lowered, results_apart=lowered),
             tuple(values),
             tuple(tuple(inner[node]) for node in values),
             self.found.planes,

@@ -28,7 +28,7 @@ from memcompile.solvers.tiling.intervals import tiles
 from memcompile.solvers.tiling.problem import Stage
 from memcompile.step.cost import flops_of
 from memcompile.step.fxutil import is_view
-from memcompile.streaming.program import Block, Buffer
+from memcompile.streaming.program import ProgramBuffer, RowBlock
 from memcompile.streaming.region import channels_last, contiguous_strides
 
 ALIGNMENT = 64
@@ -77,15 +77,15 @@ class TileProgram:
     from all operands to what follows from parameters alone, for all tiles."""
 
     key: str
-    operands: tuple[Buffer, ...]
-    results: tuple[Buffer, ...]
+    operands: tuple[ProgramBuffer, ...]
+    results: tuple[ProgramBuffer, ...]
     device: torch.device
     flops: int
     bodies: dict[str, fx.GraphModule]
     tiles: tuple[tuple[str, tuple[View, ...]], ...]
     lines: tuple[Line, ...]
     prologue: fx.GraphModule
-    blocks: dict[str, Block] = field(default_factory=dict)
+    blocks: dict[str, RowBlock] = field(default_factory=dict)
 
     @property
     def in_place(self) -> tuple[None, ...]:
@@ -110,7 +110,7 @@ class TileProgram:
         inside = max((block.scratch_bytes for block in self.blocks.values()), default=0)
         return max(peak_bytes(self.prologue.graph), hoisted + inside)
 
-    def compile(self, compiler: Callable[[fx.GraphModule], Block], *, dry: bool = False) -> None:
+    def compile(self, compiler: Callable[[fx.GraphModule], RowBlock], *, dry: bool = False) -> None:
         """Lower the bodies, once. ``dry``: they need not run."""
         for name, graph in self.bodies.items():
             if name not in self.blocks or not (dry or self.blocks[name].prepare):
@@ -202,7 +202,7 @@ class _Assembly:
         )
         lines, results = self._line_buffers(), tuple(self._result(*output) for output in self.outputs)
         values = {node: node.meta["val"] for node in self.operands}
-        operands = tuple(Buffer(tuple(value.shape), self.strides(node), value.dtype) for node, value in values.items())
+        operands = tuple(ProgramBuffer(tuple(value.shape), self.strides(node), value.dtype) for node, value in values.items())
         device = self._device()
         flops = sum(flops_of(part) for index in self.layout.members for part in self.layout.network.inner[index])
         text = repr((operands, results, lines, made, [body.code for body in bodies.values()], list(bodies)))
@@ -249,13 +249,13 @@ class _Assembly:
             if axis is not None and (span[0] or span[1] != shape_of(node)[axis])
         )
 
-    def _result(self, node: fx.Node, number: int) -> Buffer:
+    def _result(self, node: fx.Node, number: int) -> ProgramBuffer:
         if self._is_part(node):
             shape, dtype = parts_of(node)[number]
             whole = (self.parts[node, number], *shape)
-            return Buffer(whole, contiguous_strides(whole), dtype)
+            return ProgramBuffer(whole, contiguous_strides(whole), dtype)
         value = node.meta["val"]
-        return Buffer(tuple(value.shape), self.strides(node), value.dtype)
+        return ProgramBuffer(tuple(value.shape), self.strides(node), value.dtype)
 
     def _line_buffers(self) -> tuple[Line, ...]:
         found, offset = [], 0

@@ -16,7 +16,7 @@ from memcompile.errors import SwapCorruptedError, SwapTicketError, TierFullError
 from memcompile.runtime.transfers.checksum import MOST_BYTES, PAGE_BYTES, block_sum
 from memcompile.runtime.transfers.extents import Extents
 from memcompile.runtime.transfers.file import SwapFile
-from memcompile.runtime.transfers.memory import Layout, Memory, check_destination, layout_of, memory_of
+from memcompile.runtime.transfers.memory import Memory, TensorLayout, check_destination, layout_of, memory_of
 from memcompile.runtime.transfers.requests import Request, Scratch, Workers
 from memcompile.runtime.transfers.tiers import DiskTier
 
@@ -29,7 +29,7 @@ DIRECT_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class FileBlock:
     """``length`` bytes from ``start`` of the tensor on, in ``padded`` bytes at ``offset`` of the file."""
 
     start: int
@@ -46,8 +46,8 @@ class Block:
 class Record:
     """A tensor on disk. ``edges``: (start, bytes) that stay in memory, less than two pages."""
 
-    layout: Layout
-    blocks: list[Block]
+    layout: TensorLayout
+    blocks: list[FileBlock]
     edges: list[tuple[int, bytes]]
     sums: list[int]
     write: Request
@@ -95,7 +95,7 @@ class DiskStore:
             (first, memory.bytes_at(first, last)) for first, last in ((0, start), (stop, layout.size_bytes)) if first < last
         ]
         offsets = self._place([_pages(length) for length in lengths])
-        blocks = [Block(*item) for item in zip(starts, lengths, offsets, strict=True)]
+        blocks = [FileBlock(*item) for item in zip(starts, lengths, offsets, strict=True)]
         sums = [0] * len(blocks)
         request = Request(_Write(self.file, blocks, sums, memory).move, len(blocks), is_read=False)
         record = Record(layout, blocks, edges, sums, request)
@@ -223,7 +223,7 @@ class DiskStore:
 @dataclass(frozen=True, slots=True)
 class _Write:
     file: SwapFile
-    blocks: list[Block]
+    blocks: list[FileBlock]
     sums: list[int]
     memory: Memory
 

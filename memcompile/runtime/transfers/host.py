@@ -13,8 +13,8 @@ from torch import Tensor
 
 from memcompile.errors import SwapTicketError, TierUnavailableError
 from memcompile.runtime.transfers.cuda import current_event, flat_bytes, side_stream
-from memcompile.runtime.transfers.memory import Layout, check_destination, layout_of
-from memcompile.runtime.transfers.pinned import Buffer, PinnedPool
+from memcompile.runtime.transfers.memory import TensorLayout, check_destination, layout_of
+from memcompile.runtime.transfers.pinned import PinnedBuffer, PinnedPool
 from memcompile.runtime.transfers.tiers import HostTier
 
 
@@ -22,8 +22,8 @@ from memcompile.runtime.transfers.tiers import HostTier
 class HostRecord:
     """A tensor in host memory. ``reads``: by address, the event of a copy back and its destination."""
 
-    layout: Layout
-    buffer: Buffer
+    layout: TensorLayout
+    buffer: PinnedBuffer
     device: torch.device
     written: Any
     source: Tensor | None

@@ -16,7 +16,7 @@ from memcompile.runtime.transfers.checksum import PAGE_BYTES, Bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TensorLayout:
     """What a tensor looks like: bytes mean the same numbers only in a tensor that looks the same (or in plain bytes)."""
 
     shape: tuple[int, ...]
@@ -25,14 +25,14 @@ class Layout:
     size_bytes: int
 
 
-def layout_of(tensor: Tensor) -> Layout:
+def layout_of(tensor: Tensor) -> TensorLayout:
     """The layout of a dense tensor. Raises `SwapLayoutError` for one whose elements do not fill one piece of memory."""
     if tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg():
         raise SwapLayoutError(f"a tensor with layout {tensor.layout}, conjugated or negated lazily, is not plain bytes")
     shape, stride = tuple(tensor.shape), tuple(tensor.stride())
     if not _is_dense(shape, stride):
         raise SwapLayoutError(f"a tensor of shape {list(shape)} and strides {list(stride)} has gaps or overlaps in memory")
-    return Layout(shape, stride, tensor.dtype, tensor.numel() * tensor.element_size())
+    return TensorLayout(shape, stride, tensor.dtype, tensor.numel() * tensor.element_size())
 
 
 def _is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
@@ -47,7 +47,7 @@ def _is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
     return True
 
 
-def check_destination(saved: Layout, dest: Tensor) -> None:
+def check_destination(saved: TensorLayout, dest: Tensor) -> None:
     """Raises `SwapLayoutError` unless the bytes of ``saved`` are the same numbers in ``dest``."""
     found = layout_of(dest)
     if found.size_bytes != saved.size_bytes:
@@ -56,7 +56,7 @@ def check_destination(saved: Layout, dest: Tensor) -> None:
         raise SwapLayoutError(f"strides {list(saved.stride)} were swapped out, the destination has {list(found.stride)}")
 
 
-def _steps(layout: Layout) -> list[int]:
+def _steps(layout: TensorLayout) -> list[int]:
     if 0 in layout.shape:
         return []
     return [step for step, size in zip(layout.stride, layout.shape, strict=True) if size != 1]

@@ -20,7 +20,7 @@ SLACK = 1.25
 
 
 @dataclass(eq=False, slots=True)
-class Buffer:
+class PinnedBuffer:
     """Pinned bytes. ``last``: the event of the last copy from or to it (CUDA)."""
 
     bytes: Tensor
@@ -38,14 +38,14 @@ class PinnedPool:
         self.capacity_bytes = capacity_bytes
         self.allocated_bytes = 0
         self._allocate = allocate or registered
-        self._idle: list[Buffer] = []
+        self._idle: list[PinnedBuffer] = []
 
     @property
     def idle_bytes(self) -> int:
         """Bytes of the buffers that nobody has."""
         return sum(len(buffer.bytes) for buffer in self._idle)
 
-    def take(self, size_bytes: int) -> Buffer:
+    def take(self, size_bytes: int) -> PinnedBuffer:
         """A buffer of at least that size. Raises `TierFullError`; idle buffers make room."""
         fitting = [b for b in self._idle if size_bytes <= len(b.bytes) <= max(size_bytes * SLACK, GRAIN_BYTES)]
         if fitting:
@@ -56,7 +56,7 @@ class PinnedPool:
         self.require(rounded)
         while self.allocated_bytes + rounded > self.capacity_bytes:
             self._release(self._idle[0])
-        buffer = Buffer(*self._allocate(rounded))
+        buffer = PinnedBuffer(*self._allocate(rounded))
         self.allocated_bytes += rounded
         return buffer
 
@@ -66,7 +66,7 @@ class PinnedPool:
         if missing > 0:
             raise TierFullError("swap to the host", missing, f"its {self.capacity_bytes} bytes are used up")
 
-    def give(self, buffer: Buffer) -> None:
+    def give(self, buffer: PinnedBuffer) -> None:
         """A buffer is idle again. Copies that still run are known to it (``last``)."""
         self._idle.append(buffer)
 
@@ -75,7 +75,7 @@ class PinnedPool:
         while self._idle:
             self._release(self._idle[0])
 
-    def _release(self, buffer: Buffer) -> None:
+    def _release(self, buffer: PinnedBuffer) -> None:
         if buffer.last is not None:
             buffer.last.synchronize()
         self._idle.remove(buffer)

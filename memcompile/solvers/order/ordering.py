@@ -19,7 +19,7 @@ Status = Literal["optimal", "bounded"]
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
+class OrderStorage:
     """``at_start``: alive before the first kernel. ``at_end``: never given back."""
 
     name: str
@@ -29,7 +29,7 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class OrderKernel:
     """``touches``: the storages that it reads or writes. ``after``: the kernels that must have run.
 
     ``inplace``: pairs of a storage and those that it may take over, the first that nobody else will touch, of the same size
@@ -49,8 +49,8 @@ class Kernel:
 class OrderProblem:
     """Kernels in an order that is allowed: ``after`` names earlier ones only."""
 
-    kernels: tuple[Kernel, ...]
-    storages: tuple[Storage, ...]
+    kernels: tuple[OrderKernel, ...]
+    storages: tuple[OrderStorage, ...]
 
     @cached_property
     def touchers(self) -> tuple[int, ...]:

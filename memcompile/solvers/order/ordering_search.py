@@ -22,7 +22,7 @@ History = tuple["History", int] | None
 
 
 @dataclass(slots=True)
-class Effort:
+class OrderEffort:
     """Steps left: a step is one kernel tried in one state (a few microseconds)."""
 
     steps: int
@@ -34,7 +34,7 @@ class Effort:
 
 
 @dataclass(slots=True)
-class State:
+class OrderState:
     """``done``, ``ready``: kernels as bits. ``live``: bytes between two kernels."""
 
     done: int
@@ -44,7 +44,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundOrder:
     """``order`` is None when nothing below the limit was found. ``bound_bytes``: no order has a smaller peak."""
 
     order: tuple[int, ...] | None
@@ -118,22 +118,22 @@ class Stepper:
                     break
         return saved
 
-    def start(self, done: int = 0, live: int | None = None) -> State:
+    def start(self, done: int = 0, live: int | None = None) -> OrderState:
         """The state after the kernels ``done``."""
         count = len(self.after)
         ready = sum(1 << k for k in range(count) if not done >> k & 1 and not self.after[k] & ~done)
-        return State(done, ready, self.problem.entry_bytes if live is None else live, None)
+        return OrderState(done, ready, self.problem.entry_bytes if live is None else live, None)
 
-    def run(self, state: State, k: int, after: int) -> State:
+    def run(self, state: OrderState, k: int, after: int) -> OrderState:
         """The state after one more kernel."""
         done = state.done | 1 << k
         ready = state.ready & ~(1 << k)
         for other in self.readers[k]:
             if not self.after[other] & ~done:
                 ready |= 1 << other
-        return State(done, ready, state.live + after, (state.history, k))
+        return OrderState(done, ready, state.live + after, (state.history, k))
 
-    def settle(self, state: State, peak: int, scope: int, effort: Effort) -> State:
+    def settle(self, state: OrderState, peak: int, scope: int, effort: OrderEffort) -> OrderState:
         """Run what adds nothing and stays within ``peak``, as long as there is such a kernel."""
         ready = members(state.ready & scope)
         while ready:
@@ -157,13 +157,13 @@ def members(mask: int) -> list[int]:
     return found
 
 
-def beam(stepper: Stepper, floor: int, limit: int, width: int, effort: Effort) -> Found | None:
+def beam(stepper: Stepper, floor: int, limit: int, width: int, effort: OrderEffort) -> FoundOrder | None:
     """Keep the ``width`` best states with the same number of kernels run. Returns an order with a peak below ``limit``, if any.
 
     ``floor``: a peak that no order stays below.
     """
     everything = (1 << len(stepper.after)) - 1
-    levels: list[dict[int, tuple[int, State]]] = [{} for _ in range(len(stepper.after) + 1)]
+    levels: list[dict[int, tuple[int, OrderState]]] = [{} for _ in range(len(stepper.after) + 1)]
     start = stepper.settle(stepper.start(), floor, everything, effort)
     levels[start.done.bit_count()][start.done] = max(floor, stepper.problem.entry_bytes), start
     for depth in range(len(stepper.after)):
@@ -185,14 +185,14 @@ def beam(stepper: Stepper, floor: int, limit: int, width: int, effort: Effort) -
     if not levels[-1]:
         return None
     peak, state = levels[-1][everything]
-    return Found(sequence_of(state.history), peak, floor)
+    return FoundOrder(sequence_of(state.history), peak, floor)
 
 
-def _rank(item: tuple[int, State]) -> tuple[int, int, int]:
+def _rank(item: tuple[int, OrderState]) -> tuple[int, int, int]:
     return item[0], item[1].live, item[1].done
 
 
-def best_first(stepper: Stepper, start: State, scope: int, floor: int, limit: int, effort: Effort) -> Found:
+def best_first(stepper: Stepper, start: OrderState, scope: int, floor: int, limit: int, effort: OrderEffort) -> FoundOrder:
     """The order of the kernels in ``scope`` with the smallest peak, by states in the order of the peak that reaches them.
 
     Proven to be the smallest unless the effort runs out: then the bound is the peak that was being looked at. Peaks of
@@ -201,22 +201,22 @@ def best_first(stepper: Stepper, start: State, scope: int, floor: int, limit: in
     goal = start.done | scope
     first = max(floor, start.live)
     if first >= limit:
-        return Found(None, limit, limit)
+        return FoundOrder(None, limit, limit)
     state = stepper.settle(start, first, scope, effort)
     best = {state.done: first}
-    queue: list[tuple[int, int, int, int, State]] = [(first, 0, state.live, 0, state)]
+    queue: list[tuple[int, int, int, int, OrderState]] = [(first, 0, state.live, 0, state)]
     serial = 0
     closed: set[int] = set()
     while queue:
         peak, _, _, _, state = heapq.heappop(queue)
         if state.done == goal:
-            return Found(sequence_of(state.history), peak, peak)
+            return FoundOrder(sequence_of(state.history), peak, peak)
         if state.done in closed:
             continue
         closed.add(state.done)
         for k in members(state.ready & scope):
             if not effort.spend():
-                return Found(None, limit, peak)
+                return FoundOrder(None, limit, peak)
             added, after = stepper.cost(k, state.done)
             reached = max(peak, state.live + added)
             if reached >= limit:
@@ -226,7 +226,7 @@ def best_first(stepper: Stepper, start: State, scope: int, floor: int, limit: in
                 best[following.done] = reached
                 serial += 1
                 heapq.heappush(queue, (reached, -following.done.bit_count(), following.live, serial, following))
-    return Found(None, limit, limit)
+    return FoundOrder(None, limit, limit)
 
 
 def sequence_of(history: History) -> tuple[int, ...]:
@@ -240,7 +240,7 @@ def _backwards(history: History) -> Iterator[int]:
         yield k
 
 
-def windows(stepper: Stepper, order: Sequence[int], floor: int, effort: Effort) -> tuple[int, ...]:
+def windows(stepper: Stepper, order: Sequence[int], floor: int, effort: OrderEffort) -> tuple[int, ...]:
     """``order`` with its highest peaks lowered, one window of kernels around the first of them at a time, the rest fixed.
 
     A window that has nothing better is doubled.
@@ -266,11 +266,11 @@ def windows(stepper: Stepper, order: Sequence[int], floor: int, effort: Effort) 
     return best
 
 
-def _along(stepper: Stepper, order: Sequence[int]) -> tuple[list[State], list[int]]:
+def _along(stepper: Stepper, order: Sequence[int]) -> tuple[list[OrderState], list[int]]:
     """The state before each kernel of ``order``, without its history, and the bytes alive while it runs."""
     state, states, highest = stepper.start(), [], []
     for k in order:
-        states.append(State(state.done, state.ready, state.live, None))
+        states.append(OrderState(state.done, state.ready, state.live, None))
         added, after = stepper.cost(k, state.done)
         highest.append(state.live + added)
         state = stepper.run(state, k, after)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from memcompile.solvers.order.ordering import Order, OrderProblem, kept_apart, peak_of
 from memcompile.solvers.order.ordering_bound import lower_bound
-from memcompile.solvers.order.ordering_search import Effort, Stepper, beam, best_first, windows
+from memcompile.solvers.order.ordering_search import OrderEffort, Stepper, beam, best_first, windows
 
 STEPS = 500_000
 """Steps of each of the three searches: about a second for all of them together."""
@@ -43,7 +43,7 @@ def _search(
     problem: OrderProblem, order: tuple[int, ...], peak: int, bound: int, method: str, steps: int
 ) -> tuple[tuple[int, ...], int, int, str]:
     stepper = Stepper(problem)
-    effort = Effort(steps)
+    effort = OrderEffort(steps)
     for width in WIDTHS:
         found = beam(stepper, bound, peak, width, effort)
         if found is not None and found.order is not None:
@@ -52,13 +52,13 @@ def _search(
             break
     if peak > bound:
         everything = (1 << len(problem.kernels)) - 1
-        complete = Effort(PROOF_FACTOR * steps if len(problem.kernels) <= PROOF_KERNELS else steps)
+        complete = OrderEffort(PROOF_FACTOR * steps if len(problem.kernels) <= PROOF_KERNELS else steps)
         exact = best_first(stepper, stepper.start(), everything, bound, peak, complete)
         bound = max(bound, exact.bound_bytes)
         if exact.order is not None:
             order, peak, method = exact.order, exact.peak_bytes, "complete search"
     if peak > bound:
-        better = windows(stepper, order, bound, Effort(steps))
+        better = windows(stepper, order, bound, OrderEffort(steps))
         if better != order:
             order, peak, method = better, peak_of(problem, better), "windows around the peak"
     return order, peak, bound, method

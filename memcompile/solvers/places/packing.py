@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from memcompile.solvers import work
-from memcompile.solvers.places.placement import Part, placements
+from memcompile.solvers.places.placement import PlacementPart, placements
 from memcompile.solvers.places.placement_exact import Verdict, search_height
 from memcompile.solvers.schedule.simulate import Ints
 
@@ -109,7 +109,7 @@ def pack(
     return packing
 
 
-def _solve(part: Part, goal: int, smallest: bool, time_limit_s: float, seed: int) -> tuple[Ints, int, str]:
+def _solve(part: PlacementPart, goal: int, smallest: bool, time_limit_s: float, seed: int) -> tuple[Ints, int, str]:
     """Offsets of one part, a height that none of its arrangements is below, and who found them.
 
     Ends at a height of ``goal``; where there is none, goes on to the smallest one if that is wanted. There is always one greedy
@@ -182,7 +182,7 @@ def merge(buffers: Sequence[Buffer]) -> tuple[list[Buffer], list[tuple[int, int]
     return storages, places
 
 
-def split(buffers: Sequence[Buffer], alignment: int = 1) -> list[Part]:
+def split(buffers: Sequence[Buffer], alignment: int = 1) -> list[PlacementPart]:
     """The parts of an instance between times at which nothing lives; buffers without bytes are in none."""
     order = sorted((i for i, buffer in enumerate(buffers) if buffer.size), key=lambda i: buffers[i].lower)
     groups: list[list[int]] = []
@@ -195,12 +195,12 @@ def split(buffers: Sequence[Buffer], alignment: int = 1) -> list[Part]:
     return [_part(buffers, sorted(group), alignment) for group in groups]
 
 
-def _part(buffers: Sequence[Buffer], indices: list[int], alignment: int) -> Part:
+def _part(buffers: Sequence[Buffer], indices: list[int], alignment: int) -> PlacementPart:
     chosen = [buffers[i] for i in indices]
     sizes = np.array([-(-b.size // alignment) * alignment for b in chosen], dtype=np.int64)
     fixed = np.array([-1 if b.offset is None else b.offset for b in chosen], dtype=np.int64)
     lowers, uppers = (np.array([getattr(b, name) for b in chosen], dtype=np.int64) for name in ("lower", "upper"))
-    return Part.of(np.array(indices, dtype=np.int64), lowers, uppers, sizes, fixed)
+    return PlacementPart.of(np.array(indices, dtype=np.int64), lowers, uppers, sizes, fixed)
 
 
 def validate(buffers: Sequence[Buffer], offsets: Sequence[int], *, alignment: int = 1, capacity: int | None = None) -> int:

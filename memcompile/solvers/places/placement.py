@@ -24,7 +24,7 @@ _TAKEN = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PlacementPart:
     """Buffers without a time between them at which nothing lives. ``indices``: their places in the instance.
 
     ``begins``, ``ends``: lifetimes in sections, the times between which nothing is born or dies. ``sizes``: bytes, aligned.
@@ -42,7 +42,7 @@ class Part:
     unit: int
 
     @staticmethod
-    def of(indices: Ints, lowers: Ints, uppers: Ints, sizes: Ints, fixed: Ints) -> Part:
+    def of(indices: Ints, lowers: Ints, uppers: Ints, sizes: Ints, fixed: Ints) -> PlacementPart:
         """From lifetimes in any unit of time."""
         times = np.unique(np.concatenate([lowers, uppers]))
         begins, ends = np.searchsorted(times, lowers), np.searchsorted(times, uppers)
@@ -51,7 +51,7 @@ class Part:
         tops = (fixed + sizes)[held]
         bound = max(int(crowd.max()), int(tops.max()) if len(tops) else 0)
         unit = int(np.gcd.reduce(np.concatenate([sizes, fixed[held]])))
-        return Part(indices, begins, ends, sizes, fixed, crowd, bound, unit)
+        return PlacementPart(indices, begins, ends, sizes, fixed, crowd, bound, unit)
 
     def height(self, offsets: Ints) -> int:
         """The end of the highest buffer."""
@@ -76,7 +76,7 @@ def _range_max(values: Ints, begins: Ints, ends: Ints) -> Ints:
     return result
 
 
-def orders(part: Part) -> dict[str, Ints]:
+def orders(part: PlacementPart) -> dict[str, Ints]:
     """Buffers by importance, most important first."""
     width = part.ends - part.begins
     area = width * part.sizes
@@ -88,7 +88,7 @@ def orders(part: Part) -> dict[str, Ints]:
     }
 
 
-def placements(part: Part) -> Iterator[tuple[str, Ints]]:
+def placements(part: PlacementPart) -> Iterator[tuple[str, Ints]]:
     """The greedy placements of a part, those that are most often lowest first; of very large parts not all."""
     by = orders(part)
     ways = [("canonical", "TWA"), ("best fit", "TWA"), ("best fit", "WAT")]
@@ -101,7 +101,7 @@ def placements(part: Part) -> Iterator[tuple[str, Ints]]:
         yield f"{way}, {name}", place(part, by[name])
 
 
-def best_fit(part: Part, order: Ints) -> Ints:
+def best_fit(part: PlacementPart, order: Ints) -> Ints:
     """Offsets: each buffer in the smallest gap that holds it, else above all that live with it."""
     count = len(part.sizes)
     order = np.concatenate([order[part.fixed[order] >= 0], order[part.fixed[order] < 0]])
@@ -141,7 +141,7 @@ def _gap(starts: Ints, tops: Ints, size: int) -> int:
     return int(starts[best] - free[best])
 
 
-def canonical(part: Part, order: Ints) -> Ints:
+def canonical(part: PlacementPart, order: Ints) -> Ints:
     """Offsets: again and again, of the buffers that can lie lowest on those placed, the most important one."""
     count = len(part.sizes)
     begins, ends, sizes = part.begins[order], part.ends[order], part.sizes[order] // part.unit

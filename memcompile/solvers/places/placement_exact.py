@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ortools.sat.python import cp_model
 
 from memcompile.solvers import work
-from memcompile.solvers.places.placement import Part
+from memcompile.solvers.places.placement import PlacementPart
 from memcompile.solvers.schedule.simulate import Ints
 
 SLICES = ("TWA", "TAW", "WAT", "TWA", "", "TWA")
@@ -53,7 +53,7 @@ _Answers = Iterator[tuple[Verdict, Ints]]
 
 
 def search_height(
-    part: Part, height: int, time_limit_s: float, seed: int = 0, most_turns: int | None = None
+    part: PlacementPart, height: int, time_limit_s: float, seed: int = 0, most_turns: int | None = None
 ) -> tuple[Verdict, Ints]:
     """An arrangement of at most ``height`` bytes, the proof that there is none, or neither within the time limit.
 
@@ -75,7 +75,7 @@ def search_height(
     raise AssertionError("the turns never end")
 
 
-def _constrained(part: Part, height: int, deadline: float, failures: Floats, rng: np.random.Generator) -> _Answers:
+def _constrained(part: PlacementPart, height: int, deadline: float, failures: Floats, rng: np.random.Generator) -> _Answers:
     """The constraint solver's answers, a slice each."""
     for turn in itertools.count():
         name = SLICES[turn % len(SLICES)]
@@ -83,11 +83,13 @@ def _constrained(part: Part, height: int, deadline: float, failures: Floats, rng
         yield _constrain(part, height, order, FIRST_SLICE * MORE_SLICE**turn, deadline)
 
 
-def _deepened(part: Part, height: int, failures: Floats, rng: np.random.Generator) -> _Answers:
+def _deepened(part: PlacementPart, height: int, failures: Floats, rng: np.random.Generator) -> _Answers:
     """The depth-first search's answers, an attempt each."""
-    from memcompile.solvers.places.placement_search import Search  # few instances come here, and numba takes a while to load
+    from memcompile.solvers.places.placement_search import (
+        PlacementSearch,  # few instances come here, and numba takes a while to load
+    )
 
-    search = Search(part, height, failures)
+    search = PlacementSearch(part, height, failures)
     for turn in itertools.count():
         for name, upwards in ATTEMPTS:
             order = _order(part, name, failures, rng, _noise(rng) if turn else 0.0)
@@ -101,7 +103,7 @@ def _noise(rng: np.random.Generator) -> float:
     return NOISE[rng.integers(len(NOISE))]
 
 
-def _order(part: Part, name: str, failures: Floats, rng: np.random.Generator, noise: float) -> Ints:
+def _order(part: PlacementPart, name: str, failures: Floats, rng: np.random.Generator, noise: float) -> Ints:
     """Buffers by importance: T, W and A as in ``placement.py``; F: the most failures of a section during its life."""
     width = part.ends - part.begins
     spans = np.stack([part.begins, part.ends], axis=1).ravel()
@@ -110,7 +112,7 @@ def _order(part: Part, name: str, failures: Floats, rng: np.random.Generator, no
     return np.lexsort([-keys[letter] * rng.uniform(1 - noise, 1 + noise, len(width)) for letter in reversed(name)])
 
 
-def _constrain(part: Part, height: int, order: Ints | None, slice_: float, deadline: float) -> tuple[Verdict, Ints]:
+def _constrain(part: PlacementPart, height: int, order: Ints | None, slice_: float, deadline: float) -> tuple[Verdict, Ints]:
     model = cp_model.CpModel()
     offsets, spans, ranges = [], [], []
     columns = (part.begins, part.ends, part.sizes // part.unit, part.fixed)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memcompile.solvers.compiled import compiled
-from memcompile.solvers.places.placement import Part
+from memcompile.solvers.places.placement import PlacementPart
 from memcompile.solvers.schedule.simulate import Ints
 
 FOUND, NONE, UNKNOWN = 1, 0, -1
@@ -28,7 +28,7 @@ _TRAIL, _STEPS = 0, 1
 _FAR = 1 << 60
 
 
-class State(NamedTuple):
+class PlacementState(NamedTuple):
     """An arrangement in the making, of ``n`` buffers over ``S`` sections; offsets and sizes in units of the part.
 
     ``beside[beside_of[i]:beside_of[i + 1]]``: the buffers that live with buffer i; ``alive`` likewise: those of each section.
@@ -58,10 +58,10 @@ class State(NamedTuple):
     counts: Ints
 
 
-class Search:
+class PlacementSearch:
     """Searches for arrangements of at most ``height`` bytes. ``failures`` of each section add up over the attempts."""
 
-    def __init__(self, part: Part, height: int, failures: npt.NDArray[np.float64]) -> None:
+    def __init__(self, part: PlacementPart, height: int, failures: npt.NDArray[np.float64]) -> None:
         count, sections = len(part.sizes), int(part.ends.max())
         begins, ends = part.begins, part.ends
         all_ = np.arange(count)
@@ -70,7 +70,7 @@ class Search:
         self._height, self._unit = height // part.unit, part.unit
         lowest, support = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
         floor, rest, crossing = (np.zeros(sections, dtype=np.int64) for _ in range(3))
-        self._state = State(
+        self._state = PlacementState(
             begins=begins,
             ends=ends,
             sizes=part.sizes // part.unit,
@@ -125,7 +125,7 @@ def _rows(rows: Sequence[Ints]) -> tuple[Ints, Ints]:
     return np.cumsum([0, *(len(row) for row in rows)]), np.concatenate(rows)
 
 
-def _twins(part: Part) -> Ints:
+def _twins(part: PlacementPart) -> Ints:
     rings: dict[tuple[int, ...], list[int]] = {}
     for i, key in enumerate(zip(part.begins.tolist(), part.ends.tolist(), part.sizes.tolist(), strict=True)):
         rings.setdefault(key, []).append(i)
@@ -136,7 +136,7 @@ def _twins(part: Part) -> Ints:
 
 
 @compiled
-def _search(state: State, height: int, rank: Ints, upwards: bool, first: int, last: int) -> int:
+def _search(state: PlacementState, height: int, rank: Ints, upwards: bool, first: int, last: int) -> int:
     """Place the buffers left within the sections from ``first`` to before ``last``; undoes what it did if there is no way."""
     began = state.counts[_TRAIL]
     while True:
@@ -168,7 +168,7 @@ def _search(state: State, height: int, rank: Ints, upwards: bool, first: int, la
 
 
 @compiled
-def _lowest(state: State, rank: Ints, first: int, last: int) -> int:
+def _lowest(state: PlacementState, rank: Ints, first: int, last: int) -> int:
     """The buffer that can lie lowest, the most important one of equals; -1 if all are placed."""
     best = -1
     for i in range(len(state.sizes)):
@@ -181,7 +181,7 @@ def _lowest(state: State, rank: Ints, first: int, last: int) -> int:
 
 
 @compiled
-def _hardest(state: State, height: int, rank: Ints, first: int, last: int) -> int:
+def _hardest(state: PlacementState, height: int, rank: Ints, first: int, last: int) -> int:
     """The lowest buffer of the section with many failures and little room, or one that fits beneath it; -1: all are placed."""
     hardest, most = -1, -1.0
     for section in range(first, last):
@@ -213,7 +213,7 @@ def _hardest(state: State, height: int, rank: Ints, first: int, last: int) -> in
 
 
 @compiled
-def _place(state: State, height: int, chosen: int) -> bool:
+def _place(state: PlacementState, height: int, chosen: int) -> bool:
     """Let a buffer lie at its lowest offset; whether the rest may still fit."""
     top = state.lowest[chosen] + state.sizes[chosen]
     first, last = state.begins[chosen], state.ends[chosen]
@@ -232,7 +232,7 @@ def _place(state: State, height: int, chosen: int) -> bool:
 
 
 @compiled
-def _raise(state: State, height: int, chosen: int) -> bool:
+def _raise(state: PlacementState, height: int, chosen: int) -> bool:
     """Let a buffer, and so its twins, rest on one that is still to be placed; whether that may fit."""
     offset = state.lowest[chosen]
     i = chosen
@@ -254,7 +254,7 @@ def _raise(state: State, height: int, chosen: int) -> bool:
 
 
 @compiled
-def _refresh(state: State, height: int, first: int, last: int) -> bool:
+def _refresh(state: PlacementState, height: int, first: int, last: int) -> bool:
     """Floors and sums of sections; False, and a failure for the section, where what is left does not fit above the floor."""
     for section in range(first, last):
         floor, rest = _FAR, 0
@@ -271,14 +271,14 @@ def _refresh(state: State, height: int, first: int, last: int) -> bool:
 
 
 @compiled
-def _note(state: State, buffer: int, lowest: int, support: int) -> None:
+def _note(state: PlacementState, buffer: int, lowest: int, support: int) -> None:
     at = state.counts[_TRAIL]
     state.trail[at, 0], state.trail[at, 1], state.trail[at, 2] = buffer, lowest, support
     state.counts[_TRAIL] += 1
 
 
 @compiled
-def _undo(state: State, height: int, length: int) -> None:
+def _undo(state: PlacementState, height: int, length: int) -> None:
     """Back to a trail of that length."""
     first, last = len(state.rest), 0
     while state.counts[_TRAIL] > length:

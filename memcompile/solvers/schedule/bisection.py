@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.frontier import fixed_bytes, solve_frontier
-from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.polish import polish
 from memcompile.solvers.schedule.problem import Schedule
 from memcompile.solvers.schedule.simulate import Replay
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundSchedule:
     """A schedule within the budget."""
 
     schedule: Schedule
@@ -26,11 +26,11 @@ class Found:
 
 
 def bisect_cap(
-    index: Index, replay: Replay, budget: int, instant: int, *, tries: int, time_limit_s: float, seed: int
-) -> Found | None:
+    index: RematIndex, replay: Replay, budget: int, instant: int, *, tries: int, time_limit_s: float, seed: int
+) -> FoundSchedule | None:
     """The cheapest plan found by bisection of the cap at ``instant``; None when no try fits."""
     low, high = fixed_bytes(index, instant), budget
-    best: Found | None = None
+    best: FoundSchedule | None = None
     cap = budget
     slack = index.problem.total_seconds * 2e-3
     for _ in range(tries):
@@ -45,7 +45,7 @@ def bisect_cap(
                 schedule = polish(replay, schedule, budget)
                 timeline = replay.run(schedule)
                 if best is None or timeline.extra_seconds < best.extra_seconds:
-                    best = Found(schedule, timeline.peak_bytes, timeline.extra_seconds)
+                    best = FoundSchedule(schedule, timeline.peak_bytes, timeline.extra_seconds)
             else:
                 high = cap
         if high - low <= max(1, budget // 200):

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memcompile.solvers.schedule.index import Index
-from memcompile.solvers.schedule.problem import Op, Problem, Storage
+from memcompile.solvers.schedule.index import RematIndex
+from memcompile.solvers.schedule.problem import Op, RematProblem, Storage
 
 MAX_BLOCK_OPS = 320  # larger blocks take too long to solve
 Signature = tuple[tuple[object, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class ChainBlock:
     """Forward ops ``[first, last)``, backward ops ``[begin, end)``; ``cut``: storages that enter it from earlier blocks."""
 
     first: int
@@ -27,14 +27,14 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class BlockChain:
     """Blocks in forward order. ``shared``: storages that span many blocks; they are kept from their first to their last use."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[ChainBlock, ...]
     shared: frozenset[int]
 
 
-def find_chain(index: Index, max_blocks: int) -> Chain | None:
+def find_chain(index: RematIndex, max_blocks: int) -> BlockChain | None:
     """Cut the forward at the local minima of the bytes that cross it; None when no useful chain is there."""
     boundary = index.problem.boundary
     spans = _spans(index)
@@ -58,11 +58,11 @@ def find_chain(index: Index, max_blocks: int) -> Chain | None:
     for b, (first, last) in enumerate(zip(starts, ends, strict=True)):
         cut = frozenset(s for s, end in spans.items() if index.producer[s] < first <= end and s not in shared)
         end = begins[b - 1] if b else len(index.reads)
-        blocks.append(Block(first, last, begins[b], end, cut))
-    return Chain(tuple(blocks), shared)
+        blocks.append(ChainBlock(first, last, begins[b], end, cut))
+    return BlockChain(tuple(blocks), shared)
 
 
-def _spans(index: Index) -> dict[int, int]:
+def _spans(index: RematIndex) -> dict[int, int]:
     """Last forward reader of each forward storage that has one."""
     spans: dict[int, int] = {}
     for s, readers in enumerate(index.readers):
@@ -72,7 +72,7 @@ def _spans(index: Index) -> dict[int, int]:
     return spans
 
 
-def _crossing_bytes(index: Index, spans: dict[int, int], shared: frozenset[int]) -> list[int]:
+def _crossing_bytes(index: RematIndex, spans: dict[int, int], shared: frozenset[int]) -> list[int]:
     """Per position p, the bytes written before op p and read by a forward op from p on."""
     delta = [0] * (index.problem.boundary + 2)
     for s, last in spans.items():
@@ -93,7 +93,7 @@ def _is_cut(crossing: list[int], p: int, reach: int = 6) -> bool:
     return here == min(near) and (p == 1 or crossing[p - 1] > here) and here > 0
 
 
-def _level_cuts(index: Index, spans: dict[int, int], crossing: list[int]) -> list[int]:
+def _level_cuts(index: RematIndex, spans: dict[int, int], crossing: list[int]) -> list[int]:
     """Cuts of a chain that nothing but its state crosses, so that no position crosses less than another: right after each
     storage that is all that crosses there, and that the backward reads."""
     least = min(crossing[1 : index.problem.boundary], default=0)
@@ -105,7 +105,7 @@ def _level_cuts(index: Index, spans: dict[int, int], crossing: list[int]) -> lis
     return sorted({p for s in states if (p := index.producer[s] + 1) < index.problem.boundary and crossing[p] == least})
 
 
-def _read_late(index: Index, block_of: list[int], shared: frozenset[int]) -> frozenset[int]:
+def _read_late(index: RematIndex, block_of: list[int], shared: frozenset[int]) -> frozenset[int]:
     """Storages that the backward reads when it is through with half of what the block before theirs wrote.
 
     (The gradient of a weight that is tied across the model reads the activations of both its ends at once.)
@@ -119,7 +119,7 @@ def _read_late(index: Index, block_of: list[int], shared: frozenset[int]) -> fro
     return frozenset(s for s, reader in late.items() if (b := block_of[index.producer[s]]) and reader > middle[b - 1])
 
 
-def _backward_starts(index: Index, block_of: list[int], shared: frozenset[int]) -> list[int] | None:
+def _backward_starts(index: RematIndex, block_of: list[int], shared: frozenset[int]) -> list[int] | None:
     """Where the backward of each block begins: right after the last read of what later blocks wrote."""
     boundary, blocks, count = index.problem.boundary, block_of[-1] + 1, len(index.reads)
     last_read = [boundary] * blocks
@@ -136,14 +136,14 @@ def _backward_starts(index: Index, block_of: list[int], shared: frozenset[int]) 
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BlockPart:
     """The problem of one block. ``ops[i]``: op of the whole problem (-1: a source or the phantom); ``storages`` likewise.
 
     ``external_bytes``: forward inputs, always alive in the part and counted by the chain. ``through_bytes``: gradients alive
     over the block's backward that it does not read. ``grad_bytes``: outputs it leaves behind.
     """
 
-    problem: Problem
+    problem: RematProblem
     ops: tuple[int, ...]
     storages: tuple[int, ...]
     phantom: int
@@ -152,14 +152,14 @@ class Part:
     grad_bytes: int
     signature: Signature
 
-    def with_phantom(self, workspace_bytes: int) -> Problem:
+    def with_phantom(self, workspace_bytes: int) -> RematProblem:
         """The problem when the later blocks hold ``workspace_bytes``."""
         ops = list(self.problem.ops)
         ops[self.phantom] = Op("later blocks", (), (), 0.0, workspace_bytes, recomputable=False)
-        return Problem(self.problem.storages, tuple(ops), self.problem.boundary, self.problem.base_bytes)
+        return RematProblem(self.problem.storages, tuple(ops), self.problem.boundary, self.problem.base_bytes)
 
 
-def extract(index: Index, block: Block) -> Part:
+def extract(index: RematIndex, block: ChainBlock) -> BlockPart:
     """The problem of a block: its ops, with sources for what comes from outside."""
     boundary = index.problem.boundary
     inside = [*range(block.first, block.last), *range(block.begin, block.end)]
@@ -209,8 +209,8 @@ def extract(index: Index, block: Block) -> Part:
         for s, p in enumerate(index.producer)
         if boundary <= p < block.begin and s not in reads and not index.output[s] and index.readers[s][-1:] >= (block.end,)
     )
-    return Part(
-        problem=Problem(tuple(storages), tuple(ops), phantom, 0),
+    return BlockPart(
+        problem=RematProblem(tuple(storages), tuple(ops), phantom, 0),
         ops=tuple(origin),
         storages=tuple(sorted(local, key=local.__getitem__)),
         phantom=phantom,
@@ -221,7 +221,7 @@ def extract(index: Index, block: Block) -> Part:
     )
 
 
-def _leaves(index: Index, block: Block, s: int) -> bool:
+def _leaves(index: RematIndex, block: ChainBlock, s: int) -> bool:
     """Whether a storage written in the backward of the block is alive when it ends."""
     readers = index.readers[s]
     late = index.producer[s] >= index.problem.boundary and bool(readers) and readers[-1] >= block.end

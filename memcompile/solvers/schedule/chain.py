@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memcompile.solvers.schedule.blocks import Block, Chain, Part, extract
+from memcompile.solvers.schedule.blocks import BlockChain, BlockPart, ChainBlock, extract
 from memcompile.solvers.schedule.decode import Emitter
-from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.options import Option, block_options
 from memcompile.solvers.schedule.problem import Schedule
 from memcompile.solvers.schedule.simulate import Replay
@@ -31,15 +31,15 @@ LEVELS = 400
 class ChainModel:
     """A chain with the options of its blocks (identical blocks share them)."""
 
-    chain: Chain
-    parts: tuple[Part, ...]
+    chain: BlockChain
+    parts: tuple[BlockPart, ...]
     options: tuple[tuple[Option, ...], ...]
     forward_seconds: tuple[float, ...]
     cut_bytes: tuple[int, ...]
     fixed_bytes: int
 
 
-def model_chain(index: Index, chain: Chain, seed: int, deadline: float) -> ChainModel:
+def model_chain(index: RematIndex, chain: BlockChain, seed: int, deadline: float) -> ChainModel:
     """Solve each distinct block once; blocks reached after ``deadline`` (of ``work.now``) get few options."""
     parts = tuple(extract(index, block) for block in chain.blocks)
     solved: dict[object, tuple[Option, ...]] = {}
@@ -126,7 +126,7 @@ def _shift(row: Floats, units: int) -> Floats:
 class ChainDecoder:
     """Turns the choices of a table into a schedule."""
 
-    def __init__(self, index: Index, table: ChainTable) -> None:
+    def __init__(self, index: RematIndex, table: ChainTable) -> None:
         self.index, self.table, self.model = index, table, table.model
         self.emitter = Emitter(index)
         self.done = 0  # blocks whose forward ran
@@ -169,7 +169,7 @@ class ChainDecoder:
         self.emitter.drop(self.cut(k) - self.cut(s))
         self.walk(s, k - 1, m)
 
-    def backward(self, part: Part, option: Option, block: Block) -> None:
+    def backward(self, part: BlockPart, option: Option, block: ChainBlock) -> None:
         """Run the backward of a block as its option says."""
         emitter = self.emitter
         if emitter.split is None:
@@ -180,7 +180,7 @@ class ChainDecoder:
                 emitter.run(p)
 
 
-def chain_schedule(index: Index, table: ChainTable, level: int) -> Schedule | None:
+def chain_schedule(index: RematIndex, table: ChainTable, level: int) -> Schedule | None:
     """The schedule of the cheapest choices for ``level`` units of memory; None when the recursion finds none."""
     last = len(table.model.parts) - 1
     if not np.isfinite(table.cost[0, last, level]):
@@ -190,7 +190,7 @@ def chain_schedule(index: Index, table: ChainTable, level: int) -> Schedule | No
     return decoder.emitter.finish()
 
 
-def chain_search(index: Index, replay: Replay, model: ChainModel, budget: int, tries: int = 8) -> list[Schedule]:
+def chain_search(index: RematIndex, replay: Replay, model: ChainModel, budget: int, tries: int = 8) -> list[Schedule]:
     """Schedules within the budget, by bisection of the memory of the recursion: its rounding errs, the exact replay judges."""
     if budget <= model.fixed_bytes:
         return []
@@ -213,7 +213,7 @@ def chain_search(index: Index, replay: Replay, model: ChainModel, budget: int, t
     return found
 
 
-def chain_floor(index: Index, model: ChainModel, peak: int, tries: int = 6) -> list[Schedule]:
+def chain_floor(index: RematIndex, model: ChainModel, peak: int, tries: int = 6) -> list[Schedule]:
     """Schedules with small peaks: the least memory for which the recursion is finite, and a little more."""
     if peak <= model.fixed_bytes:
         return []

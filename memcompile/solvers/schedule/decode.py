@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from memcompile.solvers import work
-from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.problem import Schedule
 
 OP_S = 1e-6
@@ -18,7 +18,7 @@ OP_S = 1e-6
 class Emitter:
     """Writes a schedule execution by execution. Invariant: every read of what was emitted finds an instance."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: RematIndex) -> None:
         self.index = index
         self.sequence: list[int] = []
         self.resident = bytearray(len(index.sizes))
@@ -79,7 +79,7 @@ class Emitter:
         return Schedule(tuple(self.sequence), self.split)
 
 
-def decode(index: Index, resident: Mapping[int, Collection[int]] | None = None) -> Schedule:
+def decode(index: RematIndex, resident: Mapping[int, Collection[int]] | None = None) -> Schedule:
     """Decode resident sets at instants.
 
     ``resident[w]``: what may stay of the storages written before op w when op w first runs; the reads of w are made if they

@@ -12,7 +12,7 @@ import random
 from bisect import bisect_left
 
 from memcompile.solvers import work
-from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.problem import Schedule
 
 DEPTH = 64  # ancestors looked at when a remake is priced
@@ -26,7 +26,7 @@ class CapExceededError(Exception):
 class CappedDecoder:
     """State of one decoding. Invariant: ``used`` = base + bytes of resident storages, at most ``cap`` at each execution."""
 
-    def __init__(self, index: Index, cap: int, max_executions: int, distance_power: float, order: int) -> None:
+    def __init__(self, index: RematIndex, cap: int, max_executions: int, distance_power: float, order: int) -> None:
         self.index, self.cap, self.max_executions = index, cap, max_executions
         self.power, self.order, self.random = distance_power, order, random.Random(order)
         self.weight = [4.0 ** self.random.uniform(-1, 1) if order > 1 else 1.0 for _ in index.sizes]
@@ -205,7 +205,7 @@ class CappedDecoder:
             active.discard(p)
 
 
-def decode_capped(index: Index, cap: int, *, max_executions: int, distance_power: float = 0.5, order: int = 0) -> Schedule:
+def decode_capped(index: RematIndex, cap: int, *, max_executions: int, distance_power: float = 0.5, order: int = 0) -> Schedule:
     """A schedule whose executions each hold at most ``cap`` bytes (up to in-place reuse); CapExceededError when none is found.
 
     ``distance_power``: how much the distance of the next use counts against the price of a remake. ``order``: which

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.index import RematIndex
 
 
 @dataclass(slots=True)
 class Lookback:
     """The recursion, with a bounded number of cases. ``held[w]``: bytes of base, outputs, unmakeable storages at progress w."""
 
-    index: Index
+    index: RematIndex
     held: list[int]
     fixed: list[set[int]]
     nodes: int
@@ -71,7 +71,7 @@ class Lookback:
         return max(best, 0)
 
 
-def floor_bound(index: Index, depth: int = 8, nodes: int = 60_000) -> int:
+def floor_bound(index: RematIndex, depth: int = 8, nodes: int = 60_000) -> int:
     """Largest over all ops of the bound at the op's first execution."""
     held, fixed = _held(index)
     look = Lookback(index, held, fixed, nodes)
@@ -88,7 +88,7 @@ def floor_bound(index: Index, depth: int = 8, nodes: int = 60_000) -> int:
     return best
 
 
-def _held(index: Index) -> tuple[list[int], list[set[int]]]:
+def _held(index: RematIndex) -> tuple[list[int], list[set[int]]]:
     """Per progress w: bytes of base, outputs and unmakeable storages that are alive for certain; and which these are."""
     count = len(index.reads)
     enter: list[list[int]] = [[] for _ in range(count + 1)]

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.milp import Answer, Engine, Model, solve_model
 
 SMALL_MODEL = 800  # variables up to which CP-SAT is the faster engine
@@ -45,14 +45,14 @@ class _Stages:
     r: list[dict[int, int]]
 
 
-def fixed_bytes(index: Index, w: int) -> int:
+def fixed_bytes(index: RematIndex, w: int) -> int:
     """Bytes beside resident storages when op w first runs: base, outputs written before it, and what w adds."""
     outputs = sum(size for s, size in enumerate(index.sizes) if index.output[s] and index.producer[s] < w)
     return index.problem.base_bytes + outputs + index.transient_bytes(w)
 
 
 def solve_frontier(
-    index: Index,
+    index: RematIndex,
     caps: Mapping[int, int],
     *,
     engine: Engine | None = None,
@@ -83,7 +83,7 @@ def _frontier(stages: _Stages, answer: Answer, unit: float) -> Frontier:
     return Frontier(answer.outcome, resident, answer.objective * unit, answer.bound * unit)
 
 
-def _stages(index: Index, caps: Mapping[int, int], unit: float) -> _Stages:
+def _stages(index: RematIndex, caps: Mapping[int, int], unit: float) -> _Stages:
     start = sorted(caps)
     stages = _Stages(Model(), start, [], [])
     ends = [*start[1:], len(index.reads)]
@@ -98,7 +98,7 @@ def _stages(index: Index, caps: Mapping[int, int], unit: float) -> _Stages:
     return stages
 
 
-def _needed(index: Index, start: list[int], ends: list[int]) -> list[list[int]]:
+def _needed(index: RematIndex, start: list[int], ends: list[int]) -> list[list[int]]:
     """Per stage, the storages written before it that may matter from then on: reads of later ops, and ancestors of these."""
     needed: list[list[int]] = []
     later: set[int] = set()
@@ -118,7 +118,7 @@ def _needed(index: Index, start: list[int], ends: list[int]) -> list[list[int]]:
     return needed[::-1]
 
 
-def _add_stage(index: Index, stages: _Stages, rel: list[int], unit: float) -> None:
+def _add_stage(index: RematIndex, stages: _Stages, rel: list[int], unit: float) -> None:
     model = stages.model
     x = {s: model.add() for s in rel}
     r: dict[int, int] = {}
@@ -133,7 +133,7 @@ def _add_stage(index: Index, stages: _Stages, rel: list[int], unit: float) -> No
     stages.r.append(r)
 
 
-def _link(index: Index, stages: _Stages, k: int, ops: range) -> None:
+def _link(index: RematIndex, stages: _Stages, k: int, ops: range) -> None:
     """Needs, parents and the step to the next instant for stage k, which runs ``ops`` (in base order)."""
     model, x, r = stages.model, stages.x[k], stages.r[k]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memcompile.solvers.schedule.problem import Problem
+from memcompile.solvers.schedule.problem import RematProblem
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class RematIndex:
     """A problem with its inverse maps.
 
     ``producer[s]``: the op that writes storage s. ``readers[s]``: the ops that read it, in base order. ``reads[p]``,
@@ -16,7 +16,7 @@ class Index:
     not: an output is created once).
     """
 
-    problem: Problem
+    problem: RematProblem
     sizes: tuple[int, ...]
     producer: tuple[int, ...]
     readers: tuple[tuple[int, ...], ...]
@@ -27,7 +27,7 @@ class Index:
     output: tuple[bool, ...]
 
     @classmethod
-    def of(cls, problem: Problem) -> Index:
+    def of(cls, problem: RematProblem) -> RematIndex:
         """Index a problem; raise ValueError when it is malformed."""
         producer = [-1] * len(problem.storages)
         readers: list[list[int]] = [[] for _ in problem.storages]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memcompile.solvers import work
-from memcompile.solvers.schedule.blocks import Part
+from memcompile.solvers.schedule.blocks import BlockPart
 from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.evict import CapExceededError, decode_capped
 from memcompile.solvers.schedule.frontier import fixed_bytes, solve_frontier
-from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.polish import polish
 from memcompile.solvers.schedule.problem import Schedule
 from memcompile.solvers.schedule.simulate import Replay
@@ -34,12 +34,12 @@ class Option:
     extra_seconds: float
 
 
-def block_options(part: Part, seed: int, deadline: float) -> tuple[Option, ...]:
+def block_options(part: BlockPart, seed: int, deadline: float) -> tuple[Option, ...]:
     """A Pareto front of options: (saved bytes, peak, extra seconds), each optimised on the part alone.
 
     ``deadline`` (of ``work.now``): fewer options after it, at least the one that saves everything.
     """
-    index, replay = Index.of(part.problem), Replay(part.problem)
+    index, replay = RematIndex.of(part.problem), Replay(part.problem)
     base = decode(index)
     full = _measure(part, index, replay, base)
     options = [full]
@@ -51,7 +51,7 @@ def block_options(part: Part, seed: int, deadline: float) -> tuple[Option, ...]:
     return _pareto(options)
 
 
-def _with_saved(part: Part, index: Index, replay: Replay, saved: int, full: Option, seed: int) -> list[Option]:
+def _with_saved(part: BlockPart, index: RematIndex, replay: Replay, saved: int, full: Option, seed: int) -> list[Option]:
     """Options that save at most ``saved`` bytes: the lazy one, then tighter and tighter backward peaks."""
     cap = fixed_bytes(index, part.phantom) + saved
     found = solve_frontier(index, {part.phantom: cap}, time_limit_s=0.1, seed=seed)
@@ -77,11 +77,11 @@ def _with_saved(part: Part, index: Index, replay: Replay, saved: int, full: Opti
     return options
 
 
-def _capped(part: Part, saved: int, peak: int) -> Option | None:
+def _capped(part: BlockPart, saved: int, peak: int) -> Option | None:
     """An option with at most ``saved`` bytes at the phantom and ``peak`` in the backward."""
     budget = part.external_bytes + max(peak, saved)
     problem = part.with_phantom(max(0, peak - saved))
-    index, replay = Index.of(problem), Replay(problem)
+    index, replay = RematIndex.of(problem), Replay(problem)
     best: Option | None = None
     for power, order in VARIANTS if len(index.reads) <= LARGE_PART else VARIANTS[:1]:
         try:
@@ -94,7 +94,7 @@ def _capped(part: Part, saved: int, peak: int) -> Option | None:
     return best
 
 
-def _measure(part: Part, index: Index, replay: Replay, schedule: Schedule) -> Option:
+def _measure(part: BlockPart, index: RematIndex, replay: Replay, schedule: Schedule) -> Option:
     timeline = replay.run(schedule)
     saved = tuple(s for s in timeline.saved if index.producer[s] != 0)
     start = next(i for i, p in enumerate(schedule.sequence) if p == part.phantom)

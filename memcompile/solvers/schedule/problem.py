@@ -32,7 +32,7 @@ class Op:
     """One operation (a kernel or a fused group) that reads storages and creates others.
 
     ``reads`` and ``writes`` are storage indices. Every storage is written by exactly one op; storages that exist before the
-    step (parameters, batch) are not storages of the problem, they are part of ``Problem.base_bytes``.
+    step (parameters, batch) are not storages of the problem, they are part of ``RematProblem.base_bytes``.
     ``seconds``: time of one execution. ``workspace_bytes``: memory alive only while the op runs.
     ``recomputable``: False for ops with side effects, random state or communication: they run exactly once.
     ``inplace``: a write may take the place of a read of the same size that dies at this op (pointwise kernels).
@@ -48,7 +48,7 @@ class Op:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class RematProblem:
     """``ops[:boundary]`` is the forward, ``ops[boundary:]`` the backward (empty for an inference graph)."""
 
     storages: tuple[Storage, ...]
@@ -97,7 +97,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Solution:
+class RematSolution:
     """A schedule with its certificate.
 
     ``extra_seconds``: time above the base order. ``lower_bound_seconds``: no schedule within the budget costs less extra
@@ -121,7 +121,7 @@ class InfeasibleError(Exception):
     smaller peak than this.
     """
 
-    def __init__(self, budget_bytes: int, floor: Solution, lower_bound_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, floor: RematSolution, lower_bound_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.floor = floor
         self.lower_bound_bytes = lower_bound_bytes

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from memcompile.solvers import work
 from memcompile.solvers.schedule.check_moves import check_moves
-from memcompile.solvers.schedule.problem import Move, Problem, Schedule
+from memcompile.solvers.schedule.problem import Move, RematProblem, Schedule
 
 Ints = NDArray[np.int64]
 
@@ -63,7 +63,7 @@ class Instances:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Ragged:
     """A list of lists of integers, flattened."""
 
     start: Ints
@@ -71,7 +71,7 @@ class Rows:
     item: Ints
 
     @classmethod
-    def of(cls, lists: list[list[int]]) -> Rows:
+    def of(cls, lists: list[list[int]]) -> Ragged:
         count = np.array([len(row) for row in lists], dtype=np.int64)
         item = np.array([x for row in lists for x in row], dtype=np.int64)
         return cls(np.cumsum(count) - count, count, item)
@@ -87,7 +87,7 @@ class Rows:
 class Replay:
     """The arrays of one problem, so that many schedules of it replay fast (vectorised, O(total reads log))."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: RematProblem) -> None:
         self.problem = problem
         self.size = np.array([s.size_bytes for s in problem.storages], dtype=np.int64)
         self.output = np.array([s.is_output for s in problem.storages], dtype=bool)
@@ -97,7 +97,7 @@ class Replay:
         self.base_seconds = float(self.seconds.sum())
         reads = [list(dict.fromkeys(op.reads)) for op in problem.ops]
         writes = [list(dict.fromkeys(op.writes)) for op in problem.ops]
-        self.reads, self.writes = Rows.of(reads), Rows.of(writes)
+        self.reads, self.writes = Ragged.of(reads), Ragged.of(writes)
         self._index_inplace(reads, writes)
 
     def _index_inplace(self, reads: list[list[int]], writes: list[list[int]]) -> None:
@@ -115,7 +115,7 @@ class Replay:
             cell_writes += [written.count(size) for size in distinct]
             place = {size: i for i, size in enumerate(distinct)}
             read_cell += [place.get(sizes[s], -1) for s in reads[p]]
-        self.cells = Rows.of(cells)
+        self.cells = Ragged.of(cells)
         self.cell_size = np.array(cell_size, dtype=np.int64)
         self.cell_writes = np.array(cell_writes, dtype=np.int64)
         self.read_cell = np.array(read_cell, dtype=np.int64)
@@ -203,12 +203,12 @@ class Replay:
         return np.bincount(position, weights=bytes_.astype(np.float64), minlength=n).astype(np.int64)
 
 
-def simulate(problem: Problem, schedule: Schedule) -> Timeline:
+def simulate(problem: RematProblem, schedule: Schedule) -> Timeline:
     """Replay a schedule once; use ``Replay`` to replay many of one problem."""
     return Replay(problem).run(schedule)
 
 
-def validate(problem: Problem, schedule: Schedule) -> None:
+def validate(problem: RematProblem, schedule: Schedule) -> None:
     """Check every rule of ``Schedule``; raise ValueError that names the execution, the op and the rule."""
     ops, sequence, split = problem.ops, schedule.sequence, schedule.split
     if not 0 <= split <= len(sequence):

@@ -15,9 +15,9 @@ from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.evict import CapExceededError, decode_capped
 from memcompile.solvers.schedule.floor import floor_bound
 from memcompile.solvers.schedule.frontier import solve_frontier
-from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.polish import polish
-from memcompile.solvers.schedule.problem import InfeasibleError, Problem, Schedule, Solution, Status
+from memcompile.solvers.schedule.problem import InfeasibleError, RematProblem, RematSolution, Schedule, Status
 from memcompile.solvers.schedule.simulate import Ints, Replay, Timeline
 
 FLOOR_S = 8.0  # before a budget is refused
@@ -31,21 +31,21 @@ CHAIN_BLOCKS = (64, 16)  # granularities of the chain
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class GreedyVariant:
     """How the greedy decoder weighs distance and orders remakes (see ``decode_capped``)."""
 
     power: float
     order: int
 
 
-VARIANTS = (Variant(0.5, 1), Variant(0.25, 0), Variant(0.0, 1), Variant(0.0, 0))
+VARIANTS = (GreedyVariant(0.5, 1), GreedyVariant(0.25, 0), GreedyVariant(0.0, 1), GreedyVariant(0.0, 0))
 
 
 @dataclass(slots=True)
-class Search:
+class RematSearch:
     """One call of ``solve``: the clock, the best plan so far and the bound."""
 
-    index: Index
+    index: RematIndex
     replay: Replay
     budget: int
     deadline: float
@@ -94,15 +94,17 @@ class Search:
         return timeline.peak_bytes
 
 
-def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, seed: int = 0, effort: float = 1.0) -> Solution:
+def solve(
+    problem: RematProblem, budget_bytes: int, *, time_limit_s: float = 8.0, seed: int = 0, effort: float = 1.0
+) -> RematSolution:
     """The cheapest schedule found within ``budget_bytes``; InfeasibleError with the smallest peak found when there is none.
 
     ``effort`` multiplies the seconds that are spent for a problem of this size, up to ``time_limit_s``. They are seconds of
     work (``work.py``): the same problem gets the same answer.
     """
     began = time.monotonic()
-    index = Index.of(problem)
-    search = Search(index, Replay(problem), budget_bytes, work.now() + effort_s(problem, time_limit_s, effort), seed)
+    index = RematIndex.of(problem)
+    search = RematSearch(index, Replay(problem), budget_bytes, work.now() + effort_s(problem, time_limit_s, effort), seed)
     base = search.offer(decode(index), "base")
     if problem.ops and not search.closed:
         sequence = decode(index).sequence
@@ -117,15 +119,15 @@ def solve(problem: Problem, budget_bytes: int, *, time_limit_s: float = 8.0, see
     return _solution(search, schedule, timeline, method, time.monotonic() - began)
 
 
-def variants(index: Index) -> list[Variant]:
+def variants(index: RematIndex) -> list[GreedyVariant]:
     """Variants of the greedy decoder to try: more of them on small problems."""
     chosen = list(VARIANTS)
     if 0 < len(index.reads) <= SMALL_PROBLEM:
-        chosen += [Variant(0.25 * (i % 3), i) for i in range(2, 2 + min(40, 2400 // len(index.reads)))]
+        chosen += [GreedyVariant(0.25 * (i % 3), i) for i in range(2, 2 + min(40, 2400 // len(index.reads)))]
     return chosen
 
 
-def greedy(index: Index, cap: int, variant: Variant, repeats: int) -> Schedule | None:
+def greedy(index: RematIndex, cap: int, variant: GreedyVariant, repeats: int) -> Schedule | None:
     """One run of the greedy decoder, of at most ``repeats`` executions per op."""
     limit = repeats * len(index.reads) + len(index.reads) // 2 + 1000
     try:
@@ -134,14 +136,14 @@ def greedy(index: Index, cap: int, variant: Variant, repeats: int) -> Schedule |
         return None
 
 
-def effort_s(problem: Problem, time_limit_s: float, effort: float) -> float:
+def effort_s(problem: RematProblem, time_limit_s: float, effort: float) -> float:
     """Seconds worth spending: planning time grows with the graph."""
     return min(time_limit_s, effort * (0.3 + 6e-3 * len(problem.ops)))
 
 
-def _solution(search: Search, schedule: Schedule, timeline: Timeline, method: str, seconds: float) -> Solution:
+def _solution(search: RematSearch, schedule: Schedule, timeline: Timeline, method: str, seconds: float) -> RematSolution:
     status: Status = "optimal" if search.closed else "bounded" if search.bound_seconds > 0 else "heuristic"
-    return Solution(
+    return RematSolution(
         schedule=schedule,
         peak_bytes=timeline.peak_bytes,
         extra_seconds=timeline.extra_seconds,
@@ -152,7 +154,7 @@ def _solution(search: Search, schedule: Schedule, timeline: Timeline, method: st
     )
 
 
-def _search(search: Search, instant: int) -> None:
+def _search(search: RematSearch, instant: int) -> None:
     """Run the portfolio, the surest first, until the gap closes or the time is spent."""
     index, total = search.index, search.index.problem.total_seconds
     found = solve_frontier(
@@ -170,7 +172,7 @@ def _search(search: Search, instant: int) -> None:
         step(search, instant)
 
 
-def _bisect(search: Search, instant: int) -> None:
+def _bisect(search: RematSearch, instant: int) -> None:
     plan = bisect_cap(
         search.index, search.replay, search.budget, instant, tries=6, time_limit_s=search.left * 0.25, seed=search.seed
     )
@@ -178,7 +180,7 @@ def _bisect(search: Search, instant: int) -> None:
         search.offer(plan.schedule, "bisection")
 
 
-def _evict(search: Search, _: int) -> None:
+def _evict(search: RematSearch, _: int) -> None:
     deep = len(search.index.reads) > VERY_DEEP
     for variant in VARIANTS[:1] if deep else variants(search.index):
         if search.left <= 0 and search.best is not None:
@@ -188,7 +190,7 @@ def _evict(search: Search, _: int) -> None:
             search.offer(schedule, "eviction")
 
 
-def _chain(search: Search, _: int) -> None:
+def _chain(search: RematSearch, _: int) -> None:
     seen: set[int] = set()
     for blocks in CHAIN_BLOCKS:
         if search.left <= 0 and search.best is not None:
@@ -202,7 +204,7 @@ def _chain(search: Search, _: int) -> None:
                 search.offer(schedule, "chain")
 
 
-def _stage(search: Search, instant: int) -> None:
+def _stage(search: RematSearch, instant: int) -> None:
     """Lazily staged frontier: add the instants that the decoded plan violates, or lower their caps."""
     index = search.index
     caps = {instant: search.budget}
@@ -277,16 +279,16 @@ def binding_instant(sequence: tuple[int, ...], live: Ints) -> int:
     return chosen
 
 
-def minimum_peak(problem: Problem, *, time_limit_s: float, enough_bytes: int = 0) -> tuple[Solution, int]:
+def minimum_peak(problem: RematProblem, *, time_limit_s: float, enough_bytes: int = 0) -> tuple[RematSolution, int]:
     """The schedule with the smallest peak found, and a number of bytes that no schedule stays below.
 
     The search ends early at a peak of ``enough_bytes``.
     """
     began = time.monotonic()
-    index, replay = Index.of(problem), Replay(problem)
+    index, replay = RematIndex.of(problem), Replay(problem)
     lower = floor_bound(index)
     base = decode(index)
-    search = Search(index, replay, replay.run(base).peak_bytes, work.now() + time_limit_s, 0)
+    search = RematSearch(index, replay, replay.run(base).peak_bytes, work.now() + time_limit_s, 0)
     search.lowest = (base, replay.run(base), "base")
     enough = max(lower, enough_bytes)
     _lowest_by_chain(search, enough)
@@ -299,7 +301,7 @@ def minimum_peak(problem: Problem, *, time_limit_s: float, enough_bytes: int = 0
     return _solution(search, schedule, timeline, method, time.monotonic() - began), lower
 
 
-def _lowest_by_eviction(search: Search, enough: int) -> None:
+def _lowest_by_eviction(search: RematSearch, enough: int) -> None:
     """Bisect the cap of the greedy decoder."""
     for variant in variants(search.index):
         low, high = enough - 1, search.lowest_peak
@@ -315,7 +317,7 @@ def _lowest_by_eviction(search: Search, enough: int) -> None:
             low, high = (low, min(peak, cap)) if peak <= cap else (cap, high)
 
 
-def _lowest_by_chain(search: Search, enough: int) -> None:
+def _lowest_by_chain(search: RematSearch, enough: int) -> None:
     """Ask the chain for less and less, at each granularity, finest first."""
     for blocks in CHAIN_BLOCKS:
         chain = find_chain(search.index, blocks) if search.left > 0 and search.lowest_peak > enough else None

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from memcompile.solvers.scratchpad.evicting import Tables, annealed, moved_by, tables_of
 from memcompile.solvers.scratchpad.offsets import place, stays_of
 from memcompile.solvers.scratchpad.parts import Section, window
-from memcompile.solvers.scratchpad.problem import Problem
+from memcompile.solvers.scratchpad.problem import ScratchpadProblem
 from memcompile.solvers.scratchpad.replacement import replace
 
 WINDOW = 80
@@ -21,7 +21,9 @@ WHOLE = 0.8
 """Share of the work that goes into the network as a whole."""
 
 
-def improved(problem: Problem, size_bytes: int, starts: Sequence[Sequence[int]], tries: int) -> tuple[tuple[int, ...], str]:
+def improved(
+    problem: ScratchpadProblem, size_bytes: int, starts: Sequence[Sequence[int]], tries: int
+) -> tuple[tuple[int, ...], str]:
     """The best order found from ``starts``, each annealed once, and how; of which there are places, if of any. ``tries``:
     orders that are run."""
     tables, steps = tables_of(problem), tries * len(problem.ops)
@@ -39,7 +41,9 @@ def improved(problem: Problem, size_bytes: int, starts: Sequence[Sequence[int]],
     return tuple(windowed), "annealing"
 
 
-def _by_windows(problem: Problem, tables: Tables, size_bytes: int, order: list[int], cost: int, steps: int) -> list[int]:
+def _by_windows(
+    problem: ScratchpadProblem, tables: Tables, size_bytes: int, order: list[int], cost: int, steps: int
+) -> list[int]:
     places = list(_places(len(order), WINDOW))
     dropped = replace(problem, order, size_bytes).dropped
     for first, last in places:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memcompile.solvers.scratchpad.gaps import Gap, gaps_of, uses_of
-from memcompile.solvers.scratchpad.problem import Problem
+from memcompile.solvers.scratchpad.problem import ScratchpadProblem
 
 
 class Arrivals:
@@ -15,7 +15,7 @@ class Arrivals:
     ``wished``: gaps in which a tensor is not kept anyway.
     """
 
-    def __init__(self, problem: Problem, order: Sequence[int], size_bytes: int, wished: frozenset[Gap]) -> None:
+    def __init__(self, problem: ScratchpadProblem, order: Sequence[int], size_bytes: int, wished: frozenset[Gap]) -> None:
         self.problem, self.order, self.size, self.wished = problem, order, size_bytes, wished
         self.sizes = [tensor.size_bytes for tensor in problem.tensors]
         self.final = [steps[-1] if steps else -1 for steps in uses_of(problem, order)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ortools.sat.python import cp_model
 
 from memcompile.solvers.scratchpad.gaps import store_bytes
-from memcompile.solvers.scratchpad.problem import Problem
+from memcompile.solvers.scratchpad.problem import ScratchpadProblem
 
 WORK = 0.5
 """Of the solver, in its deterministic time."""
@@ -30,7 +30,7 @@ class _Wait:
     last: int
 
 
-def lower_bound(problem: Problem, size_bytes: int, work: float = WORK) -> int:
+def lower_bound(problem: ScratchpadProblem, size_bytes: int, work: float = WORK) -> int:
     """No order and no replacement moves fewer non-compulsory bytes through ``size_bytes``."""
     waits = _Waits(problem)
     sizes = [tensor.size_bytes for tensor in problem.tensors]
@@ -78,7 +78,7 @@ class _Waits:
     the time from behind user i until user i + 1 has its operands.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: ScratchpadProblem) -> None:
         self.problem = problem
         before = problem.before
         self.by_op: list[list[_Wait]] = [[] for _ in problem.ops]

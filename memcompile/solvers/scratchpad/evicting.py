@@ -14,7 +14,7 @@ import numpy as np
 from memcompile.solvers.compiled import compiled
 from memcompile.solvers.schedule.simulate import Ints
 from memcompile.solvers.scratchpad.gaps import store_bytes
-from memcompile.solvers.scratchpad.problem import Problem
+from memcompile.solvers.scratchpad.problem import ScratchpadProblem
 
 _NEVER = 1 << 40
 
@@ -31,7 +31,7 @@ class Tables(NamedTuple):
     stores: Ints
 
 
-def tables_of(problem: Problem) -> Tables:
+def tables_of(problem: ScratchpadProblem) -> Tables:
     """The arrays of a problem."""
     touched_of, touched = _rows(problem.touches)
     readers_of, readers = _rows(problem.readers)

@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from memcompile.solvers.scratchpad.gaps import store_bytes
-from memcompile.solvers.scratchpad.problem import Problem
+from memcompile.solvers.scratchpad.problem import ScratchpadProblem
 
 History = tuple["History", int] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ExactOrder:
     """``order``: None where the states ran out. No order moves fewer than ``bound_bytes``."""
 
     order: tuple[int, ...] | None
@@ -45,14 +45,14 @@ class _State:
     history: History
 
 
-def cheapest(problem: Problem, size_bytes: int, states: int, limit: int | None = None) -> Found:
+def cheapest(problem: ScratchpadProblem, size_bytes: int, states: int, limit: int | None = None) -> ExactOrder:
     """An order with the fewest non-compulsory bytes. ``states``: how many may be made. ``limit``: only orders below it are
     wanted: where there is none the bound is the limit."""
     return _Search(problem, size_bytes).run(states, limit)
 
 
 class _Search:
-    def __init__(self, problem: Problem, size_bytes: int) -> None:
+    def __init__(self, problem: ScratchpadProblem, size_bytes: int) -> None:
         self.problem, self.size = problem, size_bytes
         self.sizes = [tensor.size_bytes for tensor in problem.tensors]
         self.stores = [store_bytes(problem, t) for t in range(len(problem.tensors))]
@@ -66,7 +66,7 @@ class _Search:
         self.first = sum(1 << op for op, sources in enumerate(self.sources) if not sources)
         self.everything = (1 << len(problem.ops)) - 1
 
-    def run(self, states: int, limit: int | None) -> Found:
+    def run(self, states: int, limit: int | None) -> ExactOrder:
         """See ``cheapest``."""
         queue: list[tuple[int, int, int, int, _State]] = [(0, 0, 0, 0, self._settled(_State(0, 0, self.first, 0, 0, 0, None)))]
         serial = 0
@@ -75,9 +75,9 @@ class _Search:
         while queue:
             cost, *_, state = heapq.heappop(queue)
             if limit is not None and cost >= limit:
-                return Found(None, limit)
+                return ExactOrder(None, limit)
             if state.done == self.everything:
-                return Found(_sequence(state.history), cost)
+                return ExactOrder(_sequence(state.history), cost)
             known = settled.setdefault(state.done, [])
             if any(self._replaces(other, state) for other in known):
                 continue
@@ -85,7 +85,7 @@ class _Search:
             for following in self._following(state):
                 states -= 1
                 if states < 0:
-                    return Found(None, cost if limit is None else min(limit, cost))
+                    return ExactOrder(None, cost if limit is None else min(limit, cost))
                 if not any(self._replaces(other, following) for other in settled.get(following.done, ())):
                     serial += 1
                     rank = -following.done.bit_count()

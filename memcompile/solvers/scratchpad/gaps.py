@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from memcompile.solvers.scratchpad.problem import Problem
+from memcompile.solvers.scratchpad.problem import ScratchpadProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Gap:
     last: int
 
 
-def uses_of(problem: Problem, order: Sequence[int]) -> list[list[int]]:
+def uses_of(problem: ScratchpadProblem, order: Sequence[int]) -> list[list[int]]:
     """Per tensor the steps that touch it, first one first."""
     uses: list[list[int]] = [[] for _ in problem.tensors]
     for step, op in enumerate(order):
@@ -30,19 +30,19 @@ def uses_of(problem: Problem, order: Sequence[int]) -> list[list[int]]:
     return uses
 
 
-def gaps_of(problem: Problem, order: Sequence[int]) -> list[Gap]:
+def gaps_of(problem: ScratchpadProblem, order: Sequence[int]) -> list[Gap]:
     """All gaps, by tensor and time."""
     uses = uses_of(problem, order)
     return [Gap(t, a, b) for t, steps in enumerate(uses) for a, b in pairwise(steps)]
 
 
-def store_bytes(problem: Problem, tensor: int) -> int:
+def store_bytes(problem: ScratchpadProblem, tensor: int) -> int:
     """What it costs to store a tensor once, beyond what is compulsory: inputs are there, results go there anyway."""
     given = problem.tensors[tensor]
     return 0 if given.is_input or given.is_output else given.size_bytes
 
 
-def peak_bytes(problem: Problem, order: Sequence[int]) -> int:
+def peak_bytes(problem: ScratchpadProblem, order: Sequence[int]) -> int:
     """The smallest scratchpad in which ``order`` moves compulsory bytes alone, but for places: tensors lie there from their
     first use to their last one."""
     change = [0] * (len(order) + 1)

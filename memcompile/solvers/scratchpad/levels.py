@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from memcompile.solvers.scratchpad.offsets import placed
-from memcompile.solvers.scratchpad.problem import Level, LevelPlan, Op, Problem, Stay, Transfer
+from memcompile.solvers.scratchpad.problem import Level, LevelPlan, LevelTransfer, ScratchpadOp, ScratchpadProblem, Stay
 from memcompile.solvers.scratchpad.replacement import Replacement, replace
 
 
-def level_plan(problem: Problem, level: Level, behind: Level, best: Replacement, stays: Sequence[Stay]) -> LevelPlan:
+def level_plan(problem: ScratchpadProblem, level: Level, behind: Level, best: Replacement, stays: Sequence[Stay]) -> LevelPlan:
     """Stays with the transfers that follow from them. ``behind``: the memory that they go to."""
     transfers = transfers_of(problem, stays)
     compulsory = sum(each.size_bytes for each in transfers if each.compulsory)
@@ -31,35 +31,35 @@ def level_plan(problem: Problem, level: Level, behind: Level, best: Replacement,
     )
 
 
-def transfers_of(problem: Problem, stays: Sequence[Stay]) -> tuple[Transfer, ...]:
+def transfers_of(problem: ScratchpadProblem, stays: Sequence[Stay]) -> tuple[LevelTransfer, ...]:
     """Loads and stores in the order in which they happen: of one step, the loads come first."""
-    found = list[tuple[int, int, Transfer]]()
+    found = list[tuple[int, int, LevelTransfer]]()
     seen: set[int] = set()
     for stay in sorted(stays, key=lambda stay: (stay.begin, stay.tensor)):
         given = problem.tensors[stay.tensor]
         if stay.loaded:
             first = given.is_input and stay.tensor not in seen
-            found.append((stay.begin, 0, Transfer(stay.begin, stay.tensor, "load", given.size_bytes, first)))
+            found.append((stay.begin, 0, LevelTransfer(stay.begin, stay.tensor, "load", given.size_bytes, first)))
         if stay.stored:
-            found.append((stay.begin, 1, Transfer(stay.begin, stay.tensor, "store", given.size_bytes, given.is_output)))
+            found.append((stay.begin, 1, LevelTransfer(stay.begin, stay.tensor, "store", given.size_bytes, given.is_output)))
         seen.add(stay.tensor)
     return tuple(transfer for *_, transfer in sorted(found, key=lambda item: item[:2]))
 
 
-def as_problem(problem: Problem, transfers: Sequence[Transfer]) -> Problem:
+def as_problem(problem: ScratchpadProblem, transfers: Sequence[LevelTransfer]) -> ScratchpadProblem:
     """What the memory behind has to do: an operator for each transfer, in order. Tensors keep their numbers."""
     ops = tuple(
-        Op(
+        ScratchpadOp(
             f"{each.kind} {problem.tensors[each.tensor].name}",
             (each.tensor,) if each.kind == "load" else (),
             (each.tensor,) if each.kind == "store" else (),
         )
         for each in transfers
     )
-    return Problem(ops, problem.tensors)
+    return ScratchpadProblem(ops, problem.tensors)
 
 
-def plans_behind(problem: Problem, first: LevelPlan, levels: Sequence[Level]) -> list[LevelPlan]:
+def plans_behind(problem: ScratchpadProblem, first: LevelPlan, levels: Sequence[Level]) -> list[LevelPlan]:
     """Plans of the memories behind the scratchpad, but for the last, where everything has its place. Raises
     ``ScratchpadTooSmallError`` where one of them does not hold a tensor that passes through it."""
     plans, last = list[LevelPlan](), first

@@ -13,7 +13,7 @@ from memcompile.solvers.places.placement import placements
 from memcompile.solvers.places.placement_exact import Verdict, search_height
 from memcompile.solvers.scratchpad.arrivals import Arrivals
 from memcompile.solvers.scratchpad.gaps import Gap, gaps_of, store_bytes, uses_of
-from memcompile.solvers.scratchpad.problem import Problem, Stay
+from memcompile.solvers.scratchpad.problem import ScratchpadProblem, Stay
 from memcompile.solvers.scratchpad.replacement import Replacement, moved_bytes, replace
 
 TURNS = 4
@@ -31,7 +31,7 @@ Placed = tuple[Replacement, list[Stay]]
 """A replacement and what lies where."""
 
 
-def stays_of(problem: Problem, order: Sequence[int], dropped: frozenset[Gap]) -> list[Stay]:
+def stays_of(problem: ScratchpadProblem, order: Sequence[int], dropped: frozenset[Gap]) -> list[Stay]:
     """What lies in the scratchpad when, by tensor and time; all at offset 0."""
     stays = []
     spilled = {gap.tensor for gap in dropped}
@@ -48,7 +48,7 @@ def stays_of(problem: Problem, order: Sequence[int], dropped: frozenset[Gap]) ->
     return stays
 
 
-def place(problem: Problem, stays: Sequence[Stay], size_bytes: int, turns: int = TURNS) -> list[Stay] | None:
+def place(problem: ScratchpadProblem, stays: Sequence[Stay], size_bytes: int, turns: int = TURNS) -> list[Stay] | None:
     """``stays`` with offsets within ``size_bytes``; None where none are found."""
     buffers = [Buffer(str(i), s.begin, s.end, problem.tensors[s.tensor].size_bytes) for i, s in enumerate(stays)]
     offsets = [0] * len(buffers)
@@ -63,7 +63,7 @@ def place(problem: Problem, stays: Sequence[Stay], size_bytes: int, turns: int =
     return [replace_(stay, offset=offset) for stay, offset in zip(stays, offsets, strict=True)]
 
 
-def placed(problem: Problem, order: Sequence[int], size_bytes: int, best: Replacement) -> Placed:
+def placed(problem: ScratchpadProblem, order: Sequence[int], size_bytes: int, best: Replacement) -> Placed:
     """A replacement with places, ``best`` where it has some; always finds one.
 
     Else the cheapest of: a replacement for a somewhat smaller scratchpad, one that gives up a little more, and places as they
@@ -88,7 +88,7 @@ def placed(problem: Problem, order: Sequence[int], size_bytes: int, best: Replac
     return _joint(problem, order, size_bytes, best, min(options, key=lambda option: option[0].moved_bytes))
 
 
-def _repaired(problem: Problem, order: Sequence[int], size_bytes: int, best: Replacement) -> Placed | None:
+def _repaired(problem: ScratchpadProblem, order: Sequence[int], size_bytes: int, best: Replacement) -> Placed | None:
     """One tensor after the other gives way, the cheapest of those that lie there while another sticks out; None where that does
     not end soon."""
     dropped = set(best.dropped)
@@ -113,7 +113,7 @@ def _repaired(problem: Problem, order: Sequence[int], size_bytes: int, best: Rep
     return None
 
 
-def _sticking_out(problem: Problem, stays: Sequence[Stay], size_bytes: int) -> Stay | None:
+def _sticking_out(problem: ScratchpadProblem, stays: Sequence[Stay], size_bytes: int) -> Stay | None:
     """The first stay that ends above the scratchpad in the lowest of the greedy placements; None where one fits."""
     buffers = [Buffer(str(i), s.begin, s.end, problem.tensors[s.tensor].size_bytes) for i, s in enumerate(stays)]
     first: Stay | None = None
@@ -126,14 +126,14 @@ def _sticking_out(problem: Problem, stays: Sequence[Stay], size_bytes: int) -> S
     return first
 
 
-def _as_they_come(problem: Problem, order: Sequence[int], size_bytes: int, best: Replacement) -> Placed:
+def _as_they_come(problem: ScratchpadProblem, order: Sequence[int], size_bytes: int, best: Replacement) -> Placed:
     """Places step by step, as an allocator would find them; always finds some."""
     dropped, offsets = Arrivals(problem, order, size_bytes, best.dropped).run()
     stays = [replace_(stay, offset=offsets[stay.tensor, stay.begin]) for stay in stays_of(problem, order, dropped)]
     return Replacement(dropped, moved_bytes(problem, dropped), best.bound_bytes), stays
 
 
-def _joint(problem: Problem, order: Sequence[int], size_bytes: int, best: Replacement, known: Placed) -> Placed:
+def _joint(problem: ScratchpadProblem, order: Sequence[int], size_bytes: int, best: Replacement, known: Placed) -> Placed:
     """Something cheaper than ``known`` from a model of replacement and places together, and a bound that counts places too."""
     if known[0].moved_bytes <= best.bound_bytes:
         return known
@@ -163,7 +163,7 @@ def _joint(problem: Problem, order: Sequence[int], size_bytes: int, best: Replac
 class _Joint:
     """A rectangle for each use of a tensor, one for each gap in which it is kept, and none overlap; in ``unit`` bytes."""
 
-    def __init__(self, problem: Problem, order: Sequence[int], size_bytes: int) -> None:
+    def __init__(self, problem: ScratchpadProblem, order: Sequence[int], size_bytes: int) -> None:
         self.sizes = [tensor.size_bytes for tensor in problem.tensors]
         self.unit = math.gcd(*(size for size in self.sizes if size))
         self.model = cp_model.CpModel()
@@ -194,7 +194,7 @@ class _Joint:
             self.spans.append(self.model.new_optional_fixed_size_interval_var(gap.first + 1, length, kept, ""))
             self.ranges.append(self.model.new_optional_fixed_size_interval_var(start, size, kept, ""))
 
-    def _cost(self, problem: Problem) -> cp_model.LinearExprT:
+    def _cost(self, problem: ScratchpadProblem) -> cp_model.LinearExprT:
         """Bytes moved, in units."""
         stored = {gap.tensor: self.model.new_bool_var("") for gap in self.keep if store_bytes(problem, gap.tensor)}
         for gap, kept in self.keep.items():

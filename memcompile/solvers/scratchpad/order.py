@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memcompile.solvers.order.ordering import Kernel, OrderProblem, Storage
+from memcompile.solvers.order.ordering import OrderKernel, OrderProblem, OrderStorage
 from memcompile.solvers.order.ordering_solve import solve
 from memcompile.solvers.scratchpad.bound import lower_bound
 from memcompile.solvers.scratchpad.exact import cheapest
 from memcompile.solvers.scratchpad.gaps import peak_bytes
 from memcompile.solvers.scratchpad.parts import sections
-from memcompile.solvers.scratchpad.problem import Problem
+from memcompile.solvers.scratchpad.problem import ScratchpadProblem
 from memcompile.solvers.scratchpad.replacement import replace
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class ScratchpadEffort:
     """How much work a plan may take; the same work gives the same plan on any machine.
 
     ``states``: of a complete search of one part. ``peak_steps``: of the search for a small peak. ``tries``: orders that
@@ -43,7 +43,7 @@ class Ordered:
     method: str
 
 
-def order_of(problem: Problem, size_bytes: int, effort: Effort) -> Ordered:
+def order_of(problem: ScratchpadProblem, size_bytes: int, effort: ScratchpadEffort) -> Ordered:
     """The best order found for a network, part by part; equal parts are solved once."""
     parts = sections(problem)
     known: dict[object, Ordered] = {}
@@ -63,18 +63,18 @@ def order_of(problem: Problem, size_bytes: int, effort: Effort) -> Ordered:
 GIVEN = "the order given"
 
 
-def _shape_of(problem: Problem) -> object:
+def _shape_of(problem: ScratchpadProblem) -> object:
     """All that matters to an order."""
     tensors = tuple((t.size_bytes, t.is_input, t.is_output) for t in problem.tensors)
     return tensors, tuple((op.reads, op.writes) for op in problem.ops)
 
 
-def _is_chain(problem: Problem) -> bool:
+def _is_chain(problem: ScratchpadProblem) -> bool:
     """Whether only one order is allowed."""
     return all(op - 1 in sources for op, sources in enumerate(problem.sources) if op)
 
 
-def _order_of_part(problem: Problem, size_bytes: int, effort: Effort) -> Ordered:
+def _order_of_part(problem: ScratchpadProblem, size_bytes: int, effort: ScratchpadEffort) -> Ordered:
     given = tuple(range(len(problem.ops)))
     base = replace(problem, given, size_bytes)
     if not base.moved_bytes or _is_chain(problem):
@@ -98,11 +98,11 @@ def _order_of_part(problem: Problem, size_bytes: int, effort: Effort) -> Ordered
     return Ordered(best.order, best.moved_bytes, min(bound, best.moved_bytes), best.method)
 
 
-def smallest_peak(problem: Problem, steps: int) -> tuple[int, ...]:
+def smallest_peak(problem: ScratchpadProblem, steps: int) -> tuple[int, ...]:
     """An order with a small peak: for as many bytes as that nothing moves but what is compulsory."""
-    storages = tuple(Storage(tensor.name, tensor.size_bytes) for tensor in problem.tensors)
+    storages = tuple(OrderStorage(tensor.name, tensor.size_bytes) for tensor in problem.tensors)
     kernels = tuple(
-        Kernel(op.name, touched, sources)
+        OrderKernel(op.name, touched, sources)
         for op, touched, sources in zip(problem.ops, problem.touches, problem.sources, strict=True)
     )
     given: Sequence[int] = range(len(kernels))

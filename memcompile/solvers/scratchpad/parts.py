@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memcompile.solvers.scratchpad.gaps import Gap
-from memcompile.solvers.scratchpad.problem import Op, Problem, Tensor
+from memcompile.solvers.scratchpad.problem import ScratchpadOp, ScratchpadProblem, Tensor
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Section:
     """Some operators of a network as a problem. ``ops[i]``: which operator of the network operator i is, -1 for those that
     stand for what comes before or behind."""
 
-    problem: Problem
+    problem: ScratchpadProblem
     ops: tuple[int, ...]
 
     def order(self, sequence: Sequence[int]) -> list[int]:
@@ -29,7 +29,7 @@ class Section:
         return [self.ops[op] for op in sequence if self.ops[op] >= 0]
 
 
-def necks(problem: Problem) -> list[int]:
+def necks(problem: ScratchpadProblem) -> list[int]:
     """Operators in their base order behind which a part ends; the last operator is one."""
     count = len(problem.ops)
     last_use = [-1] * len(problem.tensors)
@@ -48,7 +48,7 @@ def necks(problem: Problem) -> list[int]:
     return found
 
 
-def _behind_all(problem: Problem) -> list[bool]:
+def _behind_all(problem: ScratchpadProblem) -> list[bool]:
     """Per operator whether all later ones run behind it in any order."""
     common = -1
     found = [True] * len(problem.ops)
@@ -58,7 +58,7 @@ def _behind_all(problem: Problem) -> list[bool]:
     return found
 
 
-def sections(problem: Problem) -> list[Section]:
+def sections(problem: ScratchpadProblem) -> list[Section]:
     """The parts between necks, in order. Each but the first starts with an operator that writes what the neck before it
     does."""
     found = list[Section]()
@@ -72,7 +72,7 @@ def sections(problem: Problem) -> list[Section]:
     return found
 
 
-def window(problem: Problem, order: Sequence[int], dropped: frozenset[Gap], first: int, last: int) -> Section:
+def window(problem: ScratchpadProblem, order: Sequence[int], dropped: frozenset[Gap], first: int, last: int) -> Section:
     """Steps ``[first, last)`` of an order, between what a plan keeps there."""
     entering, leaving = list[int](), list[int]()
     uses: dict[int, list[int]] = {}
@@ -103,7 +103,7 @@ def window(problem: Problem, order: Sequence[int], dropped: frozenset[Gap], firs
 
 
 def _section(
-    problem: Problem,
+    problem: ScratchpadProblem,
     inside: Sequence[int],
     entering: Sequence[int],
     leaving: Sequence[int],
@@ -125,11 +125,11 @@ def _section(
         tensors.append(Tensor(name, 0))
         return len(tensors) - 1
 
-    ops: list[Op] = []
+    ops: list[ScratchpadOp] = []
     ids: list[int] = []
     started = token("entry") if entry else -1
     if entry:
-        ops.append(Op("entry", (), (*map(number, entering), started)))
+        ops.append(ScratchpadOp("entry", (), (*map(number, entering), started)))
         ids.append(-1)
     ended: list[int] = []
     for op in inside:
@@ -140,9 +140,9 @@ def _section(
         if exit_:
             ended.append(token("done"))
             writes = (*writes, ended[-1])
-        ops.append(Op(given.name, reads, writes))
+        ops.append(ScratchpadOp(given.name, reads, writes))
         ids.append(op)
     if exit_:
-        ops.append(Op("exit", (*map(number, leaving), *ended), ()))
+        ops.append(ScratchpadOp("exit", (*map(number, leaving), *ended), ()))
         ids.append(-1)
-    return Section(Problem(tuple(ops), tuple(tensors)), tuple(ids))
+    return Section(ScratchpadProblem(tuple(ops), tuple(tensors)), tuple(ids))

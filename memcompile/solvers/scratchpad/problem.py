@@ -3,7 +3,7 @@
 An operator runs when all that it reads and writes lies in the fast memory, the *scratchpad*. Whatever does not fit waits in the
 large memory behind it. Bytes that any plan moves are *compulsory*: an input is loaded once, a result is stored once. All others
 are the plan's: a tensor that has to make room is stored, once however often it goes, and loaded again before its next use.
-Activations only: weights are streamed past the scratchpad (``Problem.weight_bytes`` says how many bytes that is).
+Activations only: weights are streamed past the scratchpad (``ScratchpadProblem.weight_bytes`` says how many bytes that is).
 
 After Li, Gupta and Malik, "Combined scheduling, memory allocation and tensor replacement for minimizing off-chip data accesses
 of DNN accelerators" (COSMA, 2023). Nothing here knows torch. Sizes and offsets are bytes; a *step* is a place in the order.
@@ -30,7 +30,7 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Op:
+class ScratchpadOp:
     """``reads``, ``writes``: tensors by index, without repeats; every tensor that is no input is written by one operator.
 
     ``source``: the user's line, "model.py:61".
@@ -69,10 +69,10 @@ HOME = Level("large memory", None)
 
 
 @dataclass(frozen=True)
-class Problem:
+class ScratchpadProblem:
     """Operators in an order in which they can run: each reads inputs and what earlier ones write."""
 
-    ops: tuple[Op, ...]
+    ops: tuple[ScratchpadOp, ...]
     tensors: tuple[Tensor, ...]
     weight_bytes: int = 0
 
@@ -141,7 +141,7 @@ class Problem:
         return all(place[source] < place[op] for op, sources in enumerate(self.sources) for source in sources)
 
 
-def check(problem: Problem) -> None:
+def check(problem: ScratchpadProblem) -> None:
     """Raise ``ProblemError`` for what cannot be run."""
     written: set[int] = set()
     for op in problem.ops:
@@ -179,7 +179,7 @@ class Stay:
 
 
 @dataclass(frozen=True, slots=True)
-class Transfer:
+class LevelTransfer:
     """``size_bytes`` between the scratchpad and the large memory, before step ``step`` ("load") or after it ("store").
 
     ``compulsory``: any plan moves them.
@@ -203,7 +203,7 @@ class LevelPlan:
 
     level: Level
     stays: tuple[Stay, ...]
-    transfers: tuple[Transfer, ...]
+    transfers: tuple[LevelTransfer, ...]
     moved_bytes: int
     compulsory_bytes: int
     bound_bytes: int
@@ -212,7 +212,7 @@ class LevelPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Solution:
+class ScratchpadSolution:
     """How a network runs. ``levels[0]``: the scratchpad; the others, if there are any, the memories behind it but the last.
 
     ``moved_bytes``: non-compulsory bytes between the scratchpad and what is behind it. ``order_bound_bytes``: no plan in this

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ortools.sat.python import cp_model
 
 from memcompile.solvers.scratchpad.gaps import Gap, gaps_of, store_bytes
-from memcompile.solvers.scratchpad.problem import Problem, ScratchpadTooSmallError
+from memcompile.solvers.scratchpad.problem import ScratchpadProblem, ScratchpadTooSmallError
 
 WORK = 2.0
 """Of the solver, in its deterministic time: some ten seconds. What it is given here takes a hundredth."""
@@ -29,13 +29,13 @@ class Replacement:
     bound_bytes: int
 
 
-def moved_bytes(problem: Problem, dropped: frozenset[Gap]) -> int:
+def moved_bytes(problem: ScratchpadProblem, dropped: frozenset[Gap]) -> int:
     """Non-compulsory bytes."""
     stores = sum(store_bytes(problem, tensor) for tensor in {gap.tensor for gap in dropped})
     return stores + sum(problem.tensors[gap.tensor].size_bytes for gap in dropped)
 
 
-def check_room(problem: Problem, size_bytes: int) -> None:
+def check_room(problem: ScratchpadProblem, size_bytes: int) -> None:
     """Raise ``ScratchpadTooSmallError`` where an operator alone does not fit."""
     if problem.ops and problem.needed_bytes > size_bytes:
         worst = max(range(len(problem.ops)), key=problem.working_bytes.__getitem__)
@@ -43,7 +43,7 @@ def check_room(problem: Problem, size_bytes: int) -> None:
 
 
 def replace(
-    problem: Problem, order: Sequence[int], size_bytes: int, *, held: Sequence[Gap] = (), work: float = WORK
+    problem: ScratchpadProblem, order: Sequence[int], size_bytes: int, *, held: Sequence[Gap] = (), work: float = WORK
 ) -> Replacement:
     """The fewest non-compulsory bytes for ``order`` in ``size_bytes``. ``held``: gaps that are not kept whatever they cost."""
     check_room(problem, size_bytes)
@@ -82,7 +82,7 @@ def _crowded(gaps: Sequence[Gap], sizes: Sequence[int], room: Sequence[int]) -> 
 
 
 def _solve(
-    problem: Problem,
+    problem: ScratchpadProblem,
     asked: Sequence[Gap],
     crowded: Sequence[tuple[int, frozenset[Gap]]],
     forced: frozenset[Gap],

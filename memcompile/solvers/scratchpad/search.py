@@ -17,12 +17,14 @@ from collections.abc import Sequence
 
 from memcompile.solvers.scratchpad.levels import level_plan, plans_behind
 from memcompile.solvers.scratchpad.offsets import Placed, placed
-from memcompile.solvers.scratchpad.order import GIVEN, Effort, Ordered, order_of
-from memcompile.solvers.scratchpad.problem import HOME, Level, Problem, Solution, check
+from memcompile.solvers.scratchpad.order import GIVEN, Ordered, ScratchpadEffort, order_of
+from memcompile.solvers.scratchpad.problem import HOME, Level, ScratchpadProblem, ScratchpadSolution, check
 from memcompile.solvers.scratchpad.replacement import check_room, replace
 
 
-def plan(problem: Problem, levels: Sequence[Level] | int, *, reorder: bool = True, effort: Effort | None = None) -> Solution:
+def plan_scratchpad(
+    problem: ScratchpadProblem, levels: Sequence[Level] | int, *, reorder: bool = True, effort: ScratchpadEffort | None = None
+) -> ScratchpadSolution:
     """Order, replacement and offsets for ``levels``: the scratchpad, then the memories behind it, the last one with room for
     all.
 
@@ -35,11 +37,11 @@ def plan(problem: Problem, levels: Sequence[Level] | int, *, reorder: bool = Tru
     size = _checked(memories)
     check(problem)
     check_room(problem, size)
-    found = order_of(problem, size, effort or Effort()) if reorder else _as_given(problem, size)
+    found = order_of(problem, size, effort or ScratchpadEffort()) if reorder else _as_given(problem, size)
     order, (best, stays) = _placed(problem, size, found)
     first = level_plan(problem, memories[0], memories[1], best, stays)
     bound = min(found.bound_bytes, best.bound_bytes)
-    return Solution(
+    return ScratchpadSolution(
         order=order,
         levels=(first, *plans_behind(problem, first, memories)),
         compulsory_bytes=problem.compulsory_bytes,
@@ -51,7 +53,7 @@ def plan(problem: Problem, levels: Sequence[Level] | int, *, reorder: bool = Tru
     )
 
 
-def _placed(problem: Problem, size_bytes: int, found: Ordered) -> tuple[tuple[int, ...], Placed]:
+def _placed(problem: ScratchpadProblem, size_bytes: int, found: Ordered) -> tuple[tuple[int, ...], Placed]:
     """The order found, or the one given where its places turn out to cost less."""
     best = placed(problem, found.order, size_bytes, replace(problem, found.order, size_bytes))
     given = tuple(range(len(problem.ops)))
@@ -75,7 +77,7 @@ def _checked(levels: Sequence[Level]) -> int:
     return size
 
 
-def _as_given(problem: Problem, size_bytes: int) -> Ordered:
+def _as_given(problem: ScratchpadProblem, size_bytes: int) -> Ordered:
     """The order of the problem; its bound is that of any order only where nothing moves."""
     from memcompile.solvers.scratchpad.bound import lower_bound
 

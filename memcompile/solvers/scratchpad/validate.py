@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from memcompile.solvers.scratchpad.problem import LevelPlan, Problem, Solution, Stay
+from memcompile.solvers.scratchpad.problem import LevelPlan, ScratchpadProblem, ScratchpadSolution, Stay
 
 
 class InvalidPlanError(ValueError):
     """A plan that cannot be run, or that counts wrongly; the message names the step and the tensor."""
 
 
-def validate(problem: Problem, solution: Solution) -> int:
+def validate(problem: ScratchpadProblem, solution: ScratchpadSolution) -> int:
     """The non-compulsory bytes of a plan, counted again. Raises ``InvalidPlanError``.
 
     Each operator finds what it touches in place, nothing overlaps, a load comes after a store unless the tensor is an input,
@@ -30,7 +30,7 @@ def validate(problem: Problem, solution: Solution) -> int:
     return moved
 
 
-def _check_order(problem: Problem, order: Sequence[int]) -> None:
+def _check_order(problem: ScratchpadProblem, order: Sequence[int]) -> None:
     written: set[int] = set()
     for step, index in enumerate(order):
         if not 0 <= index < len(problem.ops):
@@ -44,7 +44,7 @@ def _check_order(problem: Problem, order: Sequence[int]) -> None:
         raise InvalidPlanError("the order does not have every operator once")
 
 
-def _check_places(problem: Problem, level: LevelPlan) -> None:
+def _check_places(problem: ScratchpadProblem, level: LevelPlan) -> None:
     """Offsets inside the memory, and no two tensors in one place at one time."""
     moments: dict[int, list[Stay]] = {}
     for stay in level.stays:
@@ -66,7 +66,7 @@ def _check_places(problem: Problem, level: LevelPlan) -> None:
                 ends, last = stay.offset + given.size_bytes, given.name
 
 
-def _replay(problem: Problem, order: Sequence[int], stays: Sequence[Stay]) -> int:
+def _replay(problem: ScratchpadProblem, order: Sequence[int], stays: Sequence[Stay]) -> int:
     """What moves beyond what is compulsory, from the stays alone."""
     starts: dict[int, list[Stay]] = {}
     for stay in stays:
@@ -106,7 +106,7 @@ def _replay(problem: Problem, order: Sequence[int], stays: Sequence[Stay]) -> in
     return moved + sum(problem.tensors[t].size_bytes * (count - (t in free_stores)) for t, count in stores.items() if count)
 
 
-def _check_transfers(problem: Problem, level: LevelPlan, moved: int) -> None:
+def _check_transfers(problem: ScratchpadProblem, level: LevelPlan, moved: int) -> None:
     """The list of transfers says the same as the stays."""
     expected: Counter[tuple[int, int, str]] = Counter()
     for stay in level.stays:

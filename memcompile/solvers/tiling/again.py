@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from memcompile.solvers.tiling.lives import Lives
-from memcompile.solvers.tiling.problem import Operator, Problem
+from memcompile.solvers.tiling.lives import ResultLives
+from memcompile.solvers.tiling.problem import Operator, TilingProblem
 
 SHARE = 16
 """Results of less than one part in this many of the peak stay."""
@@ -35,25 +35,25 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Variant:
+class CopyVariant:
     """A problem with copies. ``origin``: of each operator the one in the problem as given. ``copied``: it is a copy.
 
     ``barriers``: of copies, the latest place of the same operator before. ``closed``: cuts that would part copies and readers.
     """
 
-    problem: Problem
+    problem: TilingProblem
     origin: tuple[int, ...]
     copied: tuple[bool, ...]
     barriers: dict[int, int]
     closed: frozenset[int]
 
 
-def variants(problem: Problem) -> Iterator[Variant]:
+def variants(problem: TilingProblem) -> Iterator[CopyVariant]:
     """The problem as it is; then with more and more results made again.
 
     In turn those with the most bytes for the longest, and those with the most bytes for the fewest operations.
     """
-    lives = Lives(problem)
+    lives = ResultLives(problem)
     longest = choices(lives)
     cheapest = sorted(longest, key=lambda group: _price(lives, group))
     tried = list[frozenset[Choice]]()
@@ -65,7 +65,7 @@ def variants(problem: Problem) -> Iterator[Variant]:
                 yield with_copies(lives, sorted(chosen, key=lambda choice: (choice.reader, choice.index)))
 
 
-def choices(lives: Lives) -> list[tuple[Choice, ...]]:
+def choices(lives: ResultLives) -> list[tuple[Choice, ...]]:
     """Results worth making again after each long pause between two readers, and behind each barrier.
 
     No tile reads across a reduction, so that what is normalised by its own mean is whole unless it is made twice.
@@ -81,7 +81,7 @@ def choices(lives: Lives) -> list[tuple[Choice, ...]]:
     return [group for *_, group in sorted(weighed, key=lambda x: x[:2])[:MOST]]
 
 
-def _pauses(lives: Lives, index: int) -> Iterator[Choice]:
+def _pauses(lives: ResultLives, index: int) -> Iterator[Choice]:
     """Readers after each pause, up to the next one."""
     reads = [index, *lives.readers[index]]
     kinds = [operator.kind for operator in lives.problem.operators]
@@ -94,13 +94,13 @@ def _pauses(lives: Lives, index: int) -> Iterator[Choice]:
         yield Choice(index, reads[begin - 1], reads[begin], reads[end - 1])
 
 
-def _price(lives: Lives, group: Sequence[Choice]) -> float:
+def _price(lives: ResultLives, group: Sequence[Choice]) -> float:
     """Multiply-adds for each byte."""
     macs = sum(lives.macs[index] for choice in group for index in chain_of(lives, choice, group))
     return macs / lives.problem.operators[group[0].index].size_bytes
 
 
-def chain_of(lives: Lives, choice: Choice, chosen: Sequence[Choice]) -> tuple[int, ...]:
+def chain_of(lives: ResultLives, choice: Choice, chosen: Sequence[Choice]) -> tuple[int, ...]:
     """What has to run to make a result from inputs and what is there anyway; nothing where that is too much.
 
     Small results, such as means, are kept for longer.
@@ -123,7 +123,7 @@ def chain_of(lives: Lives, choice: Choice, chosen: Sequence[Choice]) -> tuple[in
     return tuple(sorted(chain))
 
 
-def with_copies(lives: Lives, chosen: Sequence[Choice]) -> Variant:
+def with_copies(lives: ResultLives, chosen: Sequence[Choice]) -> CopyVariant:
     """The problem with copies of what some choices make again before their readers."""
     chains = {choice: chain_of(lives, choice, chosen) for choice in chosen}
     longer = _Longer(lives.problem)
@@ -134,13 +134,13 @@ def with_copies(lives: Lives, chosen: Sequence[Choice]) -> Variant:
         longer.append(index)
     outputs = tuple(longer.places[output] for output in lives.problem.outputs)
     problem = replace(lives.problem, operators=tuple(longer.operators), outputs=outputs)
-    return Variant(problem, tuple(longer.origin), tuple(longer.copied), longer.barriers, frozenset(longer.closed))
+    return CopyVariant(problem, tuple(longer.origin), tuple(longer.copied), longer.barriers, frozenset(longer.closed))
 
 
 class _Longer:
     """A problem as it grows by originals and copies."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: TilingProblem) -> None:
         self._problem = problem
         self.operators, self.origin, self.copied = list[Operator](), list[int](), list[bool]()
         self.places, self.barriers, self.closed = dict[int, int](), dict[int, int](), set[int]()

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from memcompile.solvers.tiling.problem import Problem, Reach, Read
+from memcompile.solvers.tiling.problem import Reach, Read, TilingProblem
 
 Axis = Literal[0, 1]
 LONGEST_PERIOD = 8
@@ -53,7 +53,7 @@ def period(reach: Reach) -> tuple[int, int] | None:
 class Periods:
     """Periods of a problem's reads, each found once."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: TilingProblem) -> None:
         self._problem = problem
         self._known: dict[int, tuple[int, int] | None] = {}
         self._alignments: dict[tuple[int, Axis], int] = {}

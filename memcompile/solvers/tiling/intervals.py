@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from memcompile.solvers.tiling.grids import Axis, Periods, split
-from memcompile.solvers.tiling.problem import Problem, Stage
+from memcompile.solvers.tiling.problem import Stage, TilingProblem
 from memcompile.solvers.tiling.stages import StageError, check_tiled, members, results, sources
-from memcompile.solvers.tiling.sweep import Interval, Spans, Sweep, extent
+from memcompile.solvers.tiling.sweep import Interval, Spans, TilingSweep, extent
 
 
 class Span(NamedTuple):
@@ -62,7 +62,7 @@ class Tile:
     kept_after: dict[int, Span]
 
 
-def root_of(problem: Problem, kept: Sequence[int]) -> int:
+def root_of(problem: TilingProblem, kept: Sequence[int]) -> int:
     """What the grid of a stage divides: its last result, or what that one reduces. ``kept``: its results."""
     if not kept:
         raise StageError("nothing is left after the stage")
@@ -70,13 +70,13 @@ def root_of(problem: Problem, kept: Sequence[int]) -> int:
     return last.reads[0].source if last.kind == "reduction" else kept[-1]
 
 
-def bounds_of(problem: Problem, root: int, axis: Axis, parts: int, periods: Periods) -> list[int]:
+def bounds_of(problem: TilingProblem, root: int, axis: Axis, parts: int, periods: Periods) -> list[int]:
     """Where the parts of ``root`` begin and end."""
     size = extent(problem.operators[root], axis)
     return split(size, parts, periods.alignment(root, axis) if parts < size else 1)
 
 
-def tiles(problem: Problem, stage: Stage) -> list[Tile]:
+def tiles(problem: TilingProblem, stage: Stage) -> list[Tile]:
     """The tiles of a stage of kind "patches" (row by row of the grid) or "rows" (from top to bottom).
 
     StageError where the stage is layerwise, or has an operator that only can be made at once.
@@ -99,13 +99,13 @@ class _Axis:
     outside: dict[int, Spans]
 
 
-def _axis(problem: Problem, stage: Stage, axis: Axis, parts: int) -> _Axis:
+def _axis(problem: TilingProblem, stage: Stage, axis: Axis, parts: int) -> _Axis:
     """Intervals of all operators of the stage and of its sources along one axis."""
     order, kept = members(problem, stage), set(results(problem, stage))
     root = root_of(problem, sorted(kept))
     bounds = bounds_of(problem, root, axis, parts, Periods(problem))
     whole = stage.kind == "rows" and axis == 1
-    sweep = Sweep(problem, axis, root, np.array([bounds], dtype=np.int64), keep=stage.kind == "rows")
+    sweep = TilingSweep(problem, axis, root, np.array([bounds], dtype=np.int64), keep=stage.kind == "rows")
     inside = {index: sweep.visit(index, is_result=whole or index in kept) for index in reversed(order)}
     outside = {index: sweep.outside(index) for index in sources(problem, stage)}
     if whole:
@@ -122,7 +122,7 @@ def _everything(size: int) -> Spans:
 class _Layout:
     """What tiles of one stage have in common. ``shared``: operators that are divided into shares."""
 
-    problem: Problem
+    problem: TilingProblem
     order: tuple[int, ...]
     kept: frozenset[int]
     shared: frozenset[int]

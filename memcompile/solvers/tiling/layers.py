@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from memcompile.solvers.tiling.grids import Axis, Periods
 from memcompile.solvers.tiling.intervals import bounds_of
-from memcompile.solvers.tiling.problem import Operator, Problem, Read, StageKind
-from memcompile.solvers.tiling.sweep import Interval, Ints, Spans, Sweep, hull, padded, pads
+from memcompile.solvers.tiling.problem import Operator, Read, StageKind, TilingProblem
+from memcompile.solvers.tiling.sweep import Interval, Ints, Spans, TilingSweep, hull, padded, pads
 
 Grid = tuple[StageKind, int, int]
 PATCHES = (*range(1, 11), 12, 14, 16, 18, 20)
@@ -33,7 +33,7 @@ class Copied:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class TilingLayer:
     """One operator: bytes made in each tile outside of whole results, kept lines before and after it, bytes of inputs read
     that are not held; multiply-adds in each grid; operands that tiles copy. ``joined``: earlier rows of it are there too.
     ``in_order``: of strips of rows."""
@@ -56,11 +56,11 @@ class Layer:
         """Bytes of tensors of at least that many."""
         return sum((np.where(size >= least, size, 0) for size in (self.made, *(x.size for x in self.copies))), 0 * self.made)
 
-    def of(self, tiles: Ints) -> Layer:
+    def of(self, tiles: Ints) -> TilingLayer:
         """Of some tiles alone."""
         copies = tuple(Copied(copied.source, copied.size[tiles], copied.padded[tiles]) for copied in self.copies)
         sizes = (self.made[tiles], self.before[tiles], self.after[tiles], self.inputs[tiles])
-        return Layer(*sizes, self.macs, copies, self.joined, self.in_order)
+        return TilingLayer(*sizes, self.macs, copies, self.joined, self.in_order)
 
     def parts(self) -> Iterator[Ints]:
         """All that it says of tiles."""
@@ -95,10 +95,10 @@ def _grids(height: int, width: int) -> _Grids:
     return _Grids(pairs, parts, (rows.reshape(-1, 2).T, columns.reshape(-1, 2).T), down, across)
 
 
-class Patches:
+class PatchLayers:
     """Layers of patches. ``tile_grid``: the grid of each tile."""
 
-    def __init__(self, problem: Problem, root: int, periods: Periods) -> None:
+    def __init__(self, problem: TilingProblem, root: int, periods: Periods) -> None:
         self._operators, self._apart = problem.operators, problem.results_apart
         pixels = problem.operators[root]
         self._grids = _grids(pixels.height, pixels.width)
@@ -108,12 +108,14 @@ class Patches:
         self._sweeps = [_sweep(problem, axis, root, self._grids.parts[axis], periods, keep=False) for axis in (0, 1)]
         self._zero = np.zeros(len(self.tile_grid), dtype=np.int64)
 
-    def add(self, index: int, *, is_result: bool, has_readers: bool) -> Layer:
+    def add(self, index: int, *, is_result: bool, has_readers: bool) -> TilingLayer:
         """The layer of the next operator."""
         operator = self._operators[index]
         down, across = (sweep.visit(index, is_result=is_result) for sweep in self._sweeps)
         if operator.kind == "reduction":
-            return Layer(self._zero, self._zero, self._zero, self._zero, _constant(self, _reduced_macs(self._operators, index)))
+            return TilingLayer(
+                self._zero, self._zero, self._zero, self._zero, _constant(self, _reduced_macs(self._operators, index))
+            )
         rows, columns = down.made.length, across.made.length
         made = self._area(rows, columns) * operator.pixel_bytes
         if is_result and not self._apart:
@@ -122,7 +124,7 @@ class Patches:
         macs = rows.sum(axis=1)[self._grids.down] * columns.sum(axis=1)[self._grids.across] * operator.pixel_macs
         inputs = sum((self._size(read, down, across) for read in loose_reads(self._operators, operator)), self._zero)
         copies = tuple(self._copied(read, down, across) for read in copied_reads(self._operators, operator))
-        return Layer(made, self._zero, self._zero, inputs, macs, copies)
+        return TilingLayer(made, self._zero, self._zero, inputs, macs, copies)
 
     def _copied(self, read: Read, down: Spans, across: Spans) -> Copied:
         source = self._operators[read.source]
@@ -145,10 +147,10 @@ class Patches:
         return tiles
 
 
-class Rows:
+class StripLayers:
     """Layers of strips that keep their overlaps."""
 
-    def __init__(self, problem: Problem, root: int, tallest: int, periods: Periods) -> None:
+    def __init__(self, problem: TilingProblem, root: int, tallest: int, periods: Periods) -> None:
         self._operators, self._apart = problem.operators, problem.results_apart
         counts = strip_counts(problem.operators[root].height, tallest)
         self.grids: tuple[Grid, ...] = tuple(("rows", count, 1) for count in counts)
@@ -159,14 +161,16 @@ class Rows:
         self._sweep = _sweep(problem, 0, root, counts, periods, keep=True) if counts else None
         self._zero = np.zeros(len(self.tile_grid), dtype=np.int64)
 
-    def add(self, index: int, *, is_result: bool, has_readers: bool) -> Layer:
+    def add(self, index: int, *, is_result: bool, has_readers: bool) -> TilingLayer:
         """The layer of the next operator."""
         del has_readers
         assert self._sweep is not None
         operator = self._operators[index]
         spans = self._sweep.visit(index, is_result=is_result)
         if operator.kind == "reduction":
-            return Layer(self._zero, self._zero, self._zero, self._zero, _constant(self, _reduced_macs(self._operators, index)))
+            return TilingLayer(
+                self._zero, self._zero, self._zero, self._zero, _constant(self, _reduced_macs(self._operators, index))
+            )
         row = operator.width * operator.pixel_bytes
         rows = spans.made.length
         macs = rows.sum(axis=1) * (operator.width * operator.pixel_macs)
@@ -174,11 +178,11 @@ class Rows:
         copies = tuple(self._copied(read, spans.made) for read in copied_reads(self._operators, operator))
         if is_result or spans.kept is None:
             made = self._at(rows) * row if self._apart else self._zero
-            return Layer(made, self._zero, self._zero, inputs, macs, copies, is_result, in_order=True)
+            return TilingLayer(made, self._zero, self._zero, inputs, macs, copies, is_result, in_order=True)
         kept = spans.kept.length
         place = np.minimum(self._place + 1, kept.shape[1] - 1)
         after = kept[self.tile_grid, place] * self._after
-        return Layer(self._at(rows) * row, self._at(kept) * row, after * row, inputs, macs, copies, in_order=True)
+        return TilingLayer(self._at(rows) * row, self._at(kept) * row, after * row, inputs, macs, copies, in_order=True)
 
     def _copied(self, read: Read, made: Interval) -> Copied:
         source = self._operators[read.source]
@@ -217,7 +221,7 @@ def strip_counts(height: int, tallest: int) -> list[int]:
     return sorted(count for count in {*(-(-height // size) for size in sizes), *finer} if 1 < count <= MOST_STRIPS)
 
 
-def distinct(layers: Sequence[Layer], tile_grid: Ints) -> Ints:
+def distinct(layers: Sequence[TilingLayer], tile_grid: Ints) -> Ints:
     """One tile of each class: tiles of a grid in which all layers are equal."""
     if len(tile_grid) < MANY_TILES:
         return np.arange(len(tile_grid))
@@ -228,7 +232,7 @@ def distinct(layers: Sequence[Layer], tile_grid: Ints) -> Ints:
     return np.sort(np.unique(key, return_index=True)[1]).astype(np.int64)
 
 
-def _constant(tiling: Patches | Rows, macs: int) -> Ints:
+def _constant(tiling: PatchLayers | StripLayers, macs: int) -> Ints:
     return np.full(len(tiling.grids), macs, dtype=np.int64)
 
 
@@ -244,8 +248,8 @@ def _halo(spans: Spans) -> Ints:
     return halo
 
 
-def _sweep(problem: Problem, axis: Axis, root: int, parts: Sequence[int], periods: Periods, *, keep: bool) -> Sweep:
-    return Sweep(problem, axis, root, padded([bounds_of(problem, root, axis, p, periods) for p in parts]), keep=keep)
+def _sweep(problem: TilingProblem, axis: Axis, root: int, parts: Sequence[int], periods: Periods, *, keep: bool) -> TilingSweep:
+    return TilingSweep(problem, axis, root, padded([bounds_of(problem, root, axis, p, periods) for p in parts]), keep=keep)
 
 
 def _useful(size: int) -> list[int]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from memcompile.solvers.tiling.memory import operator_macs
-from memcompile.solvers.tiling.problem import Problem, Reach
+from memcompile.solvers.tiling.problem import Reach, TilingProblem
 from memcompile.solvers.tiling.stages import last_readers
 
 
-class Lives:
+class ResultLives:
     """``last``: of each operator the last reader, or the number of operators for outputs. ``alive_bytes``: at each cut, whole
     results made before it and read after it. ``layerwise_bytes``, ``macs``: of each operator when it runs whole."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: TilingProblem) -> None:
         self.problem = problem
         self.last = last_readers(problem)
         self.readers: list[list[int]] = [[] for _ in problem.operators]

@@ -16,42 +16,42 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from memcompile.solvers.tiling.intervals import Rectangle, Span, Tile, tiles
-from memcompile.solvers.tiling.problem import Operator, Problem, Read, Stage
+from memcompile.solvers.tiling.problem import Operator, Read, Stage, TilingProblem
 from memcompile.solvers.tiling.stages import counts, members, needed_after, needed_in_order, results, sources
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class TilingCost:
     """``peak_bytes``: all that is alive while a stage runs; ``macs``: multiply-adds of its operators."""
 
     peak_bytes: int
     macs: int
 
 
-def cost(problem: Problem, stage: Stage, needed: Collection[int] | None = None) -> Cost:
+def cost(problem: TilingProblem, stage: Stage, needed: Collection[int] | None = None) -> TilingCost:
     """``needed``: what lies outside and is read after the stage; None: as if no stage makes operators again."""
     after = needed_in_order(problem, stage) if needed is None else frozenset(needed)
     if stage.kind == "layerwise":
-        return Cost(_layerwise_peak(problem, stage, after), layerwise_macs(problem, members(problem, stage)))
+        return TilingCost(_layerwise_peak(problem, stage, after), layerwise_macs(problem, members(problem, stage)))
     there = after | {index for index in sources(problem, stage) if counts(problem, index)}
     whole = sum(problem.operators[index].size_bytes for index in (*there, *results(problem, stage)))
     run = tiles(problem, stage)
     inside = _Inside(problem, stage, run)
-    return Cost(whole + max(inside.peak(tile) for tile in run), sum(_tile_macs(problem, tile) for tile in run))
+    return TilingCost(whole + max(inside.peak(tile) for tile in run), sum(_tile_macs(problem, tile) for tile in run))
 
 
-def costed(problem: Problem, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+def costed(problem: TilingProblem, stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """The stages with their peaks and multiply-adds."""
     found = [cost(problem, s, needed) for s, needed in zip(stages, needed_after(problem, stages), strict=True)]
     return tuple(replace(s, peak_bytes=x.peak_bytes, macs=x.macs) for s, x in zip(stages, found, strict=True))
 
 
-def layerwise_macs(problem: Problem, order: Sequence[int]) -> int:
+def layerwise_macs(problem: TilingProblem, order: Sequence[int]) -> int:
     """Multiply-adds of whole operators."""
     return sum(operator_macs(problem, index) for index in order)
 
 
-def operator_macs(problem: Problem, index: int) -> int:
+def operator_macs(problem: TilingProblem, index: int) -> int:
     """Multiply-adds of one whole operator."""
     operator = problem.operators[index]
     counted = problem.operators[operator.reads[0].source] if operator.kind == "reduction" else operator
@@ -66,7 +66,7 @@ def written_over(
     return size > 0 and any(source in dying and sizes[source] >= size for source in over)
 
 
-def _layerwise_peak(problem: Problem, stage: Stage, after: frozenset[int]) -> int:
+def _layerwise_peak(problem: TilingProblem, stage: Stage, after: frozenset[int]) -> int:
     order = members(problem, stage)
     stay = after | set(results(problem, stage))
     last = {read.source: index for index in order for read in problem.operators[index].reads}
@@ -90,7 +90,7 @@ def _layerwise_peak(problem: Problem, stage: Stage, after: frozenset[int]) -> in
 class _Inside:
     """What is alive in the tiles of one stage."""
 
-    def __init__(self, problem: Problem, stage: Stage, run: Sequence[Tile]) -> None:
+    def __init__(self, problem: TilingProblem, stage: Stage, run: Sequence[Tile]) -> None:
         self._problem, self._order, self._rows = problem, members(problem, stage), stage.kind == "rows"
         self._results = frozenset(results(problem, stage))
         self._last = {read.source: index for index in self._order for read in problem.operators[index].reads}
@@ -182,7 +182,7 @@ def _pads(read: Read, source: Operator, made: Rectangle) -> bool:
     return any(x is not None and bool(x[span.start, 0] < 0 or x[span.stop - 1, 1] > size) for x, size, span in axes)
 
 
-def _tile_macs(problem: Problem, tile: Tile) -> int:
+def _tile_macs(problem: TilingProblem, tile: Tile) -> int:
     total = 0
     for index, made in tile.made.items():
         operator = problem.operators[index]

@@ -9,10 +9,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from memcompile.solvers.tiling.again import Variant
+from memcompile.solvers.tiling.again import CopyVariant
 from memcompile.solvers.tiling.grids import Periods
 from memcompile.solvers.tiling.layers import Grid
-from memcompile.solvers.tiling.lives import Lives
+from memcompile.solvers.tiling.lives import ResultLives
 from memcompile.solvers.tiling.problem import FREE, Prices, StageKind
 from memcompile.solvers.tiling.ranges import Limits, Ranges, reachable, tiled_ranges
 from memcompile.solvers.tiling.sweep import Ints
@@ -72,8 +72,8 @@ class Paths:
     """All stages of a variant that are considered, and the cheapest plans of them. ``prices``: of all but arithmetic. ``left``:
     seconds for finding stages; where they end, no further ones are looked for."""
 
-    def __init__(self, variant: Variant, kinds: Collection[StageKind], prices: Prices, left: Callable[[], float]) -> None:
-        self._lives, self._prices = Lives(variant.problem), prices
+    def __init__(self, variant: CopyVariant, kinds: Collection[StageKind], prices: Prices, left: Callable[[], float]) -> None:
+        self._lives, self._prices = ResultLives(variant.problem), prices
         self._open = [cut for cut in range(len(variant.problem.operators) + 1) if cut not in variant.closed]
         cuts = frozenset(promising_cuts(self._lives, self._open))
         self._limits = Limits(cuts, LONGEST, variant.barriers, frozenset(kinds), prices)
@@ -170,7 +170,7 @@ class Paths:
         return paths if smallest is None else [*paths, smallest]
 
 
-def promising_cuts(lives: Lives, opened: Sequence[int]) -> list[int]:
+def promising_cuts(lives: ResultLives, opened: Sequence[int]) -> list[int]:
     """Cuts after what is read later and is not changed in its place: of many, the one that fewest bytes cross in each part."""
     ends = [0, len(lives.problem.operators)]
     inner = [cut for cut in opened if cut not in ends and lives.last[cut - 1] >= cut and not lives.folded(cut)]

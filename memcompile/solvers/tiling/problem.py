@@ -58,7 +58,7 @@ class Operator:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Problem:
+class TilingProblem:
     """Operators in an order in which they can run. ``outputs``: indices of those that are returned.
 
     ``over_lines``: in strips of rows, ``in_place`` also means over those lines of an operand that no later strip reads, as
@@ -121,7 +121,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Solution:
+class TilingSolution:
     """Stages that cover all operators but the inputs, in order. ``base_*``: of the network run layerwise."""
 
     stages: tuple[Stage, ...]

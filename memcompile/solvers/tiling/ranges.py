@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcompile.solvers.tiling.grids import Periods
-from memcompile.solvers.tiling.layers import Grid, Layer, Patches, Rows, distinct
-from memcompile.solvers.tiling.lives import Lives
+from memcompile.solvers.tiling.layers import Grid, PatchLayers, StripLayers, TilingLayer, distinct
+from memcompile.solvers.tiling.lives import ResultLives
 from memcompile.solvers.tiling.problem import FREE, Operator, Prices, StageKind
 from memcompile.solvers.tiling.sweep import Ints
 
@@ -46,7 +46,7 @@ class Limits:
     prices: Prices = FREE
 
 
-def tiled_ranges(lives: Lives, cut: int, limits: Limits, periods: Periods) -> Ranges | None:
+def tiled_ranges(lives: ResultLives, cut: int, limits: Limits, periods: Periods) -> Ranges | None:
     """Tiled stages that end at a cut: those that no other with the same operators beats, with a peak below layerwise."""
     order = reachable(lives, cut, limits)
     if not order or lives.last[cut - 1] < cut:
@@ -55,7 +55,7 @@ def tiled_ranges(lives: Lives, cut: int, limits: Limits, periods: Periods) -> Ra
     root = last.reads[0].source if last.kind == "reduction" else cut - 1
     grown = []
     tallest = max(lives.problem.operators[index].height for index in order)
-    for tiling in (Patches(lives.problem, root, periods), Rows(lives.problem, root, tallest, periods)):
+    for tiling in (PatchLayers(lives.problem, root, periods), StripLayers(lives.problem, root, tallest, periods)):
         if tiling.grids and tiling.grids[0][0] in limits.kinds:
             grown.append((tiling, _grow(lives, cut, order, limits, tiling)))
     if not grown:
@@ -69,7 +69,7 @@ def tiled_ranges(lives: Lives, cut: int, limits: Limits, periods: Periods) -> Ra
     return Ranges(grids, first[row], grid, peaks[row, grid], macs[row, grid], tiles[row, grid], extra[row, grid])
 
 
-def reachable(lives: Lives, cut: int, limits: Limits) -> list[int]:
+def reachable(lives: ResultLives, cut: int, limits: Limits) -> list[int]:
     """Operators from the cut backwards that can be in one tiled stage."""
     order, barrier = list[int](), -1
     for index in range(cut - 1, max(-1, cut - 1 - limits.longest), -1):
@@ -80,7 +80,7 @@ def reachable(lives: Lives, cut: int, limits: Limits) -> list[int]:
     return order
 
 
-def _tileable(lives: Lives, index: int, cut: int) -> bool:
+def _tileable(lives: ResultLives, index: int, cut: int) -> bool:
     """Whether an operator can be in a tiled stage that ends at a cut. Reductions of inputs are not worth it."""
     operator = lives.problem.operators[index]
     if operator.kind == "reduction":
@@ -88,11 +88,13 @@ def _tileable(lives: Lives, index: int, cut: int) -> bool:
     return operator.kind != "whole"
 
 
-def _grow(lives: Lives, cut: int, order: Sequence[int], limits: Limits, tiling: Patches | Rows) -> tuple[Ints, Ints, Ints]:
+def _grow(
+    lives: ResultLives, cut: int, order: Sequence[int], limits: Limits, tiling: PatchLayers | StripLayers
+) -> tuple[Ints, Ints, Ints]:
     """Peaks, multiply-adds and what takes time beside them ``[starts, grids]`` as operators are taken into the stage one by one
     from its end."""
     operators = lives.problem.operators
-    layers = dict[int, Layer]()
+    layers = dict[int, TilingLayer]()
     for index in order:
         if operators[index].kind != "input":
             readers = lives.last_before(index, cut) is not None
@@ -122,7 +124,9 @@ def _grow(lives: Lives, cut: int, order: Sequence[int], limits: Limits, tiling: 
     return made[0], made[1], made[2]
 
 
-def _extra(prices: Prices, operator: Operator, layer: Layer, tiling: Patches | Rows, *, is_result: bool) -> Ints:
+def _extra(
+    prices: Prices, operator: Operator, layer: TilingLayer, tiling: PatchLayers | StripLayers, *, is_result: bool
+) -> Ints:
     """What takes time beside arithmetic, in each grid."""
     extra = tiling.counts * int(prices.start + prices.copied * operator.start_bytes)
     if not prices.copied and not prices.fresh:
@@ -135,15 +139,15 @@ def _extra(prices: Prices, operator: Operator, layer: Layer, tiling: Patches | R
 class _Profile:
     """Bytes inside each tile while each operator from ``lowest`` up to the cut runs, but for lines in buffers of their own."""
 
-    def __init__(self, lives: Lives, cut: int, lowest: int, tiles: int) -> None:
+    def __init__(self, lives: ResultLives, cut: int, lowest: int, tiles: int) -> None:
         self._lives, self._cut, self._lowest = lives, cut, lowest
         copies = any(operator.copies for operator in lives.problem.operators[lowest:cut])
         self._bytes = np.zeros((2 if copies else 1, cut - lowest, tiles), dtype=np.int64)
         self._lines = np.zeros(tiles, dtype=np.int64)
-        self._layers = dict[int, Layer]()
+        self._layers = dict[int, TilingLayer]()
         self._over = dict[int, Ints]()
 
-    def add(self, index: int, layer: Layer) -> None:
+    def add(self, index: int, layer: TilingLayer) -> None:
         """Take in the operator before all those that are in."""
         at = index - self._lowest
         self._layers[index] = layer
@@ -169,7 +173,7 @@ class _Profile:
         peaks: Ints = self._bytes[:, index - self._lowest :].max(axis=(0, 1))
         return peaks
 
-    def _write_over(self, index: int, reader: int, layer: Layer, dead: Ints) -> None:
+    def _write_over(self, index: int, reader: int, layer: TilingLayer, dead: Ints) -> None:
         """The last reader of an operand may take the place of what dies of it."""
         operator, made = self._lives.problem.operators[reader], self._layers[reader].made
         positions = set(operator.in_place).difference(operator.copies)
@@ -181,7 +185,7 @@ class _Profile:
         self._over[reader] = fits | self._over.get(reader, fits)
         self._bytes[0, reader - self._lowest] -= made * fresh
 
-    def _copy(self, index: int, reader: int, layer: Layer, dead: Ints | None) -> None:
+    def _copy(self, index: int, reader: int, layer: TilingLayer, dead: Ints | None) -> None:
         """What a reader copies of an operand, now that it is made in the stage. ``dead``: what dies of it then."""
         copies = [copied for copied in self._layers[reader].copies if copied.source == index]
         free = len(copies) == sum(read.source == index for read in self._lives.problem.operators[reader].reads)
@@ -197,7 +201,7 @@ class _Profile:
             self._bytes[0, reader - self._lowest] -= dead * all_copied
 
 
-def _running_peak(lives: Lives, order: Sequence[int], starts: Collection[int]) -> Ints:
+def _running_peak(lives: ResultLives, order: Sequence[int], starts: Collection[int]) -> Ints:
     """Of each start, the peak of the same operators layerwise."""
     running = np.maximum.accumulate([lives.layerwise_bytes[index] for index in order])
     return running[[index in starts for index in order]].astype(np.int64)

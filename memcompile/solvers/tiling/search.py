@@ -13,10 +13,10 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from memcompile.solvers.tiling.again import Variant, variants
+from memcompile.solvers.tiling.again import CopyVariant, variants
 from memcompile.solvers.tiling.memory import cost, costed
 from memcompile.solvers.tiling.paths import Path, Paths
-from memcompile.solvers.tiling.problem import FREE, Prices, Problem, Solution, Stage, StageKind
+from memcompile.solvers.tiling.problem import FREE, Prices, Stage, StageKind, TilingProblem, TilingSolution
 from memcompile.solvers.tiling.stages import members, results, sources
 
 MOST_WORK = 14_000
@@ -37,32 +37,16 @@ def unhurried() -> float:
 class LimitError(Exception):
     """No plan that was considered fits. ``floor``: the one with the smallest peak."""
 
-    def __init__(self, limit_bytes: int, floor: Solution) -> None:
+    def __init__(self, limit_bytes: int, floor: TilingSolution) -> None:
         self.limit_bytes, self.floor = limit_bytes, floor
         super().__init__(f"limit of {limit_bytes} bytes is below the smallest peak found, {floor.peak_bytes} bytes")
 
 
-def plan(
-    problem: Problem,
-    *,
-    limit_bytes: int | None = None,
-    max_overhead: float | None = None,
-    kinds: Collection[StageKind] = ("patches", "rows"),
-    prices: Prices = FREE,
-    max_delay: float = math.inf,
-) -> Solution:
-    """One plan of `Search`: ``within`` a limit or the ``smallest`` with an overhead. Give one of them."""
-    if (limit_bytes is None) == (max_overhead is None):
-        raise ValueError("give one of limit_bytes and max_overhead")
-    search = Search(problem, kinds, prices)
-    return search.smallest(max_overhead, max_delay) if max_overhead is not None else search.within(limit_bytes or 0)
-
-
-Candidate = tuple[tuple[int, ...], Path, Variant]
+Candidate = tuple[tuple[int, ...], Path, CopyVariant]
 """A key, smaller for better plans, and a plan of a variant."""
 
 
-class Search:
+class TilingSearch:
     """The stages of a problem, found once; then plans of them, one limit after the other.
 
     ``kinds``: of tiled stages that may be used. ``prices``: of what takes time beside multiply-adds. ``left``: once nothing is
@@ -72,7 +56,7 @@ class Search:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: TilingProblem,
         kinds: Collection[StageKind] = ("patches", "rows"),
         prices: Prices = FREE,
         left: Left = unhurried,
@@ -83,7 +67,7 @@ class Search:
         self._built = _built(problem, kinds, prices, left)
         self._frontier: tuple[tuple[int, int], ...] | None = None
 
-    def within(self, limit_bytes: int) -> Solution:
+    def within(self, limit_bytes: int) -> TilingSolution:
         """The least time with a peak within a limit; LimitError if nothing fits."""
         found = list[Candidate]()
         for order, (variant, paths) in enumerate(self._built):
@@ -93,28 +77,28 @@ class Search:
             raise LimitError(limit_bytes, self.floor())
         return self._of(min(found, key=lambda candidate: candidate[0]))
 
-    def smallest(self, max_overhead: float, max_delay: float = math.inf) -> Solution:
+    def smallest(self, max_overhead: float, max_delay: float = math.inf) -> TilingSolution:
         """The smallest peak with at most that share of multiply-adds more than layerwise, and of time."""
         longest = math.inf if math.isinf(max_delay) else self._built[0][1].layerwise_cost() * (1 + max_delay)
         return self._smallest(self._base.macs * (1 + max_overhead), longest)
 
-    def floor(self) -> Solution:
+    def floor(self) -> TilingSolution:
         """The smallest peak of all."""
         return self._smallest(math.inf, math.inf)
 
-    def _smallest(self, most_macs: float, most_cost: float) -> Solution:
+    def _smallest(self, most_macs: float, most_cost: float) -> TilingSolution:
         found = list[Candidate]()
         for order, (variant, paths) in enumerate(self._built):
             path = paths.smallest(most_macs, most_cost)
             found += [] if path is None else [((path.peak_bytes, path.cost, path.tiles, order), path, variant)]
         return self._of(min(found, key=lambda candidate: candidate[0]))  # layerwise at least
 
-    def _of(self, candidate: Candidate) -> Solution:
+    def _of(self, candidate: Candidate) -> TilingSolution:
         """The stages of a path, with all that is said about them."""
         _, path, variant = candidate
         stages = costed(self.problem, with_results(self.problem, merged(stages_of(variant, path))))
         peak, macs = max((s.peak_bytes for s in stages), default=0), sum(s.macs for s in stages)
-        return Solution(stages, peak, macs, self._base.peak_bytes, self._base.macs, "heuristic", self.frontier())
+        return TilingSolution(stages, peak, macs, self._base.peak_bytes, self._base.macs, "heuristic", self.frontier())
 
     def frontier(self) -> tuple[tuple[int, int], ...]:
         """(peak bytes, multiply-adds) of the best plans."""
@@ -129,9 +113,9 @@ class Search:
         return self._frontier
 
 
-def _built(problem: Problem, kinds: Collection[StageKind], prices: Prices, left: Left) -> list[tuple[Variant, Paths]]:
+def _built(problem: TilingProblem, kinds: Collection[StageKind], prices: Prices, left: Left) -> list[tuple[CopyVariant, Paths]]:
     """Variants of the problem with their stages, as far as the work and the time allow: the problem as it is at least."""
-    built, work = list[tuple[Variant, Paths]](), 0
+    built, work = list[tuple[CopyVariant, Paths]](), 0
     for variant in variants(problem):
         paths = Paths(variant, kinds, prices, left)
         built.append((variant, paths))
@@ -141,7 +125,7 @@ def _built(problem: Problem, kinds: Collection[StageKind], prices: Prices, left:
     return built
 
 
-def stages_of(variant: Variant, path: Path) -> list[Stage]:
+def stages_of(variant: CopyVariant, path: Path) -> list[Stage]:
     """The stages of a path in the problem as given; inputs alone are none."""
     stages = list[Stage]()
     for edge in path.edges:
@@ -154,7 +138,7 @@ def stages_of(variant: Variant, path: Path) -> list[Stage]:
     return stages
 
 
-def with_results(problem: Problem, stages: Sequence[Stage]) -> list[Stage]:
+def with_results(problem: TilingProblem, stages: Sequence[Stage]) -> list[Stage]:
     """The stages, told which results no later one reads because it makes them again, and which it reads because of that."""
     needed, told = set(problem.outputs), list[Stage]()
     for stage in reversed(stages):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memcompile.solvers.tiling.problem import Problem, Stage
+from memcompile.solvers.tiling.problem import Stage, TilingProblem
 
 
 class StageError(ValueError):
     """A stage that cannot run tile by tile; the message names the operator."""
 
 
-def last_readers(problem: Problem) -> list[int]:
+def last_readers(problem: TilingProblem) -> list[int]:
     """For every operator the last one that reads it: the number of operators for outputs, its own index if nobody does."""
     last = list(range(len(problem.operators)))
     for index, operator in enumerate(problem.operators):
@@ -22,7 +22,7 @@ def last_readers(problem: Problem) -> list[int]:
     return last
 
 
-def members(problem: Problem, stage: Stage) -> tuple[int, ...]:
+def members(problem: TilingProblem, stage: Stage) -> tuple[int, ...]:
     """Operators that the stage runs, in order: each of ``again`` just before the first that reads it."""
     again, order, placed = set(stage.again), list[int](), set[int]()
 
@@ -39,7 +39,7 @@ def members(problem: Problem, stage: Stage) -> tuple[int, ...]:
     return tuple(order)
 
 
-def results(problem: Problem, stage: Stage) -> tuple[int, ...]:
+def results(problem: TilingProblem, stage: Stage) -> tuple[int, ...]:
     """Operators of the stage that are read after it, or returned by the network."""
     kept = {output for output in problem.outputs if stage.first <= output < stage.last} | set(stage.kept)
     for operator in problem.operators[stage.last :]:
@@ -48,13 +48,13 @@ def results(problem: Problem, stage: Stage) -> tuple[int, ...]:
     return tuple(sorted(index for index in kept if problem.operators[index].kind != "input"))
 
 
-def sources(problem: Problem, stage: Stage) -> tuple[int, ...]:
+def sources(problem: TilingProblem, stage: Stage) -> tuple[int, ...]:
     """Operators from outside, inputs included, that those of the stage read."""
     inside = set(members(problem, stage))
     return tuple(sorted({read.source for index in inside for read in problem.operators[index].reads} - inside))
 
 
-def needed_after(problem: Problem, stages: Sequence[Stage]) -> list[frozenset[int]]:
+def needed_after(problem: TilingProblem, stages: Sequence[Stage]) -> list[frozenset[int]]:
     """For every stage the operators before it, held inputs included, whose whole results are read after it or returned."""
     needed = {output for output in problem.outputs if counts(problem, output)}
     spans: list[frozenset[int]] = []
@@ -65,20 +65,20 @@ def needed_after(problem: Problem, stages: Sequence[Stage]) -> list[frozenset[in
     return spans[::-1]
 
 
-def needed_in_order(problem: Problem, stage: Stage) -> frozenset[int]:
+def needed_in_order(problem: TilingProblem, stage: Stage) -> frozenset[int]:
     """The same for a stage among others that make nothing again."""
     later = (read.source for operator in problem.operators[stage.last :] for read in operator.reads)
     needed = {index for index in (*later, *problem.outputs) if counts(problem, index)}
     return frozenset(i for i in needed if i < stage.first or problem.operators[i].kind == "input")
 
 
-def counts(problem: Problem, index: int) -> bool:
+def counts(problem: TilingProblem, index: int) -> bool:
     """Whether the whole result takes bytes while it is alive: not so for inputs that are not held."""
     operator = problem.operators[index]
     return operator.kind != "input" or operator.held
 
 
-def check_tiled(problem: Problem, stage: Stage) -> None:
+def check_tiled(problem: TilingProblem, stage: Stage) -> None:
     """Raise StageError where a tile cannot make an operator of the stage alone."""
     inside = set(members(problem, stage))
     for index in sorted(inside):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcompile.solvers.tiling.grids import Axis, reach_of
-from memcompile.solvers.tiling.problem import Operator, Problem, Reach
+from memcompile.solvers.tiling.problem import Operator, Reach, TilingProblem
 
 Ints = NDArray[np.int64]
 
@@ -103,13 +103,13 @@ def padded(bounds: Sequence[Sequence[int]]) -> Ints:
     return np.array([[*row, *([row[-1]] * (longest - len(row)))] for row in bounds], dtype=np.int64)
 
 
-class Sweep:
+class TilingSweep:
     """Visit operators from the last to the first. ``root``: the operator that ``bounds`` ``[grids, parts + 1]`` divide.
 
     ``keep``: parts run in order and keep what later ones read; else each part makes all it needs.
     """
 
-    def __init__(self, problem: Problem, axis: Axis, root: int, bounds: Ints, *, keep: bool) -> None:
+    def __init__(self, problem: TilingProblem, axis: Axis, root: int, bounds: Ints, *, keep: bool) -> None:
         self._operators, self._axis, self._root, self._bounds, self._keep = problem.operators, axis, root, bounds, keep
         self._nothing = Interval(np.zeros_like(bounds[:, 1:]), np.zeros_like(bounds[:, 1:]))
         self._needs: dict[int, Interval] = {}

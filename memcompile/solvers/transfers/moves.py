@@ -45,7 +45,7 @@ class Traffic(Timing):
 
 
 @dataclass(frozen=True, slots=True)
-class Lives:
+class InstanceLives:
     """Instances of a schedule by their uses: by which kernel they are written, then by which they are read, in order.
 
     Executions ``first[k]`` up to ``last[k]`` are one kernel: nothing leaves in the middle of it. Behind the last kernel,
@@ -63,7 +63,9 @@ class Lives:
     last: Ints
 
     @classmethod
-    def of(cls, replay: Replay, schedule: Schedule, movable: Sequence[bool], runs: Sequence[tuple[int, int]] = ()) -> Lives:
+    def of(
+        cls, replay: Replay, schedule: Schedule, movable: Sequence[bool], runs: Sequence[tuple[int, int]] = ()
+    ) -> InstanceLives:
         """``runs``: first and last execution of those in a row that are one kernel."""
         schedule = replace(schedule, moves=())
         found = replay.instances(np.array(schedule.sequence, dtype=np.int64))
@@ -95,7 +97,9 @@ class _Gap:
     need: int
 
 
-def plan_moves(lives: Lives, durations: Sequence[float], budget_bytes: int, links: Sequence[Link]) -> tuple[Move, ...] | None:
+def plan_moves(
+    lives: InstanceLives, durations: Sequence[float], budget_bytes: int, links: Sequence[Link]
+) -> tuple[Move, ...] | None:
     """Moves that keep ``budget_bytes``; None where there are none. ``links``: the fastest first."""
     gaps = _leave(lives, budget_bytes) if lives.end_bytes <= budget_bytes else None
     if gaps is None:
@@ -104,7 +108,7 @@ def plan_moves(lives: Lives, durations: Sequence[float], budget_bytes: int, link
     return _return(lives, gaps, durations, budget_bytes, links)
 
 
-def _leave(lives: Lives, budget: int) -> list[_Gap] | None:
+def _leave(lives: InstanceLives, budget: int) -> list[_Gap] | None:
     """Step 1: who is away, when, if each comes back only as it is read."""
     at: list[list[int]] = [[] for _ in lives.first]
     for i, uses in enumerate(lives.uses):
@@ -140,7 +144,7 @@ def _leave(lives: Lives, budget: int) -> list[_Gap] | None:
     return gaps
 
 
-def _stay(lives: Lives, gaps: list[_Gap], budget: int) -> list[_Gap]:
+def _stay(lives: InstanceLives, gaps: list[_Gap], budget: int) -> list[_Gap]:
     """Take back what needs not leave, the largest first."""
     live = lives.live.copy()
     for gap in gaps:
@@ -156,7 +160,7 @@ def _stay(lives: Lives, gaps: list[_Gap], budget: int) -> list[_Gap]:
 
 
 def _return(
-    lives: Lives, gaps: list[_Gap], durations: Sequence[float], budget: int, links: Sequence[Link]
+    lives: InstanceLives, gaps: list[_Gap], durations: Sequence[float], budget: int, links: Sequence[Link]
 ) -> tuple[Move, ...] | None:
     """Step 2: when each read starts, and over which link it goes; kernels become executions."""
     clock = np.concatenate([[0.0], np.cumsum(np.add.reduceat(np.asarray(durations, dtype=np.float64), lives.first[:-1]))])
@@ -182,7 +186,7 @@ def _return(
     return tuple(moves)
 
 
-def _choose_links(lives: Lives, gaps: list[_Gap], links: Sequence[Link]) -> dict[int, int] | None:
+def _choose_links(lives: InstanceLives, gaps: list[_Gap], links: Sequence[Link]) -> dict[int, int] | None:
     """Instance -> the fastest link with room for it. Copies stay until the step ends."""
     free = [link.capacity_bytes for link in links]
     chosen: dict[int, int] = {}

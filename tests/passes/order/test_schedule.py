@@ -17,7 +17,7 @@ from memcompile.codegen.inductor.lowering import lower, lower_step
 from memcompile.codegen.inductor.scheduled import Scheduling, own_peak
 from memcompile.compiling.dryrun import captured
 from memcompile.runtime.measure import measure_peak
-from memcompile.solvers.order.ordering import Kernel, OrderProblem, Storage
+from memcompile.solvers.order.ordering import OrderKernel, OrderProblem, OrderStorage
 from memcompile.step.facts import StepGraphs
 from memcompile.step.trace import GraphTrace
 from tests.test_backend import case
@@ -288,7 +288,9 @@ def test_random_kernels_keep_their_order():
 
 
 def test_an_order_that_is_not_better_is_not_taken():
-    problem = OrderProblem((Kernel("a", (0,)), Kernel("b", (1,))), (Storage("x", 4, at_end=True), Storage("y", 4, at_end=True)))
-    found = schedule.plan("forward", problem, {"other": (1, 0), "not allowed": (0, 0)})
+    problem = OrderProblem(
+        (OrderKernel("a", (0,)), OrderKernel("b", (1,))), (OrderStorage("x", 4, at_end=True), OrderStorage("y", 4, at_end=True))
+    )
+    found = schedule.plan_order("forward", problem, {"other": (1, 0), "not allowed": (0, 0)})
     assert (found.order.sequence, found.order.method, found.changed) == ((0, 1), schedule.INDUCTOR, False)
     assert found.known_bytes == {"other": 8}

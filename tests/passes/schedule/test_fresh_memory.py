@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from memcompile.passes.schedule.swap import fresh_bytes
-from memcompile.solvers.schedule.problem import Move, Op, Problem, Schedule, Storage
+from memcompile.solvers.schedule.problem import Move, Op, RematProblem, Schedule, Storage
 from memcompile.solvers.schedule.simulate import Replay
 
-CHAIN = Problem(
+CHAIN = RematProblem(
     (Storage("a", 8), Storage("b", 8), Storage("loss", 8, is_output=True)),
     (Op("first", (), (0,), 1.0), Op("second", (0,), (1,), 1.0), Op("third", (1,), (2,), 1.0)),
     boundary=3,
@@ -25,7 +25,7 @@ def test_at_the_peak_one_lane_holds_one_of_two():
 def test_what_comes_back_is_written_again():
     """``a`` is away while ``large`` is there. A lane for both would waste 4 bytes while the loss takes them; but ``large`` can
     have the block that ``a`` had before."""
-    problem = Problem(
+    problem = RematProblem(
         (Storage("a", 8), Storage("large", 12), Storage("loss", 4, is_output=True)),
         (Op("first", (), (0,), 1.0), Op("second", (), (1,), 1.0), Op("third", (0,), (2,), 1.0)),
         boundary=3,

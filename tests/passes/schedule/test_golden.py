@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from memcompile.passes.schedule.rematerialize import recomputations
 from memcompile.solvers.schedule.decode import decode
-from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.problem import Schedule
 from memcompile.solvers.schedule.simulate import simulate
 from memcompile.step.facts import Facts
@@ -39,7 +39,7 @@ def keep_the_output_of_the_second_layer(facts: Facts) -> Schedule:
     """Across the boundary only what the loss needs stays: everything of the first layer is made again."""
     names = [storage.name for storage in facts.problem.storages]
     kept = {names.index(name) for name in names if name in ("addmm_1", "inductor_seeds_default")}
-    return decode(Index.of(facts.problem), {facts.problem.boundary: kept})
+    return decode(RematIndex.of(facts.problem), {facts.problem.boundary: kept})
 
 
 @functools.cache

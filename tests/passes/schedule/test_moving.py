@@ -20,7 +20,7 @@ from memcompile.solvers.schedule.problem import Schedule
 from memcompile.solvers.schedule.simulate import Replay
 from memcompile.solvers.transfers import moves as moves_module
 from memcompile.solvers.transfers.link import Link
-from memcompile.solvers.transfers.moves import Lives, plan_moves
+from memcompile.solvers.transfers.moves import InstanceLives, plan_moves
 from memcompile.step.facts import Facts
 from tests.movers import LazyMover
 from tests.passes.schedule.test_random_graphs import random_schedule, step
@@ -41,7 +41,7 @@ def random_moves(seed: int) -> Callable[[Facts], Schedule]:
         draw = random.Random(seed)
         schedule = random_schedule(seed)(facts) if draw.random() < 0.5 else unplanned(facts)
         replay = Replay(facts.problem)
-        lives = Lives.of(replay, schedule, movable_storages(facts))
+        lives = InstanceLives.of(replay, schedule, movable_storages(facts))
         links = (Link("disk", draw.choice((1e6, 1e9)), draw.choice((1e6, 1e9)), 1e-6, 10**12),)
         peak, base = replay.run(schedule).peak_bytes, facts.problem.base_bytes
         for share in (draw.uniform(0.1, 0.9), 0.5, 0.7, 0.8, 0.9, 0.95):

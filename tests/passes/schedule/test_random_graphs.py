@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from memcompile.solvers.schedule.decode import decode
-from memcompile.solvers.schedule.index import Index
+from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.problem import Schedule
 from memcompile.solvers.schedule.simulate import validate
 from memcompile.step.facts import Facts
@@ -31,7 +31,7 @@ def random_schedule(seed: int) -> Callable[[Facts], Schedule]:
 
     def choose(facts: Facts) -> Schedule:
         draw = random.Random(seed)
-        problem, index = facts.problem, Index.of(facts.problem)
+        problem, index = facts.problem, RematIndex.of(facts.problem)
         instants = {problem.boundary, *(draw.randrange(len(problem.ops)) for _ in range(draw.randrange(4)))}
         kept = draw.choice((0.0, 0.3, 0.6))
         resident = {

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from memcompile.passes.schedule.reorder import _order
-from memcompile.solvers.schedule.index import Index
-from memcompile.solvers.schedule.problem import Op, Problem, Schedule, Storage
+from memcompile.solvers.schedule.index import RematIndex
+from memcompile.solvers.schedule.problem import Op, RematProblem, Schedule, Storage
 from memcompile.solvers.schedule.simulate import simulate
 
 
-def problem(*ops: Op, sizes: dict[int, int], outputs: tuple[int, ...] = ()) -> Problem:
+def problem(*ops: Op, sizes: dict[int, int], outputs: tuple[int, ...] = ()) -> RematProblem:
     """Everything in the backward. ``sizes``: bytes per storage."""
-    return Problem(tuple(Storage(f"s{s}", size, s in outputs) for s, size in sizes.items()), ops, boundary=0)
+    return RematProblem(tuple(Storage(f"s{s}", size, s in outputs) for s, size in sizes.items()), ops, boundary=0)
 
 
-def peak(found: Problem) -> int:
+def peak(found: RematProblem) -> int:
     return simulate(found, Schedule(tuple(range(len(found.ops))), found.boundary)).peak_bytes
 
 
-def order(found: Problem) -> list[int]:
-    return _order(Index.of(found))
+def order(found: RematProblem) -> list[int]:
+    return _order(RematIndex.of(found))
 
 
-def summed_late(steps: int = 4) -> Problem:
+def summed_late(steps: int = 4) -> RematProblem:
     """Gradient g(t) of each step from the one before; a weight's gradient sums what each gives, but only at the end."""
     ops, sizes, last = [], {}, []
     for t in range(steps):
@@ -38,7 +38,7 @@ def test_a_sum_at_the_end_is_made_step_by_step():
     found = summed_late()
     names = [found.ops[p].name for p in order(found)]
     assert names == ["g0", "g1", "w0", "w1", "g2", "w2", "g3", "w3"]
-    moved = Problem(found.storages, tuple(found.ops[p] for p in order(found)), 0)
+    moved = RematProblem(found.storages, tuple(found.ops[p] for p in order(found)), 0)
     assert peak(found) == 440
     assert peak(moved) == 240
 
@@ -81,4 +81,4 @@ def test_all_readers_of_one_storage_move_together():
 
 def test_the_forward_stays():
     found = summed_late()
-    assert order(Problem(found.storages, found.ops, boundary=len(found.ops))) == list(range(8))
+    assert order(RematProblem(found.storages, found.ops, boundary=len(found.ops))) == list(range(8))

@@ -11,8 +11,8 @@ from torch import nn
 from memcompile.passes.schedule import check as checks
 from memcompile.passes.schedule.check import verify
 from memcompile.solvers.schedule.decode import decode
-from memcompile.solvers.schedule.index import Index
-from memcompile.solvers.schedule.problem import Schedule, Solution
+from memcompile.solvers.schedule.index import RematIndex
+from memcompile.solvers.schedule.problem import RematSolution, Schedule
 from memcompile.step.facts import Facts
 from memcompile.step.verify_values import VerificationError
 from tests.planned_eagerly import Planned, Planner
@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 
 def keep_nothing(facts: Facts) -> Schedule:
-    return decode(Index.of(facts.problem), {facts.problem.boundary: set()})
+    return decode(RematIndex.of(facts.problem), {facts.problem.boundary: set()})
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def planned() -> Planned:
 
 
 def check(planned: Planned, schedule: Schedule | None = None) -> None:
-    solution = Solution(schedule or planned.schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0)
+    solution = RematSolution(schedule or planned.schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0)
     verify(planned.facts, solution, planned.joint, planned.graphs)
 
 

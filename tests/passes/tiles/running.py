@@ -16,7 +16,7 @@ from memcompile.passes.tiles.apply import Patched, apply
 from memcompile.passes.tiles.interpreted import interpret
 from memcompile.passes.tiles.network import Network, network_of
 from memcompile.passes.tiles.wrapping import gather_copies
-from memcompile.solvers.tiling.problem import Solution, Stage
+from memcompile.solvers.tiling.problem import Stage, TilingSolution
 
 
 @dataclass
@@ -51,7 +51,7 @@ def run(module: nn.Module, choose: Callable[[Network], tuple[Stage, ...]], *inpu
         ran.module, ran.network = gm, network_of(gm.graph)
         if ran.network is None:
             return gm.forward
-        ran.patched = apply(gm, ran.network, Solution(choose(ran.network), 0, 0, 0, 0), interpret)
+        ran.patched = apply(gm, ran.network, TilingSolution(choose(ran.network), 0, 0, 0, 0), interpret)
         for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
             node.target = torch.ops.aten.reshape.default  # as Inductor makes copies of what lies otherwise now
         gm.recompile()

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcompile.solvers.order.ordering import Kernel, Kind, OrderProblem, Storage, kept_apart, live_bytes, peak_of
+from memcompile.solvers.order.ordering import Kind, OrderKernel, OrderProblem, OrderStorage, kept_apart, live_bytes, peak_of
 from memcompile.solvers.order.ordering_bound import lower_bound
-from memcompile.solvers.order.ordering_search import Effort, Stepper, beam, best_first, windows
+from memcompile.solvers.order.ordering_search import OrderEffort, Stepper, beam, best_first, windows
 from memcompile.solvers.order.ordering_solve import solve
 
 KINDS = ("call", "kernel", "loops", "loops")
@@ -20,10 +20,10 @@ KINDS = ("call", "kernel", "loops", "loops")
 def random_problem(seed: int, count: int, kinds: tuple[Kind, ...] = KINDS) -> OrderProblem:
     """Kernels that read earlier storages, write in place, share buffers without a producer, and wait for one another."""
     draw = random.Random(seed)
-    storages = [Storage(f"in{i}", draw.randint(1, 9), True, draw.random() < 0.2) for i in range(draw.randint(0, 2))]
+    storages = [OrderStorage(f"in{i}", draw.randint(1, 9), True, draw.random() < 0.2) for i in range(draw.randint(0, 2))]
     shared = [len(storages) + i for i in range(draw.randint(0, 1))]  # parts of a concatenation write into one buffer
-    storages += [Storage("shared", draw.randint(4, 9)) for _ in shared]
-    kernels: list[Kernel] = []
+    storages += [OrderStorage("shared", draw.randint(4, 9)) for _ in shared]
+    kernels: list[OrderKernel] = []
     producer: dict[int, int] = {}
     for k in range(count):
         readable = [s for s in range(len(storages)) if s not in shared]
@@ -36,13 +36,13 @@ def random_problem(seed: int, count: int, kinds: tuple[Kind, ...] = KINDS) -> Or
             if reads and draw.random() < 0.5:
                 size = storages[reads[0]].size_bytes
                 inplace.append((s, tuple(r for r in reads if storages[r].size_bytes == size and not storages[r].at_end)))
-            storages.append(Storage(f"s{s}", size, at_end=draw.random() < 0.15))
+            storages.append(OrderStorage(f"s{s}", size, at_end=draw.random() < 0.15))
             producer[s] = k
             touches.append(s)
         if k and draw.random() < 0.2:
             after.add(draw.randrange(k))
         scratch, kind = draw.choice((0, 0, 3)), draw.choice(kinds)
-        kernels.append(Kernel(f"k{k}", tuple(touches), tuple(sorted(after)), tuple(inplace), scratch, kind))
+        kernels.append(OrderKernel(f"k{k}", tuple(touches), tuple(sorted(after)), tuple(inplace), scratch, kind))
     return OrderProblem(tuple(kernels), tuple(storages))
 
 
@@ -93,7 +93,7 @@ def test_a_search_that_is_cut_short_still_bounds(seed: int, count: int, steps: i
     problem = random_problem(seed, count)
     best = min(peak_of(problem, order) for order in all_orders(problem))
     stepper = Stepper(problem)
-    found = best_first(stepper, stepper.start(), (1 << count) - 1, lower_bound(problem), 10**9, Effort(steps))
+    found = best_first(stepper, stepper.start(), (1 << count) - 1, lower_bound(problem), 10**9, OrderEffort(steps))
     assert found.bound_bytes <= best
     assert found.order is None or peak_of(problem, found.order) == found.peak_bytes == best
 
@@ -120,11 +120,11 @@ def test_beam_and_windows_return_what_they_say(seed: int, count: int) -> None:
     given_order = random_order(problem, seed)
     peak = peak_of(problem, given_order)
     stepper, floor = Stepper(problem), lower_bound(problem)
-    found = beam(stepper, floor, peak, 4, Effort(10**4))
+    found = beam(stepper, floor, peak, 4, OrderEffort(10**4))
     if found is not None and peak > floor:
         assert found.order is not None and problem.allows(found.order)
         assert peak_of(problem, found.order) <= found.peak_bytes < peak
-    better = windows(stepper, given_order, floor, Effort(10**4))
+    better = windows(stepper, given_order, floor, OrderEffort(10**4))
     assert problem.allows(better)
     assert peak_of(problem, better) <= peak
 
@@ -133,8 +133,8 @@ def kernels(
     *lines: tuple[str, tuple[int, ...], tuple[int, ...]], sizes: tuple[int, ...], at_end: tuple[int, ...] = ()
 ) -> OrderProblem:
     """Lines of kind, storages and kernels to wait for; names by position."""
-    made = tuple(Kernel(f"k{i}", touches, after, kind=kind) for i, (kind, touches, after) in enumerate(lines))  # type: ignore[arg-type]
-    return OrderProblem(made, tuple(Storage(f"s{s}", size, at_end=s in at_end) for s, size in enumerate(sizes)))
+    made = tuple(OrderKernel(f"k{i}", touches, after, kind=kind) for i, (kind, touches, after) in enumerate(lines))  # type: ignore[arg-type]
+    return OrderProblem(made, tuple(OrderStorage(f"s{s}", size, at_end=s in at_end) for s, size in enumerate(sizes)))
 
 
 def test_loops_that_join_give_back_with_the_next_call() -> None:
@@ -155,25 +155,27 @@ def test_as_few_loops_are_kept_apart_as_it_takes() -> None:
 
 
 def test_what_is_read_for_the_last_time_may_be_written_over() -> None:
-    storages = (Storage("a", 8), Storage("b", 8), Storage("c", 8))
-    write = Kernel("write", (0, 1), (0,), ((1, (0,)),))
-    problem = OrderProblem((Kernel("make", (0,)), write, Kernel("read", (0, 2), (0,))), storages)
+    storages = (OrderStorage("a", 8), OrderStorage("b", 8), OrderStorage("c", 8))
+    write = OrderKernel("write", (0, 1), (0,), ((1, (0,)),))
+    problem = OrderProblem((OrderKernel("make", (0,)), write, OrderKernel("read", (0, 2), (0,))), storages)
     assert list(live_bytes(problem, (0, 1, 2))) == [8, 16, 16]  # "read" still needs it
     assert list(live_bytes(problem, (0, 2, 1))) == [8, 16, 8]
 
 
 def test_scratch_is_alive_while_its_kernel_runs() -> None:
-    problem = OrderProblem((Kernel("a", (0,), scratch_bytes=5), Kernel("b", (0, 1), (0,))), (Storage("x", 8), Storage("y", 1)))
+    problem = OrderProblem(
+        (OrderKernel("a", (0,), scratch_bytes=5), OrderKernel("b", (0, 1), (0,))), (OrderStorage("x", 8), OrderStorage("y", 1))
+    )
     assert list(live_bytes(problem, (0, 1))) == [13, 9]
 
 
 def test_inputs_that_die_and_outputs_that_stay() -> None:
     storages = (
-        Storage("saved", 8, at_start=True),
-        Storage("held", 4, at_start=True, at_end=True),
-        Storage("out", 2, at_end=True),
+        OrderStorage("saved", 8, at_start=True),
+        OrderStorage("held", 4, at_start=True, at_end=True),
+        OrderStorage("out", 2, at_end=True),
     )
-    problem = OrderProblem((Kernel("a", (0,)), Kernel("b", (2,))), storages)
+    problem = OrderProblem((OrderKernel("a", (0,)), OrderKernel("b", (2,))), storages)
     assert list(live_bytes(problem, (0, 1))) == [12, 6]
     assert list(live_bytes(problem, (1, 0))) == [14, 14]
     assert lower_bound(problem) == 12
@@ -195,7 +197,7 @@ def test_branches_run_one_after_the_other() -> None:
 
 def test_windows_lower_one_peak_after_the_other() -> None:
     problem = side_by_side()
-    order = windows(Stepper(problem), range(12), 101, Effort(10**4))
+    order = windows(Stepper(problem), range(12), 101, OrderEffort(10**4))
     assert problem.allows(order)
     assert peak_of(problem, order) == 101
 
@@ -223,6 +225,6 @@ def test_orders_that_are_not_allowed(order: tuple[int, ...]) -> None:
 
 
 def test_no_kernels() -> None:
-    problem = OrderProblem((), (Storage("x", 3, at_start=True),))
+    problem = OrderProblem((), (OrderStorage("x", 3, at_start=True),))
     found = solve(problem, {"given": ()})
     assert (found.peak_bytes, found.status) == (3, "optimal")

@@ -16,7 +16,7 @@ from memcompile.solvers.places import packing, placement, placement_exact
 from memcompile.solvers.places.minimalloc import read_csv
 from memcompile.solvers.places.packing import Buffer, CapacityError, Packing, pack, split, validate
 from memcompile.solvers.places.placement_exact import Verdict, _constrain, search_height
-from memcompile.solvers.places.placement_search import Search
+from memcompile.solvers.places.placement_search import PlacementSearch
 from memcompile.solvers.schedule.simulate import Ints
 from tests.solvers.places.test_packing import instances, smallest_height
 
@@ -36,7 +36,7 @@ def test_the_search_finds_the_smallest_height_and_proves_it(buffers: list[Buffer
         height = smallest_height(inside)
         order = np.array(random.sample(range(len(inside)), len(inside)))
         for allowed in (height, height - 1):
-            search = Search(part, allowed, np.ones(int(part.ends.max())))
+            search = PlacementSearch(part, allowed, np.ones(int(part.ends.max())))
             found, offsets = search.attempt(order, upwards, steps=100_000)
             assert found is (allowed == height)
             if found:
@@ -69,7 +69,7 @@ def test_the_search_finds_arrangements_without_a_gap(upwards: bool) -> None:
         for part in split(buffers):
             inside = [buffers[i] for i in part.indices]
             order = np.array(random.sample(range(len(inside)), len(inside)))
-            found, offsets = Search(part, 24, np.ones(int(part.ends.max()))).attempt(order, upwards, steps=200_000)
+            found, offsets = PlacementSearch(part, 24, np.ones(int(part.ends.max()))).attempt(order, upwards, steps=200_000)
             assert found is not False, "one without a gap exists"
             if found:
                 assert validate(inside, offsets.tolist()) == 24
@@ -84,7 +84,7 @@ def test_the_search_agrees_with_the_constraint_solver(buffers: list[Buffer], upw
         order = np.array(random.sample(range(len(inside)), len(inside)))
         known = part.height(placement.best_fit(part, order))
         for height in range(part.lower_bound, known + 1):
-            found, offsets = Search(part, height, np.ones(int(part.ends.max()))).attempt(order, upwards, steps=100_000)
+            found, offsets = PlacementSearch(part, height, np.ones(int(part.ends.max()))).attempt(order, upwards, steps=100_000)
             verdict, _ = _constrain(part, height, order, slice_=10.0, deadline=time.monotonic() + 60)
             assert found is (verdict is Verdict.FOUND)
             if found:
@@ -102,7 +102,9 @@ def test_compiled_loops_place_as_the_plain_ones_do(buffers: list[Buffer], hold: 
                 assert plain.tolist() == compiled.tolist()
 
 
-def _placed(way: Callable[[placement.Part, Ints], Ints], part: placement.Part, order: Ints, bound: int) -> Ints:
+def _placed(
+    way: Callable[[placement.PlacementPart, Ints], Ints], part: placement.PlacementPart, order: Ints, bound: int
+) -> Ints:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(placement, "COMPILED_FROM", bound)
         return way(part, order)
@@ -111,7 +113,7 @@ def _placed(way: Callable[[placement.Part, Ints], Ints], part: placement.Part, o
 def test_a_limit_that_has_passed_still_gives_one_placement(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
 
-    def counted(part: placement.Part) -> Iterator[tuple[str, Ints]]:
+    def counted(part: placement.PlacementPart) -> Iterator[tuple[str, Ints]]:
         for name, offsets in placement.placements(part):
             begun.append(name)
             yield name, offsets
@@ -148,11 +150,11 @@ def test_the_same_orders_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     (part,) = split(_hard("D"))
     tried: list[list[int]] = []
 
-    def attempt(self: Search, order: Ints, upwards: bool, steps: int) -> tuple[None, Ints]:
+    def attempt(self: PlacementSearch, order: Ints, upwards: bool, steps: int) -> tuple[None, Ints]:
         tried.append(order.tolist())
         return None, order
 
-    monkeypatch.setattr(Search, "attempt", attempt)
+    monkeypatch.setattr(PlacementSearch, "attempt", attempt)
     monkeypatch.setattr(placement_exact, "_constrain", lambda *_: (Verdict.UNKNOWN, np.zeros(0, dtype=np.int64)))
     runs = []
     for seed in (5, 5, 6):

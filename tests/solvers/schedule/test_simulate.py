@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memcompile.solvers.schedule.decode import decode
-from memcompile.solvers.schedule.index import Index
-from memcompile.solvers.schedule.problem import Op, Problem, Schedule, Storage
+from memcompile.solvers.schedule.index import RematIndex
+from memcompile.solvers.schedule.problem import Op, RematProblem, Schedule, Storage
 from memcompile.solvers.schedule.simulate import simulate, validate
 from tests.solvers.instances import random_problem, transformer
 from tests.solvers.reference import naive_live_bytes
@@ -20,7 +20,7 @@ from tests.solvers.reference import naive_live_bytes
 @given(seed=st.integers(0, 10**6), noise=st.integers(0, 10**6))
 def test_replay_equals_naive(seed: int, noise: int) -> None:
     problem = random_problem(seed, 6, 7)
-    index = Index.of(problem)
+    index = RematIndex.of(problem)
     rng = random.Random(noise)
     resident = {
         w: frozenset(s for s in range(len(problem.storages)) if index.producer[s] < w and rng.random() < 0.4)
@@ -33,7 +33,7 @@ def test_replay_equals_naive(seed: int, noise: int) -> None:
     assert timeline.peak_bytes == max(naive_live_bytes(problem, schedule))
 
 
-def small() -> Problem:
+def small() -> RematProblem:
     """a -> b -> c | d reads a, b and writes the output."""
     storages = (Storage("a", 4), Storage("b", 2), Storage("c", 1, is_output=True), Storage("d", 1, is_output=True))
     ops = (
@@ -42,7 +42,7 @@ def small() -> Problem:
         Op("make_c", (1,), (2,), 1.0),
         Op("make_d", (0, 1), (3,), 1.0, workspace_bytes=10),
     )
-    return Problem(storages, ops, boundary=3, base_bytes=100)
+    return RematProblem(storages, ops, boundary=3, base_bytes=100)
 
 
 def test_small_by_hand() -> None:
@@ -55,7 +55,7 @@ def test_small_by_hand() -> None:
 def test_in_place_write_takes_a_dying_read() -> None:
     storages = (Storage("x", 4), Storage("y", 4, is_output=True))
     ops = (Op("make", (), (0,), 1.0), Op("relu", (0,), (1,), 1.0, inplace=True))
-    problem = Problem(storages, ops, boundary=2)
+    problem = RematProblem(storages, ops, boundary=2)
     assert simulate(problem, Schedule((0, 1), 2)).live_bytes.tolist() == [4, 4]
 
 
@@ -80,7 +80,7 @@ def test_validate_names_the_error(sequence: tuple[int, ...], split: int, message
 
 def test_validate_base_order() -> None:
     ops = tuple(Op(f"op{i}", (), (i,), 1.0) for i in range(4))
-    problem = Problem(tuple(Storage(f"s{i}", 1) for i in range(4)), ops, boundary=2)
+    problem = RematProblem(tuple(Storage(f"s{i}", 1) for i in range(4)), ops, boundary=2)
     with pytest.raises(ValueError, match="against the base order"):
         validate(problem, Schedule((1, 0, 2, 3), 2))
     with pytest.raises(ValueError, match="against the base order"):

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from memcompile.solvers import work
 from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.floor import floor_bound
-from memcompile.solvers.schedule.index import Index
-from memcompile.solvers.schedule.problem import InfeasibleError, Problem, Solution
+from memcompile.solvers.schedule.index import RematIndex
+from memcompile.solvers.schedule.problem import InfeasibleError, RematProblem, RematSolution
 from memcompile.solvers.schedule.simulate import simulate, validate
 from memcompile.solvers.schedule.solve import minimum_peak, solve
 from tests.solvers.instances import lstm, random_problem, recurrence, resnet, transformer, unet
@@ -24,12 +24,12 @@ from tests.solvers.reference import exhaustive
 EPSILON = 1e-4
 
 
-def base_peak(problem: Problem) -> int:
+def base_peak(problem: RematProblem) -> int:
     """Peak of the schedule that keeps everything."""
-    return simulate(problem, decode(Index.of(problem))).peak_bytes
+    return simulate(problem, decode(RematIndex.of(problem))).peak_bytes
 
 
-def check(problem: Problem, solution: Solution, budget: int) -> None:
+def check(problem: RematProblem, solution: RematSolution, budget: int) -> None:
     """A solution keeps its promises."""
     validate(problem, solution.schedule)
     timeline = simulate(problem, solution.schedule)
@@ -108,7 +108,7 @@ def test_floor_is_near_its_bound(name: str, ratio: float) -> None:
     floor, lower = minimum_peak(problem, time_limit_s=4.0)
     check(problem, floor, floor.peak_bytes)
     assert lower <= floor.peak_bytes <= ratio * lower
-    assert lower == floor_bound(Index.of(problem))
+    assert lower == floor_bound(RematIndex.of(problem))
 
 
 def test_the_search_for_the_floor_ends_where_it_is_enough() -> None:
@@ -123,7 +123,7 @@ def test_the_search_for_the_floor_ends_where_it_is_enough() -> None:
 def test_recurrent_chain_saves_95_percent_for_a_third() -> None:
     """Gruslys et al. (2016), figure 1: T = 1000 with 5 % of the activation memory costs about one third more time."""
     problem = replace(lstm(400), base_bytes=0)
-    index = Index.of(problem)
+    index = RematIndex.of(problem)
     inherent = floor_bound(index)
     budget = int(0.05 * (base_peak(problem) - inherent)) + inherent
     solution = solve(problem, budget, time_limit_s=30.0)

@@ -7,31 +7,31 @@ from collections.abc import Iterator, Sequence
 
 from hypothesis import strategies as st
 
-from memcompile.solvers.scratchpad.problem import Op, Problem, Tensor
+from memcompile.solvers.scratchpad.problem import ScratchpadOp, ScratchpadProblem, Tensor
 
 
 @st.composite
-def problems(draw: st.DrawFn, ops: int = 6, size: int = 6) -> Problem:
+def problems(draw: st.DrawFn, ops: int = 6, size: int = 6) -> ScratchpadProblem:
     """A network of up to ``ops`` operators: each reads one or two tensors that are there, and writes one or two."""
     tensors = [Tensor("x", draw(st.integers(1, size)), is_input=True)]
-    found: list[Op] = []
+    found: list[ScratchpadOp] = []
     for index in range(draw(st.integers(1, ops))):
         reads = draw(st.lists(st.integers(0, len(tensors) - 1), min_size=1, max_size=2, unique=True))
         writes = range(len(tensors), len(tensors) + draw(st.sampled_from([1, 1, 1, 2])))
         for number in writes:
             tensors.append(Tensor(f"t{number}", draw(st.integers(0, size)), is_output=draw(st.integers(0, 5)) == 0))
-        found.append(Op(f"op{index}", tuple(reads), tuple(writes)))
-    return Problem(tuple(found), tuple(tensors))
+        found.append(ScratchpadOp(f"op{index}", tuple(reads), tuple(writes)))
+    return ScratchpadProblem(tuple(found), tuple(tensors))
 
 
-def orders(problem: Problem) -> Iterator[tuple[int, ...]]:
+def orders(problem: ScratchpadProblem) -> Iterator[tuple[int, ...]]:
     """All that are allowed."""
     for order in itertools.permutations(range(len(problem.ops))):
         if problem.allows(order):
             yield order
 
 
-def fewest_bytes(problem: Problem, order: Sequence[int], size_bytes: int) -> int:
+def fewest_bytes(problem: ScratchpadProblem, order: Sequence[int], size_bytes: int) -> int:
     """Non-compulsory bytes of an order: every way to evict, step by step. Shares no code with the solvers."""
     last = {tensor: step for step, op in enumerate(order) for tensor in problem.touches[op]}
     size = [tensor.size_bytes for tensor in problem.tensors]
@@ -58,14 +58,14 @@ def fewest_bytes(problem: Problem, order: Sequence[int], size_bytes: int) -> int
     return min(states.values())
 
 
-def chain_with_skips() -> Problem:
+def chain_with_skips() -> ScratchpadProblem:
     """Two blocks with a residual each, then one whose branches can run in either order."""
     tensors = [Tensor("x", 4, is_input=True)]
-    ops: list[Op] = []
+    ops: list[ScratchpadOp] = []
 
     def add(name: str, size: int, *reads: int, is_output: bool = False) -> int:
         tensors.append(Tensor(name, size, is_output=is_output))
-        ops.append(Op(name, reads, (len(tensors) - 1,)))
+        ops.append(ScratchpadOp(name, reads, (len(tensors) - 1,)))
         return len(tensors) - 1
 
     at = add("stem", 8, 0)
@@ -75,4 +75,4 @@ def chain_with_skips() -> Problem:
     left = add("left_out", 2, add("left", 10, at))
     right = add("right_out", 2, add("right", 6, at))
     add("end", 4, left, right, is_output=True)
-    return Problem(tuple(ops), tuple(tensors))
+    return ScratchpadProblem(tuple(ops), tuple(tensors))

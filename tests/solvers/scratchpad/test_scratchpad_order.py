@@ -11,9 +11,9 @@ from memcompile.solvers.scratchpad.bound import lower_bound
 from memcompile.solvers.scratchpad.evicting import annealed, moved_by, tables_of
 from memcompile.solvers.scratchpad.exact import cheapest
 from memcompile.solvers.scratchpad.gaps import peak_bytes
-from memcompile.solvers.scratchpad.order import Effort, order_of, smallest_peak
+from memcompile.solvers.scratchpad.order import ScratchpadEffort, order_of, smallest_peak
 from memcompile.solvers.scratchpad.parts import necks, sections, window
-from memcompile.solvers.scratchpad.problem import Op, Problem, ScratchpadTooSmallError, Tensor
+from memcompile.solvers.scratchpad.problem import ScratchpadOp, ScratchpadProblem, ScratchpadTooSmallError, Tensor
 from memcompile.solvers.scratchpad.replacement import replace
 from tests.solvers.scratchpad.scratchpad_nets import chain_with_skips, fewest_bytes, orders, problems
 
@@ -23,7 +23,7 @@ TIGHT = st.sampled_from([0, 0, 1, 2])
 
 @settings(max_examples=200, deadline=None)
 @given(problems(ops=9), TIGHT)
-def test_the_replacement_of_an_order_is_the_best(problem: Problem, more: int) -> None:
+def test_the_replacement_of_an_order_is_the_best(problem: ScratchpadProblem, more: int) -> None:
     size, order = problem.needed_bytes + more, range(len(problem.ops))
     found = replace(problem, order, size)
     assert found.moved_bytes == found.bound_bytes == fewest_bytes(problem, order, size)
@@ -34,19 +34,22 @@ def test_what_is_stored_once_is_cheaper_the_second_time() -> None:
     sizes = {"a": 5, "b": 4, "large": 6, "d": 1, "c": 4, "again": 6, "e": 1}
     reads = {"d": "ab", "e": "ac"}
     numbers = {name: index for index, name in enumerate(sizes)}
-    ops = tuple(Op(name, tuple(numbers[read] for read in reads.get(name, "")), (numbers[name],)) for name in sizes)
-    problem = Problem(ops, tuple(Tensor(name, size) for name, size in sizes.items()))
+    ops = tuple(ScratchpadOp(name, tuple(numbers[read] for read in reads.get(name, "")), (numbers[name],)) for name in sizes)
+    problem = ScratchpadProblem(ops, tuple(Tensor(name, size) for name, size in sizes.items()))
     found = replace(problem, range(len(ops)), 11)
     assert {gap.tensor for gap in found.dropped} == {numbers["a"]}
     assert found.moved_bytes == found.bound_bytes == fewest_bytes(problem, range(len(ops)), 11) == 3 * 5
 
 
-def network(sizes: dict[str, int], ops: dict[str, tuple[str, str]], inputs: str = "") -> Problem:
+def network(sizes: dict[str, int], ops: dict[str, tuple[str, str]], inputs: str = "") -> ScratchpadProblem:
     """``ops``: name to the tensors read and written, one letter each."""
     numbers = {name: index for index, name in enumerate(sizes)}
     tensors = tuple(Tensor(name, size, is_input=name in inputs) for name, size in sizes.items())
-    made = (Op(n, tuple(numbers[t] for t in reads), tuple(numbers[t] for t in writes)) for n, (reads, writes) in ops.items())
-    return Problem(tuple(made), tensors)
+    made = (
+        ScratchpadOp(n, tuple(numbers[t] for t in reads), tuple(numbers[t] for t in writes))
+        for n, (reads, writes) in ops.items()
+    )
+    return ScratchpadProblem(tuple(made), tensors)
 
 
 def test_a_step_with_less_room_counts_beside_one_with_more_to_keep() -> None:
@@ -75,7 +78,7 @@ def test_the_bound_counts_one_load_where_one_may_do() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(problems(ops=6), TIGHT)
-def test_a_complete_search_finds_the_best_order(problem: Problem, more: int) -> None:
+def test_a_complete_search_finds_the_best_order(problem: ScratchpadProblem, more: int) -> None:
     size = problem.needed_bytes + more
     best = min(fewest_bytes(problem, order, size) for order in orders(problem))
     found = cheapest(problem, size, 100_000)
@@ -88,7 +91,7 @@ def test_a_complete_search_finds_the_best_order(problem: Problem, more: int) -> 
 
 @settings(max_examples=100, deadline=None)
 @given(problems(ops=6), TIGHT)
-def test_no_order_is_below_the_bound(problem: Problem, more: int) -> None:
+def test_no_order_is_below_the_bound(problem: ScratchpadProblem, more: int) -> None:
     size = problem.needed_bytes + more
     bound = lower_bound(problem, size)
     assert all(bound <= replace(problem, order, size).moved_bytes for order in orders(problem))
@@ -96,13 +99,14 @@ def test_no_order_is_below_the_bound(problem: Problem, more: int) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(problems(ops=10), TIGHT)
-def test_where_one_order_is_allowed_the_bound_is_its_cost(problem: Problem, more: int) -> None:
+def test_where_one_order_is_allowed_the_bound_is_its_cost(problem: ScratchpadProblem, more: int) -> None:
     tokens = tuple(Tensor(f"done{i}", 0) for i in range(len(problem.ops)))
     first = len(problem.tensors)
     ops = tuple(
-        Op(op.name, (*op.reads, *((first + i - 1,) if i else ())), (*op.writes, first + i)) for i, op in enumerate(problem.ops)
+        ScratchpadOp(op.name, (*op.reads, *((first + i - 1,) if i else ())), (*op.writes, first + i))
+        for i, op in enumerate(problem.ops)
     )
-    chain, size = Problem(ops, problem.tensors + tokens), problem.needed_bytes + more
+    chain, size = ScratchpadProblem(ops, problem.tensors + tokens), problem.needed_bytes + more
     assert lower_bound(chain, size, work=10.0) == replace(chain, range(len(ops)), size).moved_bytes
 
 
@@ -114,7 +118,7 @@ def test_the_bound_sees_what_waits() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(problems(ops=7), TIGHT, st.integers(0, 3))
-def test_annealing_is_never_worse_than_its_start(problem: Problem, more: int, seed: int) -> None:
+def test_annealing_is_never_worse_than_its_start(problem: ScratchpadProblem, more: int, seed: int) -> None:
     size, tables = problem.needed_bytes + more, tables_of(problem)
     start = list(range(len(problem.ops)))
     order, moved = annealed(tables, start, size, 500, seed)
@@ -127,26 +131,31 @@ def test_annealing_is_never_worse_than_its_start(problem: Problem, more: int, se
 def test_what_is_needed_last_goes_first() -> None:
     """a, b, c of one byte each in three bytes, with one more to write: c is read last."""
     tensors = [Tensor(name, 1) for name in "abcdefg"]
-    writes = [Op(f"make {name}", (), (i,)) for i, name in enumerate("abc")]
-    reads = [Op("d", (0,), (3,)), Op("e", (1,), (4,)), Op("f", (2,), (5,)), Op("g", (3, 4), (6,))]
-    problem = Problem((*writes, *reads), tuple(tensors))
+    writes = [ScratchpadOp(f"make {name}", (), (i,)) for i, name in enumerate("abc")]
+    reads = [
+        ScratchpadOp("d", (0,), (3,)),
+        ScratchpadOp("e", (1,), (4,)),
+        ScratchpadOp("f", (2,), (5,)),
+        ScratchpadOp("g", (3, 4), (6,)),
+    ]
+    problem = ScratchpadProblem((*writes, *reads), tuple(tensors))
     order = range(len(problem.ops))
     assert moved_by(tables_of(problem), order, 3) == fewest_bytes(problem, order, 3) == 4
 
 
-def branches(count: int = 4) -> Problem:
+def branches(count: int = 4) -> ScratchpadProblem:
     """Branches of one source, each wide and then narrow; the given order makes all the wide ones first."""
     tensors = [Tensor("x", 2, is_input=True), *(Tensor(f"wide{i}", 8) for i in range(count))]
     tensors += [Tensor(f"narrow{i}", 1) for i in range(count)]
     tensors.append(Tensor("out", 1, is_output=True))
-    wide = [Op(f"wide{i}", (0,), (1 + i,)) for i in range(count)]
-    narrow = [Op(f"narrow{i}", (1 + i,), (1 + count + i,)) for i in range(count)]
-    last = Op("out", tuple(range(1 + count, 1 + 2 * count)), (1 + 2 * count,))
-    return Problem((*wide, *narrow, last), tuple(tensors))
+    wide = [ScratchpadOp(f"wide{i}", (0,), (1 + i,)) for i in range(count)]
+    narrow = [ScratchpadOp(f"narrow{i}", (1 + i,), (1 + count + i,)) for i in range(count)]
+    last = ScratchpadOp("out", tuple(range(1 + count, 1 + 2 * count)), (1 + 2 * count,))
+    return ScratchpadProblem((*wide, *narrow, last), tuple(tensors))
 
 
-@pytest.mark.parametrize("effort", [Effort(), Effort(states=0), Effort(states=0, peak_steps=0)])
-def test_an_order_that_makes_room(effort: Effort) -> None:
+@pytest.mark.parametrize("effort", [ScratchpadEffort(), ScratchpadEffort(states=0), ScratchpadEffort(states=0, peak_steps=0)])
+def test_an_order_that_makes_room(effort: ScratchpadEffort) -> None:
     problem = branches()
     size = 2 + 8 + 4
     given_order = tuple(range(len(problem.ops)))
@@ -157,7 +166,7 @@ def test_an_order_that_makes_room(effort: Effort) -> None:
 
 
 def test_without_a_search_the_bound_is_no_more_than_is_known() -> None:
-    found = order_of(branches(), 14, Effort(states=0, peak_steps=0, tries=0, steps=0))
+    found = order_of(branches(), 14, ScratchpadEffort(states=0, peak_steps=0, tries=0, steps=0))
     assert found.moved_bytes > 0 == found.bound_bytes
 
 
@@ -181,7 +190,7 @@ def test_blocks_end_at_necks() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(problems(ops=6), TIGHT)
-def test_parts_add_up(problem: Problem, more: int) -> None:
+def test_parts_add_up(problem: ScratchpadProblem, more: int) -> None:
     size = problem.needed_bytes + more
     whole = cheapest(problem, size, 100_000).bound_bytes
     assert sum(cheapest(part.problem, size, 100_000).bound_bytes for part in sections(problem)) == whole
@@ -189,7 +198,7 @@ def test_parts_add_up(problem: Problem, more: int) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(problems(ops=9), TIGHT, st.data())
-def test_a_window_counts_what_its_plan_moves_inside(problem: Problem, more: int, data: st.DataObject) -> None:
+def test_a_window_counts_what_its_plan_moves_inside(problem: ScratchpadProblem, more: int, data: st.DataObject) -> None:
     size, order = problem.needed_bytes + more, tuple(range(len(problem.ops)))
     whole = replace(problem, order, size)
     first = data.draw(st.integers(0, len(order) - 1))
@@ -208,12 +217,12 @@ def test_a_window_counts_what_its_plan_moves_inside(problem: Problem, more: int,
 
 @settings(max_examples=40, deadline=None)
 @given(problems(ops=5), TIGHT)
-def test_orders_of_small_networks_are_optimal(problem: Problem, more: int) -> None:
+def test_orders_of_small_networks_are_optimal(problem: ScratchpadProblem, more: int) -> None:
     size = problem.needed_bytes + more
     best = min(fewest_bytes(problem, order, size) for order in orders(problem))
-    found = order_of(problem, size, Effort())
+    found = order_of(problem, size, ScratchpadEffort())
     assert found.moved_bytes == found.bound_bytes == best
-    rough = order_of(problem, size, Effort(states=0, peak_steps=0, tries=50))
+    rough = order_of(problem, size, ScratchpadEffort(states=0, peak_steps=0, tries=50))
     assert rough.bound_bytes <= best <= rough.moved_bytes
 
 

@@ -12,46 +12,46 @@ from memcompile.solvers.scratchpad import offsets
 from memcompile.solvers.scratchpad.levels import as_problem
 from memcompile.solvers.scratchpad.problem import (
     Level,
-    Op,
-    Problem,
     ProblemError,
+    ScratchpadOp,
+    ScratchpadProblem,
+    ScratchpadSolution,
     ScratchpadTooSmallError,
-    Solution,
     Stay,
     Tensor,
     check,
 )
 from memcompile.solvers.scratchpad.replacement import replace as replacement_of
-from memcompile.solvers.scratchpad.search import plan
+from memcompile.solvers.scratchpad.search import plan_scratchpad
 from memcompile.solvers.scratchpad.validate import InvalidPlanError, validate
 from tests.solvers.scratchpad.scratchpad_nets import chain_with_skips, fewest_bytes, orders, problems
 
 
 @settings(max_examples=80, deadline=None)
 @given(problems(), st.integers(0, 3))
-def test_plans_are_valid_and_what_is_called_optimal_is(problem: Problem, more: int) -> None:
+def test_plans_are_valid_and_what_is_called_optimal_is(problem: ScratchpadProblem, more: int) -> None:
     size = problem.needed_bytes + more
     if not size:
         return
-    solution = plan(problem, size)
+    solution = plan_scratchpad(problem, size)
     assert validate(problem, solution) == solution.moved_bytes
     best = min(fewest_bytes(problem, order, size) for order in orders(problem))
     assert solution.bound_bytes <= best <= solution.moved_bytes
     assert solution.order_bound_bytes >= fewest_bytes(problem, solution.order, size)
     assert (solution.status == "optimal") == (solution.moved_bytes == solution.bound_bytes)
-    assert plan(problem, size).order == solution.order
+    assert plan_scratchpad(problem, size).order == solution.order
 
 
 @pytest.mark.parametrize("way", ["repaired", "as they come", "jointly"])
 @settings(max_examples=60, deadline=None)
 @given(problem=problems(ops=7), more=st.integers(0, 2))
-def test_places_are_found_where_packing_finds_none(problem: Problem, more: int, way: str) -> None:
+def test_places_are_found_where_packing_finds_none(problem: ScratchpadProblem, more: int, way: str) -> None:
     size = problem.needed_bytes + more
     if not size:
         return
     packed, tried = offsets.place, list[None]()
 
-    def place(problem: Problem, stays: list[Stay], size_bytes: int, turns: int = 1) -> list[Stay] | None:
+    def place(problem: ScratchpadProblem, stays: list[Stay], size_bytes: int, turns: int = 1) -> list[Stay] | None:
         tried.append(None)
         return packed(problem, stays, size_bytes) if way == "repaired" and len(tried) > 1 else None
 
@@ -61,10 +61,10 @@ def test_places_are_found_where_packing_finds_none(problem: Problem, more: int, 
             patch.setattr(offsets, "_joint", lambda *arguments: arguments[-1])
         if way != "repaired":
             patch.setattr(offsets, "_repaired", lambda *_: None)
-        solution = plan(problem, size)
+        solution = plan_scratchpad(problem, size)
     moved = validate(problem, solution)
     if way == "jointly":
-        assert moved == plan(problem, size).moved_bytes
+        assert moved == plan_scratchpad(problem, size).moved_bytes
 
 
 def test_what_sticks_out_makes_the_cheapest_neighbour_go() -> None:
@@ -79,58 +79,58 @@ def test_what_sticks_out_makes_the_cheapest_neighbour_go() -> None:
     assert max(stay.offset + problem.tensors[stay.tensor].size_bytes for stay in stays) <= 10
 
 
-def crowded() -> Problem:
+def crowded() -> ScratchpadProblem:
     """Ten bytes suffice for what lives at any time, but in this order there are no places for all of it: x has to move."""
     sizes = {"x": 3, "a": 2, "b": 6, "c": 3, "d": 5, "e": 4, "f": 6}
     tensors = tuple(Tensor(name, size, is_input=name == "x") for name, size in sizes.items())
     reads = {"b": "x", "c": "x", "e": "c", "a": "x", "d": "c", "f": "a"}
     numbers = {name: index for index, name in enumerate(sizes)}
-    ops = tuple(Op(name, (numbers[read],), (numbers[name],)) for name, read in reads.items())
-    return Problem(ops, tensors)
+    ops = tuple(ScratchpadOp(name, (numbers[read],), (numbers[name],)) for name, read in reads.items())
+    return ScratchpadProblem(ops, tensors)
 
 
 def test_a_place_that_cannot_be_had_costs_and_the_bound_says_so() -> None:
     problem = crowded()
-    solution = plan(problem, 10, reorder=False)
+    solution = plan_scratchpad(problem, 10, reorder=False)
     assert validate(problem, solution) == 3
     assert (solution.bound_bytes, solution.order_bound_bytes, solution.status) == (0, 3, "optimal for the order")
 
 
 def test_bytes_that_have_to_move_are_told_apart() -> None:
     problem = chain_with_skips()
-    solution = plan(problem, 24)
+    solution = plan_scratchpad(problem, 24)
     assert (solution.compulsory_bytes, solution.moved_bytes, solution.status, solution.gap) == (8, 32, "optimal", 0.0)
     compulsory = {(each.kind, problem.tensors[each.tensor].name) for each in solution.levels[0].transfers if each.compulsory}
     assert compulsory == {("load", "x"), ("store", "end")}
-    assert plan(problem, 28).moved_bytes == 0
+    assert plan_scratchpad(problem, 28).moved_bytes == 0
 
 
 def test_memories_behind_hold_what_they_can() -> None:
     """32 bytes leave and come back: a memory of 8 keeps each until then, one of 4 holds none of them."""
     problem = chain_with_skips()
     levels = (Level("sram", 24), Level("dram", 8, 100.0), Level("flash", None, 10.0))
-    solution = plan(problem, levels)
+    solution = plan_scratchpad(problem, levels)
     first, second = solution.levels
     assert (first.moved_bytes, first.compulsory_bytes, first.seconds) == (32, 8, 0.4)
     assert (second.moved_bytes, second.compulsory_bytes, second.seconds) == (0, 8, 0.8)
     behind = as_problem(problem, first.transfers)
     assert [behind.ops[0].name, behind.ops[-1].name] == ["load x", "store end"]
-    inner = Solution(tuple(range(len(behind.ops))), (second,), 8, 0, 0, 0, "", 0.0)
+    inner = ScratchpadSolution(tuple(range(len(behind.ops))), (second,), 8, 0, 0, 0, "", 0.0)
     assert validate(behind, inner) == 0
     with pytest.raises(ScratchpadTooSmallError, match="store stem"):
-        plan(problem, (Level("sram", 24), Level("dram", 4), Level("flash", None)))
+        plan_scratchpad(problem, (Level("sram", 24), Level("dram", 4), Level("flash", None)))
 
 
 def test_a_crowded_memory_behind_sends_on() -> None:
     """The image lies in the memory behind while two sums of 8 bytes pass through it: it has to give way, and is not missed."""
     tensors = tuple(Tensor(f"t{i}", 4) for i in range(4)) + tuple(Tensor(f"u{i}", 4) for i in range(4))
-    ops = [Op(f"make{i}", (), (i,)) for i in range(4)] + [Op(f"use{i}", (i,), (4 + i,)) for i in range(4)]
-    problem = Problem(tuple(ops), tensors)
-    solution = plan(problem, (Level("sram", 8), Level("dram", 4), Level("flash", None)), reorder=False)
+    ops = [ScratchpadOp(f"make{i}", (), (i,)) for i in range(4)] + [ScratchpadOp(f"use{i}", (i,), (4 + i,)) for i in range(4)]
+    problem = ScratchpadProblem(tuple(ops), tensors)
+    solution = plan_scratchpad(problem, (Level("sram", 8), Level("dram", 4), Level("flash", None)), reorder=False)
     first, second = solution.levels
     assert validate(problem, solution) == first.moved_bytes > 0
     behind = as_problem(problem, first.transfers)
-    inner = Solution(
+    inner = ScratchpadSolution(
         tuple(range(len(behind.ops))), (second,), 0, second.moved_bytes, second.bound_bytes, second.bound_bytes, "", 0
     )
     assert validate(behind, inner) > 0
@@ -139,32 +139,32 @@ def test_a_crowded_memory_behind_sends_on() -> None:
 def test_memories_that_make_no_sense_are_refused() -> None:
     for levels in ((Level("sram", 8),), (Level("sram", None), Level("dram", None)), (Level("sram", 0), Level("dram", None))):
         with pytest.raises(ValueError, match=r"sram|behind"):
-            plan(chain_with_skips(), levels)
+            plan_scratchpad(chain_with_skips(), levels)
 
 
 @pytest.mark.parametrize(
     ("ops", "tensors", "message"),
     [
-        ([Op("a", (1,), (0,))], [Tensor("t", 1), Tensor("u", 1)], "a reads u, which no earlier operator writes"),
-        ([Op("a", (), (0,)), Op("b", (), (0,))], [Tensor("t", 1)], "b writes t, which is there already"),
-        ([Op("a", (), (0,))], [Tensor("t", 1, is_input=True)], "a writes t, which is there already"),
-        ([Op("a", (), (2,))], [Tensor("t", 1)], "a: there is no tensor 2"),
-        ([Op("a", (), (0,))], [Tensor("t", -1)], "t: -1 bytes"),
+        ([ScratchpadOp("a", (1,), (0,))], [Tensor("t", 1), Tensor("u", 1)], "a reads u, which no earlier operator writes"),
+        ([ScratchpadOp("a", (), (0,)), ScratchpadOp("b", (), (0,))], [Tensor("t", 1)], "b writes t, which is there already"),
+        ([ScratchpadOp("a", (), (0,))], [Tensor("t", 1, is_input=True)], "a writes t, which is there already"),
+        ([ScratchpadOp("a", (), (2,))], [Tensor("t", 1)], "a: there is no tensor 2"),
+        ([ScratchpadOp("a", (), (0,))], [Tensor("t", -1)], "t: -1 bytes"),
         ([], [Tensor("t", 1)], "t: no input, and no operator writes it"),
     ],
 )
-def test_networks_that_cannot_run_are_refused(ops: list[Op], tensors: list[Tensor], message: str) -> None:
+def test_networks_that_cannot_run_are_refused(ops: list[ScratchpadOp], tensors: list[Tensor], message: str) -> None:
     with pytest.raises(ProblemError, match=message):
-        check(Problem(tuple(ops), tuple(tensors)))
+        check(ScratchpadProblem(tuple(ops), tuple(tensors)))
 
 
-def broken(solution: Solution, **changes: object) -> Solution:
+def broken(solution: ScratchpadSolution, **changes: object) -> ScratchpadSolution:
     return replace(solution, levels=(replace(solution.levels[0], **changes),))
 
 
 def test_the_checker_sees_every_lie() -> None:
     problem = chain_with_skips()
-    solution = plan(problem, 24)
+    solution = plan_scratchpad(problem, 24)
     level = solution.levels[0]
     stays, transfers = level.stays, level.transfers
     reloaded = next(i for i, stay in enumerate(stays) if stay.loaded and not problem.tensors[stay.tensor].is_input)
@@ -174,7 +174,7 @@ def test_the_checker_sees_every_lie() -> None:
         i for i, stay in enumerate(stays) if i != result and stay.begin <= stays[result].begin < stay.end and stay.offset
     )
 
-    def with_stay(index: int, **changes: object) -> Solution:
+    def with_stay(index: int, **changes: object) -> ScratchpadSolution:
         return broken(solution, stays=(*stays[:index], replace(stays[index], **changes), *stays[index + 1 :]))
 
     lies = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memcompile.solvers.tiling.grids import split
 from memcompile.solvers.tiling.intervals import Rectangle, Span, Tile, tiles
-from memcompile.solvers.tiling.problem import Operator, Problem, Read, Stage, StageKind
+from memcompile.solvers.tiling.problem import Operator, Read, Stage, StageKind, TilingProblem
 from memcompile.solvers.tiling.stages import StageError, check_tiled, members, results
 from tests.solvers.tiling.tiling_nets import Net, random_problem, unet
 
@@ -31,7 +31,7 @@ def read_pixels(operator: Operator, read: Read, source: Operator, made: Pixels) 
     return needed
 
 
-def some_stage(problem: Problem, seed: int, kind: StageKind) -> Stage | None:
+def some_stage(problem: TilingProblem, seed: int, kind: StageKind) -> Stage | None:
     """A random range that can run tile by tile."""
     draw = random.Random(seed)
     for _ in range(20):
@@ -51,7 +51,7 @@ def some_stage(problem: Problem, seed: int, kind: StageKind) -> Stage | None:
     return None
 
 
-def replay(problem: Problem, stage: Stage, run: list[Tile]) -> None:
+def replay(problem: TilingProblem, stage: Stage, run: list[Tile]) -> None:
     """Run the tiles on sets of pixels: every read finds its pixels, and results are complete in the end."""
     order, kept = members(problem, stage), results(problem, stage)
     written: dict[int, Pixels] = {index: set() for index in order}

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memcompile.solvers.tiling.grids import Periods
-from memcompile.solvers.tiling.layers import Patches, Rows
-from memcompile.solvers.tiling.lives import Lives
+from memcompile.solvers.tiling.layers import PatchLayers, StripLayers
+from memcompile.solvers.tiling.lives import ResultLives
 from memcompile.solvers.tiling.memory import cost, costed
-from memcompile.solvers.tiling.problem import Problem, Stage, StageKind
+from memcompile.solvers.tiling.problem import Stage, StageKind, TilingProblem
 from memcompile.solvers.tiling.ranges import Limits, Ranges, tiled_ranges
 from memcompile.solvers.tiling.stages import StageError, needed_after
 from tests.solvers.tiling.tiling_nets import Net, copying, mobilenet_v2, random_problem, unet
@@ -20,19 +20,19 @@ from tests.solvers.tiling.tiling_nets import Net, copying, mobilenet_v2, random_
 KINDS: tuple[StageKind, ...] = ("patches", "rows")
 
 
-def found(problem: Problem, cut: int) -> Ranges | None:
-    lives = Lives(problem)
+def found(problem: TilingProblem, cut: int) -> Ranges | None:
+    lives = ResultLives(problem)
     return tiled_ranges(
         lives, cut, Limits(frozenset(range(cut)), len(problem.operators), {}, frozenset(KINDS)), Periods(problem)
     )
 
 
-def one_by_one(problem: Problem, cut: int) -> list[tuple[int, int, int, int]]:
+def one_by_one(problem: TilingProblem, cut: int) -> list[tuple[int, int, int, int]]:
     """(first, peak, macs, tiles) of all tiled stages that end at a cut, on the grids that the search tries."""
     last = problem.operators[cut - 1]
     root = last.reads[0].source if last.kind == "reduction" else cut - 1
     tallest = max(x.height for x in problem.operators[:cut])
-    grids = [*Patches(problem, root, Periods(problem)).grids, *Rows(problem, root, tallest, Periods(problem)).grids]
+    grids = [*PatchLayers(problem, root, Periods(problem)).grids, *StripLayers(problem, root, tallest, Periods(problem)).grids]
     stages = []
     for first in range(cut):
         for kind, down, across in grids:
@@ -61,7 +61,7 @@ def test_costs_at_once_are_those_one_by_one(seed: int, count: int, copies: bool)
             assert (x.peak_bytes, x.macs) == (ranges.peak_bytes[i], ranges.macs[i])
             listed.append((int(ranges.first[i]), x.peak_bytes, x.macs, down * across))
         reduced = {problem.operators[r.source].kind for x in problem.operators if x.kind == "reduction" for r in x.reads}
-        if Lives(problem).last[cut - 1] >= cut and "input" not in reduced:
+        if ResultLives(problem).last[cut - 1] >= cut and "input" not in reduced:
             for stage in one_by_one(problem, cut):
                 assert any(x[0] == stage[0] and all(a <= b for a, b in zip(x[1:], stage[1:], strict=True)) for x in listed)
 
@@ -145,7 +145,7 @@ def test_known_peaks_of_mobilenet() -> None:
     assert sum(stage.macs for stage in stages) / base.macs == pytest.approx(1.0928, abs=1e-4)
 
 
-def copied(problem: Problem, *indices: int, fixed_lines: bool = False) -> Problem:
+def copied(problem: TilingProblem, *indices: int, fixed_lines: bool = False) -> TilingProblem:
     """The problem in which some operators copy their first operand."""
     operators = tuple(replace(x, copies=(0,)) if i in indices else x for i, x in enumerate(problem.operators))
     return replace(problem, operators=operators, fixed_lines=fixed_lines)

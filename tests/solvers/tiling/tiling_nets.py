@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from memcompile.solvers.tiling.grids import identity
-from memcompile.solvers.tiling.problem import Operator, Problem, Reach, Read
+from memcompile.solvers.tiling.problem import Operator, Reach, Read, TilingProblem
 
 
 def window(extent: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> Reach:
@@ -101,8 +101,8 @@ class Net:
             Operator(f"scaled{len(self.operators)}", "local", x.height, x.width, x.pixel_bytes, reads, in_place=(0,))
         )
 
-    def problem(self, *outputs: int) -> Problem:
-        return Problem(tuple(self.operators), outputs or (len(self.operators) - 1,))
+    def problem(self, *outputs: int) -> TilingProblem:
+        return TilingProblem(tuple(self.operators), outputs or (len(self.operators) - 1,))
 
     def _add(self, operator: Operator) -> int:
         self.operators.append(operator)
@@ -115,7 +115,7 @@ def rounded(channels: float) -> int:
     return result + 8 if result < 0.9 * channels else result
 
 
-def mobilenet_v2(width: float = 1.0, resolution: int = 224, *, over_lines: bool = False) -> Problem:
+def mobilenet_v2(width: float = 1.0, resolution: int = 224, *, over_lines: bool = False) -> TilingProblem:
     """MobileNetV2 in int8, normalisation and activation folded into convolutions (Sandler et al. 2018, table 2).
 
     Depthwise convolutions of stride 1 and 2 may run in place, and projections are added onto the skip connection.
@@ -135,7 +135,7 @@ def mobilenet_v2(width: float = 1.0, resolution: int = 224, *, over_lines: bool 
     return replace(net.problem(), over_lines=over_lines)
 
 
-def unet(resolution: int, channels: int, depth: int, *, held: bool = False) -> Problem:
+def unet(resolution: int, channels: int, depth: int, *, held: bool = False) -> TilingProblem:
     """Two convolutions a level, pooling down, nearest upsampling and concatenation up."""
     net = Net()
     x, skips = net.image(resolution, resolution, 3, held=held), list[int]()
@@ -153,7 +153,7 @@ def unet(resolution: int, channels: int, depth: int, *, held: bool = False) -> P
     return net.problem(net.conv(x, 3, 1))
 
 
-def decoder(resolution: int, channels: int) -> Problem:
+def decoder(resolution: int, channels: int) -> TilingProblem:
     """A residual block normalised by means over all pixels, after an enlargement: the end of an image autoencoder."""
     net = Net()
     x = net.conv(net.up(net.conv(net.image(resolution, resolution, 4, held=True), channels)), channels)
@@ -162,7 +162,7 @@ def decoder(resolution: int, channels: int) -> Problem:
     return net.problem(net.conv(net.scaled(x, net.mean(x)), 3))
 
 
-def random_problem(seed: int, count: int, size: int = 9) -> Problem:
+def random_problem(seed: int, count: int, size: int = 9) -> TilingProblem:
     """Convolutions of many shapes, sums, pools, enlargements and means over one or two inputs; at least ``count``."""
     draw, net = random.Random(seed), Net()
     for _ in range(draw.randint(1, 2)):
@@ -199,7 +199,7 @@ def random_problem(seed: int, count: int, size: int = 9) -> Problem:
     return replace(net.problem(*sorted({*ends, *inner} or {len(net.operators) - 1})), over_lines=draw.random() < 0.5)
 
 
-def copying(problem: Problem, seed: int | None = None) -> Problem:
+def copying(problem: TilingProblem, seed: int | None = None) -> TilingProblem:
     """The same with operands that tiles copy, and with lines and results in buffers of their own: some (``seed``), or as a CPU
     runs it, with operands of which windows are read."""
     draw = random.Random(seed)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from memcompile.solvers.schedule.check_moves import check_moves
 from memcompile.solvers.schedule.decode import decode
-from memcompile.solvers.schedule.index import Index
-from memcompile.solvers.schedule.problem import Move, Op, Problem, Schedule, Storage
+from memcompile.solvers.schedule.index import RematIndex
+from memcompile.solvers.schedule.problem import Move, Op, RematProblem, Schedule, Storage
 from memcompile.solvers.schedule.simulate import Replay, simulate, validate
 from memcompile.solvers.transfers import moves as moves_module
 from memcompile.solvers.transfers.link import Link
-from memcompile.solvers.transfers.moves import Lives, Traffic, plan_moves, traffic
+from memcompile.solvers.transfers.moves import InstanceLives, Traffic, plan_moves, traffic
 from tests.solvers.instances import random_problem
 from tests.solvers.reference import naive_live_bytes
 
@@ -27,19 +27,19 @@ def _everything_may_move(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moves_module, "SMALLEST_BYTES", 0)
 
 
-def movable(problem: Problem) -> list[bool]:
+def movable(problem: RematProblem) -> list[bool]:
     """All but outputs of the forward."""
     backward = {s for op in problem.ops[problem.boundary :] for s in op.writes}
     return [not storage.is_output or s in backward for s, storage in enumerate(problem.storages)]
 
 
-def planned(problem: Problem, schedule: Schedule, budget: int, links: tuple[Link, ...] = (LINK,)) -> Schedule | None:
+def planned(problem: RematProblem, schedule: Schedule, budget: int, links: tuple[Link, ...] = (LINK,)) -> Schedule | None:
     durations = [problem.ops[p].seconds for p in schedule.sequence]
-    found = plan_moves(Lives.of(Replay(problem), schedule, movable(problem)), durations, budget, links)
+    found = plan_moves(InstanceLives.of(Replay(problem), schedule, movable(problem)), durations, budget, links)
     return None if found is None else dataclasses.replace(schedule, moves=found)
 
 
-def naive(problem: Problem, schedule: Schedule) -> list[int]:
+def naive(problem: RematProblem, schedule: Schedule) -> list[int]:
     """Live bytes, by following every instance and every move."""
     live = naive_live_bytes(problem, dataclasses.replace(schedule, moves=()))
     for move in schedule.moves:
@@ -51,7 +51,7 @@ def naive(problem: Problem, schedule: Schedule) -> list[int]:
 @given(st.integers(0, 10**6), st.floats(0, 1))
 def test_plans_keep_their_budget(seed: int, share: float) -> None:
     problem = random_problem(seed, 8, 8)
-    schedule = decode(Index.of(problem))
+    schedule = decode(RematIndex.of(problem))
     peak = simulate(problem, schedule).peak_bytes
     smallest = max(problem.base_bytes, int(peak * 0.3))
     budget = int(smallest + share * (peak - smallest))
@@ -67,7 +67,7 @@ def test_plans_keep_their_budget(seed: int, share: float) -> None:
 def test_whatever_idles_can_leave(seed: int) -> None:
     """The budget that needs everything that idles to be away is kept, one byte less is refused."""
     problem = random_problem(seed, 8, 8)
-    schedule = decode(Index.of(problem))
+    schedule = decode(RematIndex.of(problem))
     kept = problem.base_bytes + sum(storage.size_bytes for storage in problem.storages if storage.is_output)
     floor = max(kept, *_busy_bytes(problem, schedule))
     moved = planned(problem, schedule, floor)
@@ -75,10 +75,10 @@ def test_whatever_idles_can_leave(seed: int) -> None:
     assert planned(problem, schedule, floor - 1) is None
 
 
-def _busy_bytes(problem: Problem, schedule: Schedule) -> list[int]:
+def _busy_bytes(problem: RematProblem, schedule: Schedule) -> list[int]:
     """Bytes during each execution when all that is neither used by it nor fixed is away."""
     live = naive_live_bytes(problem, schedule)
-    lives = Lives.of(Replay(problem), schedule, movable(problem))
+    lives = InstanceLives.of(Replay(problem), schedule, movable(problem))
     for i, uses in enumerate(lives.uses):
         for position in range(uses[0], min(uses[-1] + 1, len(live))):
             if position not in uses and not lives.fixed[i]:
@@ -88,25 +88,25 @@ def _busy_bytes(problem: Problem, schedule: Schedule) -> list[int]:
 
 def test_nothing_moves_within_the_budget() -> None:
     problem = random_problem(3, 8, 8)
-    schedule = decode(Index.of(problem))
+    schedule = decode(RematIndex.of(problem))
     moved = planned(problem, schedule, simulate(problem, schedule).peak_bytes)
     assert moved is not None and moved.moves == ()
 
 
-def chain(layers: int, size: int = 8, seconds: float = 1.0) -> Problem:
+def chain(layers: int, size: int = 8, seconds: float = 1.0) -> RematProblem:
     """Layers that each save their input for a backward in the opposite order; gradients are small."""
     storages = [Storage(f"a{i}", size) for i in range(layers)] + [Storage(f"g{i}", 1) for i in range(layers)]
     ops = [Op(f"f{i}", (i - 1,) if i else (), (i,), seconds) for i in range(layers)]
     for i in reversed(range(layers)):
         above = (layers + i + 1,) if i + 1 < layers else ()
         ops.append(Op(f"b{i}", (*above, i), (layers + i,), seconds))
-    return Problem(tuple(storages), tuple(ops), layers)
+    return RematProblem(tuple(storages), tuple(ops), layers)
 
 
 def test_nothing_leaves_in_the_middle_of_a_kernel() -> None:
     """Executions 3 to 5 are one: what leaves for one of them has left before all."""
     problem, schedule = chain(6), Schedule(tuple(range(12)), 6)
-    lives = Lives.of(Replay(problem), schedule, [not s.is_output for s in problem.storages], [(3, 5), (7, 8)])
+    lives = InstanceLives.of(Replay(problem), schedule, [not s.is_output for s in problem.storages], [(3, 5), (7, 8)])
     found = plan_moves(lives, [1.0] * 12, 35, (LINK,))
     assert found is not None and found
     moved = dataclasses.replace(schedule, moves=found)
@@ -142,7 +142,7 @@ def test_gradients_are_back_as_the_step_ends() -> None:
     """One is made early and is large; the peak is later."""
     storages = (Storage("a", 4), Storage("early", 8, is_output=True), Storage("b", 8), Storage("late", 1, is_output=True))
     ops = (Op("a", (), (0,), 1.0), Op("early", (0,), (1,), 1.0), Op("b", (0,), (2,), 1.0), Op("late", (2,), (3,), 1.0))
-    problem, schedule = Problem(storages, ops, 1), Schedule((0, 1, 2, 3), 1)
+    problem, schedule = RematProblem(storages, ops, 1), Schedule((0, 1, 2, 3), 1)
     moved = planned(problem, schedule, 12)
     assert moved is not None
     assert [(m.storage, m.out, m.gone, m.back, m.need) for m in moved.moves] == [(1, 1, 2, 4, 4)]
@@ -156,7 +156,7 @@ def test_what_the_step_leaves_has_to_fit() -> None:
     """Both outputs are there at the end, though each could be away while the other is made."""
     storages = (Storage("a", 1), Storage("b", 8, is_output=True), Storage("c", 8, is_output=True), Storage("d", 1))
     ops = (Op("a", (), (0,), 1.0), Op("b", (0,), (1,), 1.0), Op("c", (0,), (2,), 1.0), Op("d", (0,), (3,), 1.0))
-    problem, schedule = Problem(storages, ops, 1), Schedule((0, 1, 2, 3), 1)
+    problem, schedule = RematProblem(storages, ops, 1), Schedule((0, 1, 2, 3), 1)
     assert planned(problem, schedule, 15) is None
 
 
@@ -171,7 +171,7 @@ def test_a_second_absence_writes_nothing() -> None:
         Op("e", (0,), (4,), 1.0),
         Op("f", (4,), (5,), 1.0),
     )
-    problem = Problem(storages, ops, 6)
+    problem = RematProblem(storages, ops, 6)
     moved = planned(problem, Schedule(tuple(range(6)), 6), 13)
     assert moved is not None
     assert [(move.storage, move.copied) for move in moved.moves] == [(0, False), (0, True)]
