@@ -19,7 +19,7 @@ from torch._inductor.utils import fresh_cache
 
 import memcompile
 from memcompile.runtime.measure import measure_peak
-from memcompile.runtime.transfers.file import aligned_memory
+from memcompile.runtime.transfers.memory import aligned_memory
 
 Kind = Literal["eager", "compile", "mmap", "hooks", "accelerate", "memcompile", "checkpoint"]
 BLOCK_BYTES = 4 * 2**20

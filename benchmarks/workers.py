@@ -21,8 +21,8 @@ from benchmarks.peers import Gradients, Named, Running, Way, prepare_process
 from memcompile import report as report_of
 from memcompile.errors import BudgetInfeasibleError, MemcompileError
 from memcompile.passes.arena.figure import ArenaReport
-from memcompile.passes.schedule.tiers import LazyEngine
 from memcompile.runtime.measure import Measurement
+from memcompile.runtime.transfers.engine import Engine
 
 ERRORS = (MemcompileError, TorchDynamoException, RuntimeError, ValueError, TypeError, LookupError, AssertionError, ImportError)
 """What a failing way may raise: it becomes a row, and the other ways go on."""
@@ -168,7 +168,7 @@ class _Served(Running):
 
     def waited_s(self) -> float:
         """Seconds that the steps so far have waited for transfers."""
-        return sum(mover.waited_s for mover in gc.get_objects() if isinstance(mover, LazyEngine))
+        return sum(mover.waited_s for mover in gc.get_objects() if isinstance(mover, Engine))
 
 
 def _planned(running: Running) -> Planned:

@@ -21,8 +21,8 @@ from memcompile.compiling.unchanged import check_unchanged
 from memcompile.machine.device import DeviceModel
 from memcompile.passes.schedule.check import verify
 from memcompile.passes.schedule.rematerialize import apply
-from memcompile.runtime.transfers.swap_ops import MOVED, Mover
-from memcompile.solvers.schedule.problem import Schedule
+from memcompile.runtime.transfers.sources import Mover, memory_for, source_of
+from memcompile.solvers.schedule.problem import RematSolution, Schedule
 from memcompile.step.cost import CostModel
 from memcompile.step.facts import Facts, StepGraphs, gather_facts
 from memcompile.step.fxutil import outputs_of
@@ -133,7 +133,7 @@ def _moved(target: Any, *args: Any) -> torch.Tensor:
     """The steps of a move after the first as lowered code runs them: they write memory, and return it."""
     if target is torch.ops.memcompile.swap_in.default:
         ticket, key = args
-        y = MOVED[key].empty()
+        y = memory_for(source_of(key), ticket.device)
         torch.ops.memcompile.swap_in_(ticket, y, key)
         return y
     getattr(torch.ops.memcompile, f"{target._schema.name.split('::')[1]}_")(*args)

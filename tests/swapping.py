@@ -17,10 +17,9 @@ MIB = 1024**2
 
 
 def disk_engine(folder: Path, capacity_bytes: int = 256 * MIB, **settings: Any) -> Engine:
+    """An engine whose tier is open."""
     engine = Engine((DiskTier(folder, capacity_bytes),))
-    if settings:
-        engine.close()
-        engine.stores["disk"] = DiskStore(DiskTier(folder, capacity_bytes), **settings)
+    engine.stores = {"disk": DiskStore(DiskTier(folder, capacity_bytes), **settings)}
     return engine
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-import memcompile.runtime.transfers.fetch_ops  # noqa: F401 - the operators
+import memcompile.runtime.transfers.operators  # noqa: F401 - the operators
 from memcompile.errors import CheckpointError, InvalidOptionError, OffloadError
 from memcompile.offload.checkpoint import Place, find_place, read_checkpoint
 from memcompile.offload.modules import replace_parameter, restore_parameters
@@ -22,7 +22,7 @@ from memcompile.offload.staying import materialise, place_of
 from memcompile.runtime.transfers.held import TICKET, new_ticket, offloaded_weights
 from memcompile.runtime.transfers.weight import Weight, new_weight
 from memcompile.runtime.transfers.weight_files import WeightFile
-from memcompile.runtime.transfers.weight_store import HOST_FIX, DiskStore, FilePlace, HostStore, read
+from memcompile.runtime.transfers.weight_store import HOST_FIX, FilePlace, PinnedWeights, WeightFiles, read
 
 Which = Callable[[str, nn.Parameter], bool] | Iterable[str] | None
 """Glob patterns of parameter names, or a function of name and parameter; None: all."""
@@ -78,10 +78,10 @@ def offload(
     places = None if checkpoint is None else read_checkpoint(checkpoint)
     device = _check(model, chosen, tier, places, checkpoint)
     make = _on_disk(directory, places) if tier == "disk" else _on_host(places)
-    disk, leaving = DiskStore(), {owner for _, owners, _ in chosen for owner in owners}
+    disk, leaving = WeightFiles(), {owner for _, owners, _ in chosen for owner in owners}
 
     def value(name: str, place: Place) -> Tensor:
-        return _value(name, place, disk, FilePlace(disk.open(place.path), place.offset, False), device)
+        return _value(name, place, disk, FilePlace(disk.open(place.path), place.offset), device)
 
     materialise(model, leaving, places, checkpoint, device, value)
     ticket = new_ticket(device)
@@ -193,14 +193,14 @@ Make = Callable[[tuple[str, ...], _Parameter], Weight]
 
 
 def _on_disk(directory: Path | str | None, places: dict[str, Place] | None) -> Make:
-    store = DiskStore()
+    store = WeightFiles()
     if places is not None:
         files = {path: store.open(path) for path in sorted({place.path for place in places.values()})}
 
         def found(names: tuple[str, ...], _box: _Parameter) -> Weight:
             place = find_place(names, places)
             assert place is not None
-            return new_weight(names[0], place.shape, place.dtype, store, FilePlace(files[place.path], place.offset, False))
+            return new_weight(names[0], place.shape, place.dtype, store, FilePlace(files[place.path], place.offset))
 
         return found
     own: list[WeightFile] = [store.own_file(Path(directory or tempfile.gettempdir()).expanduser().absolute())]
@@ -208,13 +208,13 @@ def _on_disk(directory: Path | str | None, places: dict[str, Place] | None) -> M
     def written(names: tuple[str, ...], box: _Parameter) -> Weight:
         value = box.of().detach()
         offset = own[0].append(value.cpu().contiguous())
-        return new_weight(names[0], tuple(value.shape), value.dtype, store, FilePlace(own[0], offset, True))
+        return new_weight(names[0], tuple(value.shape), value.dtype, store, FilePlace(own[0], offset))
 
     return written
 
 
 def _on_host(places: dict[str, Place] | None) -> Make:
-    store, disk = HostStore(), DiskStore()
+    store, disk = PinnedWeights(), WeightFiles()
     files = {path: disk.open(path) for path in sorted({place.path for place in (places or {}).values()})}
 
     def pinned(names: tuple[str, ...], box: _Parameter) -> Weight:
@@ -222,13 +222,13 @@ def _on_host(places: dict[str, Place] | None) -> Make:
         if place is None:
             value = box.of().detach()
         else:
-            value = _value(names[0], place, disk, FilePlace(files[place.path], place.offset, False), torch.device("cpu"))
+            value = _value(names[0], place, disk, FilePlace(files[place.path], place.offset), torch.device("cpu"))
         return new_weight(names[0], tuple(value.shape), value.dtype, store, store.pin(value))
 
     return pinned
 
 
-def _value(name: str, place: Place, disk: DiskStore, at: FilePlace, device: torch.device) -> Tensor:
+def _value(name: str, place: Place, disk: WeightFiles, at: FilePlace, device: torch.device) -> Tensor:
     return read(Weight("", name, place.shape, place.dtype, disk, at), device)
 
 

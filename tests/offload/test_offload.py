@@ -18,8 +18,9 @@ import memcompile
 from memcompile.errors import CheckpointError, InvalidOptionError, OffloadError
 from memcompile.offload.checkpoint import read_checkpoint
 from memcompile.runtime.transfers.held import offloaded_weights
-from memcompile.runtime.transfers.weight import WEIGHTS
-from memcompile.runtime.transfers.weight_store import PAGE_BYTES, DiskStore, _blocks
+from memcompile.runtime.transfers.memory import PAGE_BYTES
+from memcompile.runtime.transfers.sources import SOURCES
+from memcompile.runtime.transfers.weight_store import WeightFiles, _blocks
 
 
 class Tied(nn.Module):
@@ -128,7 +129,7 @@ def test_the_file_is_gone_with_the_model(tmp_path):
     model(TOKENS)  # threads run
     del model
     gc.collect()
-    assert not any(key in WEIGHTS for key in keys)
+    assert not any(key in SOURCES for key in keys)
     for _ in range(200):
         if not open_files(tmp_path):
             break
@@ -309,7 +310,7 @@ def test_a_read_that_nobody_waited_for_does_not_spoil_the_next(model, tmp_path):
     large, small = offloaded_weights(model)[model.large]["weight"], offloaded_weights(model)[model.small]["weight"]
     dest = torch.empty(large.size_bytes, dtype=torch.uint8)
     store = large.store
-    assert isinstance(store, DiskStore)
+    assert isinstance(store, WeightFiles)
     expected = memcompile.runtime.transfers.weight_store.read(small, torch.device("cpu"))
     for _ in range(5):
         store.start(large, dest)

@@ -15,7 +15,7 @@ import memcompile
 from memcompile.errors import BudgetInfeasibleError
 from memcompile.runtime.measure import measure_peak
 from memcompile.runtime.transfers.held import offloaded_weights, resident_tensors
-from memcompile.runtime.transfers.weight_store import DiskStore
+from memcompile.runtime.transfers.weight_store import WeightFiles
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 WIDTH, LAYERS = 320, 10
@@ -131,7 +131,7 @@ def test_best_effort_takes_the_floor(model, expected):
 
 
 def test_a_dry_run_reads_nothing(model, monkeypatch):
-    monkeypatch.setattr(DiskStore, "start", lambda *_: pytest.fail("a dry run reads"))
+    monkeypatch.setattr(WeightFiles, "start", lambda *_: pytest.fail("a dry run reads"))
     budget = weight_bytes(Stack()) // 4
     with torch.no_grad():
         graph = memcompile.plan(model, X, options={"memory_budget": budget}).graphs[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from memcompile.runtime.transfers.swap_ops import Moved
+from memcompile.runtime.transfers.sources import Moved
 from memcompile.step.facts import Planned
 from memcompile.step.fxutil import is_symbol, outputs_of
 

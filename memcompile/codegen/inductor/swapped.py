@@ -1,4 +1,4 @@
-"""The lowering of moves: how Inductor runs ``memcompile::swap_out`` and the other three (``runtime/transfers/swap_ops.py``).
+"""The lowering of transfers: how Inductor runs the operators of ``runtime/transfers/operators.py``.
 
 Memory that is taken again is allocated by the lowered code, like every other buffer of it: exact peaks and the arena include
 moves. Private API in use: ``register_lowering``, ``empty_strided`` and ``FallbackKernel`` of Inductor.
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from memcompile.runtime.transfers.swap_ops import MOVED
+from memcompile.runtime.transfers.sources import moved_of, source_of
 
-_TRANSFERS = ("swap_out", "swap_out_wait_", "swap_in_", "swap_in_wait_", "fetch_start_", "fetch_wait_")
-"""As lowered code calls them, those of weights (``fetched.py``) too."""
-_WAITS = ("swap_out_wait", "swap_in_wait", "fetch_wait")
+_TRANSFERS = ("swap_out", "swap_out_wait_", "swap_in_", "swap_in_wait_")
+"""As lowered code calls them."""
+_WAITS = ("swap_out_wait", "swap_in_wait")
 """As graphs call those whose lowering returns an operand."""
 
 
@@ -32,7 +32,7 @@ def register_swap() -> None:
     def swap_out(x: Any, key: str) -> Any:
         x.realize()
         x.freeze_layout()
-        MOVED[key].stride = tuple(map(int, x.get_stride()))
+        moved_of(key).stride = tuple(map(int, x.get_stride()))
         return TensorBox.create(FallbackKernel.create(ops.swap_out.default, x, key))
 
     @register_lowering(ops.swap_out_wait.default, type_promotion_kind=None)
@@ -42,8 +42,8 @@ def register_swap() -> None:
 
     @register_lowering(ops.swap_in.default, type_promotion_kind=None)
     def swap_in(ticket: Any, key: str) -> Any:
-        moved = MOVED[key]
-        y = empty_strided(moved.shape, moved.stride, dtype=moved.dtype, device=moved.device)
+        source = source_of(key)
+        y = empty_strided(source.shape, source.stride, dtype=source.dtype, device=source.device or ticket.get_device())
         FallbackKernel.create(ops.swap_in_.default, ticket, y, key)
         return y
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memcompile.codegen.inductor.joint import JointGraph
+from memcompile.solvers.schedule.problem import RematSolution
 from memcompile.solvers.schedule.simulate import validate
 from memcompile.step.facts import Facts, StepGraphs
 from memcompile.step.verify_graph import check_inputs, check_outputs

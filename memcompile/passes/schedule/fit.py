@@ -31,7 +31,7 @@ from memcompile.logs import get_logger
 from memcompile.passes.base import Plan
 from memcompile.passes.schedule import rematerialize, swap
 from memcompile.passes.schedule.reorder import reordered
-from memcompile.runtime.transfers.swap_ops import Moved
+from memcompile.runtime.transfers.sources import Moved
 from memcompile.solvers import work
 from memcompile.solvers.schedule.problem import InfeasibleError, RematSolution, Schedule
 from memcompile.step.bound import least_bytes

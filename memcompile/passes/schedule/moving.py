@@ -1,4 +1,4 @@
-"""The moves of a schedule as nodes of a joint graph (``runtime/transfers/swap_ops.py``)."""
+"""The moves of a schedule as nodes of a joint graph (``runtime/transfers/operators.py``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from memcompile.runtime.transfers.swap_ops import Moved, Mover, moved
+from memcompile.runtime.transfers.sources import Moved, Mover, moved
 from memcompile.solvers.schedule.problem import Move
 
 Step = Callable[[fx.Graph, fx.Node], fx.Node | None]

@@ -16,7 +16,7 @@ from torch import fx
 
 from memcompile.codegen.inductor.joint import JointGraph
 from memcompile.passes.schedule.moving import Moving, Step
-from memcompile.runtime.transfers.swap_ops import Mover
+from memcompile.runtime.transfers.sources import Mover
 from memcompile.solvers.schedule.problem import RematSolution, Schedule
 from memcompile.solvers.schedule.solve import solve
 from memcompile.step.facts import Facts, OpFacts, StepGraphs

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from memcompile.passes.schedule import rematerialize
-from memcompile.runtime.transfers.swap_ops import Mover
+from memcompile.runtime.transfers.sources import Mover
 from memcompile.solvers import work
 from memcompile.solvers.places.lanes import lanes
 from memcompile.solvers.places.relays import relays_of_halves

@@ -1,12 +1,10 @@
-"""The user's tiers as the planner and the compiled code take them: measured links, and an engine once something moves."""
+"""The user's tiers as the planner and the compiled code take them: measured links and an engine."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from memcompile.codegen.inductor.swapped import register_swap
 from memcompile.errors import InvalidOptionError
@@ -17,45 +15,6 @@ from memcompile.runtime.transfers.engine import Engine
 from memcompile.runtime.transfers.speed import measure_tier
 from memcompile.runtime.transfers.tiers import Tier
 from memcompile.solvers.transfers.link import Link
-
-
-class LazyEngine:
-    """An engine that opens its tiers as the first storage leaves: plans without moves leave no trace on a disk.
-
-    ``waited_s``: seconds that steps have waited for transfers so far (on a GPU: the host).
-    """
-
-    def __init__(self, tiers: Sequence[Tier]) -> None:
-        self.tiers = tiers
-        self.waited_s = 0.0
-        self._engine: Engine | None = None
-
-    @property
-    def engine(self) -> Engine:
-        """The tiers, open."""
-        if self._engine is None:
-            self._engine = Engine(self.tiers)
-        return self._engine
-
-    def out(self, tensor: Tensor, tier: str) -> Tensor:
-        """See `Engine.out`."""
-        return self.engine.out(tensor, tier)
-
-    def out_wait(self, ticket: Tensor) -> None:
-        """See `Engine.out_wait`."""
-        start = time.perf_counter()
-        self.engine.out_wait(ticket)
-        self.waited_s += time.perf_counter() - start
-
-    def into(self, ticket: Tensor, dest: Tensor) -> None:
-        """See `Engine.into`."""
-        self.engine.into(ticket, dest)
-
-    def into_wait(self, ticket: Tensor, dest: Tensor) -> None:
-        """See `Engine.into_wait`."""
-        start = time.perf_counter()
-        self.engine.into_wait(ticket, dest)
-        self.waited_s += time.perf_counter() - start
 
 
 def usable(tiers: Sequence[Tier], device: torch.device) -> list[Tier]:
@@ -79,5 +38,5 @@ def measured(tiers: Sequence[Tier], device: torch.device, *, dry: bool, recomput
         found = measure_tier(tier)
         rates = found.write_bytes_per_s, found.read_bytes_per_s, found.latency_s
         links.append(Link(tier.name, *rates, tier.capacity_bytes, busy_s_per_byte(tier)))
-    mover = None if dry else LazyEngine(tiers)
+    mover = None if dry else Engine(tiers)
     return Tiers(tuple(links), mover, device_model(device).fresh_memory_s_per_byte, recompute)

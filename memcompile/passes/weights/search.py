@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from memcompile.codegen.inductor.fetched import register_fetch
+from memcompile.codegen.inductor.swapped import register_swap
 from memcompile.logs import get_logger
 from memcompile.passes.base import Context, Plan
 from memcompile.passes.weights.stream import (
@@ -88,7 +88,7 @@ class WeightPlan(Plan):
 
 def plan_weights(gm: fx.GraphModule, ctx: Context) -> WeightPlan | None:
     """The fastest plan found within the room; the smallest where none keeps it. None where what is read is only returned."""
-    register_fetch()
+    register_swap()
     begun = time.perf_counter()
     uses = find_uses(gm.graph)
     if not uses.uses:

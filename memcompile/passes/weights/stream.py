@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-import memcompile.runtime.transfers.fetch_ops  # noqa: F401  (defines the operators)
+import memcompile.runtime.transfers.operators  # noqa: F401  (defines the operators)
 from memcompile.runtime.transfers.weight import Weight, weight_of
 from memcompile.solvers.schedule.simulate import alive
 from memcompile.solvers.transfers.link import Ints
@@ -282,9 +282,9 @@ def apply(gm: fx.GraphModule, uses: Uses, prefetch: Prefetch) -> ReadAhead:
         fetch, first = twin[uses.fetches[use.weight]], twin[use.readers[0]]
         ticket, key = fetch.args
         with graph.inserting_before(_before_views(twin[slots[read[1]]])):
-            start = graph.call_function(torch.ops.memcompile.fetch_start.default, (ticket, key))
+            start = graph.call_function(torch.ops.memcompile.swap_in.default, (ticket, key))
         with graph.inserting_before(first):
-            wait = graph.call_function(torch.ops.memcompile.fetch_wait.default, (start, key))
+            wait = graph.call_function(torch.ops.memcompile.swap_in_wait.default, (start, ticket, key))
         start.meta = wait.meta = dict(fetch.meta)
         for reader in use.readers:
             twin[reader].replace_input_with(fetch, wait)
@@ -303,7 +303,7 @@ def apply(gm: fx.GraphModule, uses: Uses, prefetch: Prefetch) -> ReadAhead:
 
 def _before_views(node: fx.Node) -> fx.Node:
     """The first of the views and waits right before a node: what starts at its slot starts before them."""
-    waits = (torch.ops.memcompile.fetch_wait.default, torch.ops.memcompile.fetch.default)
+    waits = (torch.ops.memcompile.swap_in_wait.default, torch.ops.memcompile.fetch.default)
     while is_view(node.prev) or node.prev.target in waits:
         node = node.prev
     return node

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PAGE_BYTES = 4096
+from memcompile.runtime.transfers.memory import PAGE_BYTES, Bytes
+
 _WORDS = PAGE_BYTES // 8
 _MOST_PAGES = 1 << 16
-
-Bytes = NDArray[np.uint8]
 
 
 def _odd_numbers(seed: int, count: int) -> NDArray[np.uint64]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from memcompile.runtime.transfers.checksum import PAGE_BYTES, Bytes
+from memcompile.runtime.transfers.memory import PAGE_BYTES, Bytes
 
 
 @functools.cache
@@ -23,6 +24,20 @@ def current_event(device: torch.device) -> torch.cuda.Event:
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event
+
+
+def start_copy(dest: Tensor, source: Tensor, device: torch.device, direction: str, *after: Any) -> Any:
+    """Copy beside the stream that computes, after what it has been given and ``after``; the event of its end."""
+    stream = side_stream(device, direction)
+    for event in (current_event(device), *after):
+        stream.wait_event(event)
+    return _copied(dest, source, stream)
+
+
+def _copied(dest: Tensor, source: Tensor, stream: torch.cuda.Stream) -> Any:
+    with torch.cuda.stream(stream), torch.no_grad():
+        dest.copy_(source, non_blocking=True)
+        return stream.record_event()
 
 
 def flat_bytes(tensor: Tensor, size_bytes: int) -> Tensor:
@@ -69,8 +84,6 @@ class CudaMemory:
 
     def _copy(self, dest: Tensor, source: Tensor, direction: str) -> None:
         stream = side_stream(self.device, direction)
-        with torch.cuda.device(self.device), torch.cuda.stream(stream), torch.no_grad():
-            stream.wait_event(self.computed)
-            dest.copy_(source, non_blocking=True)
-            done = current_event(self.device)
-        done.synchronize()
+        stream.wait_event(self.computed)
+        with torch.cuda.device(self.device):
+            _copied(dest, source, stream).synchronize()

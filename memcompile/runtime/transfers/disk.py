@@ -13,10 +13,18 @@ import numpy as np
 from torch import Tensor
 
 from memcompile.errors import SwapCorruptedError, SwapTicketError, TierFullError
-from memcompile.runtime.transfers.checksum import MOST_BYTES, PAGE_BYTES, block_sum
+from memcompile.runtime.transfers.checksum import MOST_BYTES, block_sum
 from memcompile.runtime.transfers.extents import Extents
-from memcompile.runtime.transfers.file import SwapFile
-from memcompile.runtime.transfers.memory import Memory, TensorLayout, check_destination, layout_of, memory_of
+from memcompile.runtime.transfers.file import NamelessFile
+from memcompile.runtime.transfers.memory import (
+    PAGE_BYTES,
+    Memory,
+    TensorLayout,
+    check_destination,
+    layout_of,
+    memory_of,
+    whole_pages,
+)
 from memcompile.runtime.transfers.requests import Request, Scratch, Workers
 from memcompile.runtime.transfers.tiers import DiskTier
 
@@ -39,7 +47,7 @@ class FileBlock:
     @property
     def padded(self) -> int:
         """Whole pages."""
-        return _pages(self.length)
+        return whole_pages(self.length)
 
 
 @dataclass(eq=False, slots=True)
@@ -66,15 +74,12 @@ class DiskStore:
     The threads do not know the store: when the last ticket and the engine are gone, it dies and they end.
     """
 
-    name = "disk"
-
     def __init__(self, tier: DiskTier, *, threads: int = THREADS, block_bytes: int = BLOCK_BYTES, direct: bool = True) -> None:
         if block_bytes % PAGE_BYTES or not 0 < block_bytes <= MOST_BYTES:
             raise ValueError(f"a block is whole pages, at most {MOST_BYTES} bytes")
         self.tier, self.block_bytes = tier, block_bytes
-        self.file = SwapFile(tier.directory, direct=direct)
+        self.file = NamelessFile(tier.directory, direct=direct)
         self.workers = Workers(self.file.name, threads, block_bytes, self.file.close)
-        self.staging_bytes = threads * block_bytes
         self._lock = threading.Lock()
         self._extents = Extents()
         self._garbage: SimpleQueue[Record] = SimpleQueue()
@@ -88,13 +93,13 @@ class DiskStore:
         self.workers.check_alive()
         layout = layout_of(tensor)
         memory = memory_of(tensor, layout.size_bytes)
-        start, stop = self._whole_pages(memory, layout.size_bytes)
+        start, stop = self._wholewhole_pages(memory, layout.size_bytes)
         starts = range(start, stop, self.block_bytes)
         lengths = [min(self.block_bytes, stop - start) for start in starts]
         edges = [
             (first, memory.bytes_at(first, last)) for first, last in ((0, start), (stop, layout.size_bytes)) if first < last
         ]
-        offsets = self._place([_pages(length) for length in lengths])
+        offsets = self._place([whole_pages(length) for length in lengths])
         blocks = [FileBlock(*item) for item in zip(starts, lengths, offsets, strict=True)]
         sums = [0] * len(blocks)
         request = Request(_Write(self.file, blocks, sums, memory).move, len(blocks), is_read=False)
@@ -144,14 +149,6 @@ class DiskStore:
             request.cancelled = True
         self._garbage.put(record)
 
-    def reserve(self, size_bytes: int) -> None:
-        """Take ``size_bytes`` of the disk now. Raises `TierFullError`."""
-        with self._lock:
-            self._reclaim()
-            missing = _pages(size_bytes) - self._extents.free_bytes
-            if missing > 0:
-                self._grow(missing, missing)
-
     @property
     def live_bytes(self) -> int:
         """Bytes of the file that tensors have."""
@@ -165,7 +162,7 @@ class DiskStore:
 
     # --- places in the file ---
 
-    def _whole_pages(self, memory: Memory, size_bytes: int) -> tuple[int, int]:
+    def _wholewhole_pages(self, memory: Memory, size_bytes: int) -> tuple[int, int]:
         """The part of a tensor that goes to the file."""
         lead = memory.lead_bytes(self.file.alignment_bytes) if size_bytes >= DIRECT_BYTES else None
         return (0, size_bytes) if lead is None else (lead, lead + (size_bytes - lead) // PAGE_BYTES * PAGE_BYTES)
@@ -222,7 +219,7 @@ class DiskStore:
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    file: SwapFile
+    file: NamelessFile
     blocks: list[FileBlock]
     sums: list[int]
     memory: Memory
@@ -239,7 +236,7 @@ class _Write:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    file: SwapFile
+    file: NamelessFile
     record: Record
     memory: Memory
 
@@ -254,7 +251,3 @@ class _Read:
             raise SwapCorruptedError(self.file.name, f"block {index} of {len(self.record.blocks)} has another checksum")
         if view is None:
             self.memory.store(block.start, data[: block.length])
-
-
-def _pages(length: int) -> int:
-    return -(-length // PAGE_BYTES) * PAGE_BYTES

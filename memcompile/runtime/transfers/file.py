@@ -1,4 +1,5 @@
-"""One nameless file on a disk: opened so that the kernel frees it whatever happens to the process, read and written in blocks.
+"""Files that are read and written in whole pages, and the nameless one: opened so that the kernel frees it whatever happens to
+the process.
 
 Direct I/O (``O_DIRECT``) where the file system has it: it leaves the page cache, that is the machine's memory, alone, and is
 several times faster. What memory it accepts is tried out once, when the file is opened.
@@ -14,37 +15,65 @@ import sys
 import uuid
 from pathlib import Path
 
-from memcompile.errors import SwapCorruptedError, TierFullError, TierUnavailableError
-from memcompile.runtime.transfers.checksum import PAGE_BYTES, Bytes
-from memcompile.runtime.transfers.memory import aligned_memory
+from memcompile.errors import MemcompileError, SwapCorruptedError, TierFullError, TierUnavailableError
+from memcompile.runtime.transfers.memory import PAGE_BYTES, Bytes, aligned_memory
 
 PREFIX = "memcompile-swap-"
 """How a file is called for the moment that it has a name, where the file system has no nameless ones."""
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "a file may not be that large"}
 
 
-class SwapFile:
-    """A file in ``directory``. Offsets and lengths are whole pages of 4096 bytes.
+class PageFile:
+    """A file by its descriptor. ``name``: for messages. ``alignment_bytes``: what addresses of memory are divisible by."""
 
-    ``direct``: whether reads and writes go past the page cache. ``alignment_bytes``: what the address of memory has to be
-    divisible by. Raises `TierUnavailableError` for a directory that cannot be written to, `TierFullError` for a full disk.
+    def __init__(self, fd: int, name: str, alignment_bytes: int) -> None:
+        self.fd, self.name, self.alignment_bytes = fd, name, alignment_bytes
+
+    def close(self) -> None:
+        """May be called again."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def read(self, data: Bytes, offset: int, needed: int | None = None) -> None:
+        """Fill ``data`` from page ``offset`` on; at least ``needed`` bytes of it, where the file may end behind them. Raises
+        `_unreadable` when the disk fails, `_cut_off` where the file is too short."""
+        needed = len(data) if needed is None else needed
+        done = 0
+        while done < needed:
+            try:
+                moved = os.preadv(self.fd, [data.data[done:]], offset + done)
+            except OSError as error:
+                raise self._unreadable(error) from error
+            if done + moved < needed:
+                moved -= moved % PAGE_BYTES
+                if not moved:
+                    raise self._cut_off(needed - done, offset + done)
+            done += moved
+
+    def _unreadable(self, error: OSError) -> MemcompileError:
+        raise NotImplementedError
+
+    def _cut_off(self, missing: int, offset: int) -> MemcompileError:
+        raise NotImplementedError
+
+
+class NamelessFile(PageFile):
+    """A file in ``directory``, gone when it is closed. Offsets and lengths are whole pages.
+
+    ``direct``: whether reads and writes go past the page cache. Raises `TierUnavailableError` for a directory that cannot be
+    written to, `TierFullError` for a full disk; what is read raises `TierUnavailableError` and `SwapCorruptedError`.
     """
 
-    def __init__(self, directory: Path, *, direct: bool = True) -> None:
+    def __init__(self, directory: Path, *, kind: str = "swap file", direct: bool = True) -> None:
         self.directory = directory
-        self.fd = _open_nameless(directory)
+        super().__init__(_open_nameless(directory), f"the {kind} in {str(directory)!r}", 8)
         try:
             found = self._direct_alignment() if direct else None
             self.direct, self.alignment_bytes = found is not None, found or 8
         except BaseException:
             self.close()
             raise
-
-    def close(self) -> None:
-        """Give the space back to the file system. May be called again."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
 
     def grow(self, offset: int, length: int) -> None:
         """Take the space ``[offset, offset + length)`` on the disk now, so that no write finds it full. Raises."""
@@ -67,24 +96,11 @@ class SwapFile:
                     raise TierFullError(self.name, len(data) - done, "the disk takes no more bytes")
             done += moved
 
-    def read(self, data: Bytes, offset: int) -> None:
-        """Fill ``data``. Raises `SwapCorruptedError` where the file is too short, `TierUnavailableError` on a failing disk."""
-        done = 0
-        while done < len(data):
-            try:
-                moved = os.preadv(self.fd, [data.data[done:]], offset + done)
-            except OSError as error:
-                raise self._translated(error, len(data) - done) from error
-            if done + moved < len(data):
-                moved -= moved % PAGE_BYTES
-                if not moved:
-                    raise SwapCorruptedError(self.name, f"{len(data) - done} bytes at offset {offset + done} cannot be read")
-            done += moved
+    def _unreadable(self, error: OSError) -> MemcompileError:
+        return _unavailable(self.directory, error)
 
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"the swap file in {str(self.directory)!r}"
+    def _cut_off(self, missing: int, offset: int) -> MemcompileError:
+        return SwapCorruptedError(self.name, f"{missing} bytes at offset {offset} cannot be read")
 
     def _direct_alignment(self) -> int | None:
         """What direct I/O wants addresses to be divisible by; None where there is no direct I/O."""

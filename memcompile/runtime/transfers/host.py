@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memcompile.errors import SwapTicketError, TierUnavailableError
-from memcompile.runtime.transfers.cuda import current_event, flat_bytes, side_stream
+from memcompile.runtime.transfers.cuda import flat_bytes, start_copy
 from memcompile.runtime.transfers.memory import TensorLayout, check_destination, layout_of
 from memcompile.runtime.transfers.pinned import PinnedBuffer, PinnedPool
 from memcompile.runtime.transfers.tiers import HostTier
@@ -32,9 +32,6 @@ class HostRecord:
 
 class HostStore:
     """Pinned memory of at most ``tier.capacity_bytes``. Raises `TierUnavailableError` without a GPU."""
-
-    name = "host"
-    staging_bytes = 0
 
     def __init__(self, tier: HostTier, pool: PinnedPool | None = None) -> None:
         self.tier = tier
@@ -56,11 +53,9 @@ class HostStore:
             self._reclaim()
             buffer = self._pool.take(layout.size_bytes)
         try:
-            stream = side_stream(tensor.device, "out")
-            stream.wait_event(current_event(tensor.device))
-            if buffer.last is not None:
-                stream.wait_event(buffer.last)
-            written = _copy(buffer.bytes[: layout.size_bytes], flat_bytes(tensor, layout.size_bytes), stream)
+            source, dest = flat_bytes(tensor, layout.size_bytes), buffer.bytes[: layout.size_bytes]
+            last = () if buffer.last is None else (buffer.last,)
+            written = start_copy(dest, source, tensor.device, "out", *last)
         except BaseException:
             with self._lock:
                 self._pool.give(buffer)
@@ -80,11 +75,9 @@ class HostStore:
         if not _on_gpu(dest):
             fix = "Read it back into a tensor of the GPU."
             raise TierUnavailableError("swap to the host", f"the destination is on {dest.device}", fix)
-        stream = side_stream(dest.device, "in")
-        stream.wait_event(current_event(dest.device))
-        stream.wait_event(record.written)
         size_bytes = record.layout.size_bytes
-        done = _copy(flat_bytes(dest, size_bytes), record.buffer.bytes[:size_bytes], stream)
+        source = record.buffer.bytes[:size_bytes]
+        done = start_copy(flat_bytes(dest, size_bytes), source, dest.device, "in", record.written)
         record.buffer.last = done
         with self._lock:
             record.reads[dest.data_ptr()] = (done, dest)
@@ -100,12 +93,6 @@ class HostStore:
     def drop(self, record: HostRecord) -> None:
         """Nobody will read it any more. Takes no lock: finalizers call this, from any thread."""
         self._garbage.put(record)
-
-    def reserve(self, size_bytes: int) -> None:
-        """Raises `TierFullError` unless so many bytes are left of the tier's."""
-        with self._lock:
-            self._reclaim()
-            self._pool.require(size_bytes)
 
     @property
     def live_bytes(self) -> int:
@@ -147,9 +134,3 @@ def _end(pool: PinnedPool, garbage: SimpleQueue[HostRecord]) -> None:
     while not garbage.empty():
         pool.give(garbage.get_nowait().buffer)
     pool.release()
-
-
-def _copy(dest: Tensor, source: Tensor, stream: torch.cuda.Stream) -> Any:
-    with torch.cuda.stream(stream), torch.no_grad():
-        dest.copy_(source, non_blocking=True)
-        return stream.record_event()

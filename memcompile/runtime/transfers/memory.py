@@ -9,10 +9,19 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from memcompile.errors import SwapLayoutError
-from memcompile.runtime.transfers.checksum import PAGE_BYTES, Bytes
+
+PAGE_BYTES = 4096
+"""What files are read and written in, and more than any address has to be divisible by."""
+Bytes = NDArray[np.uint8]
+
+
+def whole_pages(length: int) -> int:
+    """``length``, rounded up."""
+    return -(-length // PAGE_BYTES) * PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)

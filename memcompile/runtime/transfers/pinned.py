@@ -53,18 +53,14 @@ class PinnedPool:
             self._idle.remove(best)
             return best
         rounded = max(-(-size_bytes // GRAIN_BYTES), 1) * GRAIN_BYTES
-        self.require(rounded)
+        missing = self.allocated_bytes - self.idle_bytes + rounded - self.capacity_bytes
+        if missing > 0:
+            raise TierFullError("swap to the host", missing, f"its {self.capacity_bytes} bytes are used up")
         while self.allocated_bytes + rounded > self.capacity_bytes:
             self._release(self._idle[0])
         buffer = PinnedBuffer(*self._allocate(rounded))
         self.allocated_bytes += rounded
         return buffer
-
-    def require(self, size_bytes: int) -> None:
-        """Raises `TierFullError` unless ``size_bytes`` more could be taken."""
-        missing = self.allocated_bytes - self.idle_bytes + size_bytes - self.capacity_bytes
-        if missing > 0:
-            raise TierFullError("swap to the host", missing, f"its {self.capacity_bytes} bytes are used up")
 
     def give(self, buffer: PinnedBuffer) -> None:
         """A buffer is idle again. Copies that still run are known to it (``last``)."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from memcompile.errors import TierUnavailableError
-from memcompile.runtime.transfers.checksum import Bytes
+from memcompile.runtime.transfers.memory import Bytes
 
 Move = Callable[[int, "Scratch"], None]
 

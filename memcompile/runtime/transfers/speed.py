@@ -104,7 +104,7 @@ def _measure(tier: Tier) -> TierModel:
 
 
 def _write(engine: Engine, sources: list[torch.Tensor]) -> list[torch.Tensor]:
-    tickets = [engine.out(source) for source in sources]
+    tickets = [engine.out(source, engine.tiers[0].name) for source in sources]
     for ticket in tickets:
         engine.out_wait(ticket)
     return tickets

@@ -68,7 +68,7 @@ def _parse_host(value: object) -> Tier:
 def _parse_disk(value: object) -> Tier:
     if not isinstance(value, str | Path) or not str(value).strip():
         raise InvalidOptionError("swap['disk']", value, DISK_FORMS)
-    from memcompile.runtime.transfers.file import SwapFile  # loads torch, which options do without
+    from memcompile.runtime.transfers.file import NamelessFile  # loads torch, which options do without
 
     path, colon, size = str(value).rpartition(":")
     if isinstance(value, Path) or not colon or Path(value).expanduser().is_dir():
@@ -77,7 +77,7 @@ def _parse_disk(value: object) -> Tier:
         raise InvalidOptionError("swap['disk']", value, DISK_FORMS, hint="no directory")
     capacity_bytes = _parse_size("disk", size, value, DISK_FORMS) if size else None
     directory = Path(path).expanduser().absolute()
-    SwapFile(directory).close()  # says what is wrong with the directory
+    NamelessFile(directory).close()  # says what is wrong with the directory
     return DiskTier(directory, _free_bytes(directory) if capacity_bytes is None else capacity_bytes)
 
 

@@ -1,18 +1,18 @@
-"""One weight that is not in memory, and all of them by the key in a graph."""
+"""One weight that is not in memory."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from memcompile.runtime.transfers.sources import SOURCES, new_key, source_of
+
 if TYPE_CHECKING:
-    from memcompile.runtime.transfers.weight_store import Store
+    from memcompile.runtime.transfers.weight_store import WeightStore
 
 
 @dataclass(eq=False)
@@ -23,36 +23,41 @@ class Weight:
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    store: Store
+    store: WeightStore
     place: object = None
+
+    device = None
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return torch.empty(self.shape, device="meta").stride()
 
     @property
     def size_bytes(self) -> int:
         """Of the tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def empty(self, device: torch.device) -> Tensor:
-        """Memory for it."""
-        return torch.empty(self.shape, dtype=self.dtype, device=device)
+    def start(self, ticket: Tensor, dest: Tensor) -> None:
+        """See `Source`: the read starts."""
+        del ticket
+        self.store.start(self, dest)
+
+    def wait(self, ticket: Tensor, dest: Tensor) -> None:
+        """See `Source`."""
+        del ticket
+        self.store.wait(self, dest)
 
 
-WEIGHTS: weakref.WeakValueDictionary[str, Weight] = weakref.WeakValueDictionary()
-"""By the key in the graph. The modules of a model hold theirs: weights die with the model."""
-_COUNT = itertools.count()
-
-
-def new_weight(name: str, shape: tuple[int, ...], dtype: torch.dtype, store: Store, place: object) -> Weight:
+def new_weight(name: str, shape: tuple[int, ...], dtype: torch.dtype, store: WeightStore, place: object) -> Weight:
     """Register a weight under a key of its own."""
-    weight = Weight(f"{name}#{next(_COUNT)}", name, shape, dtype, store, place)
-    WEIGHTS[weight.key] = weight
+    weight = Weight(new_key(name), name, shape, dtype, store, place)
+    SOURCES[weight.key] = weight
     return weight
 
 
 def weight_of(key: str) -> Weight:
     """The weight of that key. Raises `OffloadError` when its model is gone."""
-    found = WEIGHTS.get(key)
-    if found is None:
-        from memcompile.errors import OffloadError
-
-        raise OffloadError(f"the weight {key!r} is gone: its model was deleted or restored", "Compile the model again.")
+    found = source_of(key)
+    assert isinstance(found, Weight)
     return found

@@ -9,85 +9,73 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from memcompile.errors import CheckpointError, OffloadError
-from memcompile.runtime.transfers.checksum import Bytes
-from memcompile.runtime.transfers.file import SwapFile
-from memcompile.runtime.transfers.memory import HostMemory, aligned_memory
+from memcompile.errors import CheckpointError, MemcompileError, OffloadError
+from memcompile.runtime.transfers.file import NamelessFile, PageFile
+from memcompile.runtime.transfers.memory import PAGE_BYTES, HostMemory, aligned_memory, whole_pages
 
-PAGE_BYTES = 4096
 LEAD_BYTES = 64
 _CHUNK_BYTES = 4 * 1024**2
 
 
-class Reader:
-    """A file by its descriptor. ``alignment_bytes``: what addresses of memory that it reads into are divisible by."""
+class _Weights(PageFile):
+    """What reads of weights raise."""
 
-    def __init__(self, fd: int, name: str, alignment_bytes: int) -> None:
-        self.fd, self.name, self.alignment_bytes = fd, name, alignment_bytes
+    def _unreadable(self, error: OSError) -> MemcompileError:
+        return OffloadError(f"{self.name} cannot be read: {error.strerror}", "Check the disk.")
 
-    @classmethod
-    def open(cls, path: Path) -> Reader:
-        """Past the page cache where the file system can. Raises `CheckpointError`."""
-        direct = getattr(os, "O_DIRECT", 0)
-        if direct:
-            with contextlib.suppress(OSError):
-                reader = cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC | direct), repr(str(path)), PAGE_BYTES)
-                try:
-                    os.preadv(reader.fd, [_buffer(aligned_memory(PAGE_BYTES))], 0)
-                    return reader
-                except OSError:
-                    reader.close()
-                    raise
-        try:
-            return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC), repr(str(path)), 1)
-        except OSError as error:
-            raise CheckpointError(path, error.strerror or str(error)) from error
+    def _cut_off(self, missing: int, offset: int) -> MemcompileError:
+        reason = f"{missing} bytes at offset {offset} of {self.name} are missing"
+        return OffloadError(reason, "The file was cut off after the model was offloaded: offload it again.")
 
-    def read(self, data: Bytes, offset: int, needed: int) -> None:
-        """Fill ``data`` from page ``offset`` on; ``needed`` bytes at least, where the file ends. Raises `OffloadError`."""
-        done = 0
-        while done < needed:
+
+class CheckpointFile(_Weights):
+    """A file that is only read, past the page cache where the file system can. Raises `CheckpointError`."""
+
+    def __init__(self, path: Path) -> None:
+        fd, alignment_bytes = _open(path)
+        super().__init__(fd, repr(str(path)), alignment_bytes)
+
+
+def _open(path: Path) -> tuple[int, int]:
+    """The descriptor, and what addresses have to be divisible by."""
+    direct = getattr(os, "O_DIRECT", 0)
+    if direct:
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | direct)
             try:
-                moved = os.preadv(self.fd, [_buffer(data[done:])], offset + done)
-            except OSError as error:
-                raise OffloadError(f"{self.name} cannot be read: {error.strerror}", "Check the disk.") from error
-            if done + moved < needed:
-                moved -= moved % PAGE_BYTES
-                if not moved:
-                    missing = f"{needed - done} bytes at offset {offset + done} of {self.name} are missing"
-                    raise OffloadError(missing, "The file was cut off after the model was offloaded: offload it again.")
-            done += moved
-
-    def close(self) -> None:
-        """May be called again."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+                os.preadv(fd, [aligned_memory(PAGE_BYTES).data], 0)
+                return fd, PAGE_BYTES
+            except OSError:
+                os.close(fd)
+                raise
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), 1
+    except OSError as error:
+        raise CheckpointError(path, error.strerror or str(error)) from error
 
 
-class WeightFile(Reader):
-    """A nameless file on disk that grows weight by weight: it is gone when it is closed, or the process ends."""
+class WeightFile(_Weights, NamelessFile):
+    """A nameless file on disk that grows weight by weight. Raises `TierFullError`, `TierUnavailableError`."""
 
-    def __init__(self, file: SwapFile) -> None:
-        super().__init__(file.fd, file.name.replace("swap file", "file of weights"), file.alignment_bytes)
-        self._file, self.end_bytes = file, 0
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, kind="file of weights")
+        self.end_bytes = 0
 
     def append(self, value: Tensor) -> int:
-        """Write ``value``, contiguous, on the CPU; returns its offset. Raises `TierFullError`, `TierUnavailableError`."""
+        """Write ``value``, contiguous, on the CPU; returns its offset."""
         size_bytes = value.numel() * value.element_size()
         offset = self.end_bytes + LEAD_BYTES
-        length = _pages(LEAD_BYTES + size_bytes)
-        self._file.grow(self.end_bytes, length)
+        length = whole_pages(LEAD_BYTES + size_bytes)
+        self.grow(self.end_bytes, length)
         self.end_bytes += length
-        self.write(value, offset)
+        self.put(value, offset)
         return offset
 
-    def write(self, value: Tensor, offset: int) -> None:
+    def put(self, value: Tensor, offset: int) -> None:
         """Write ``value`` over a weight of its size."""
         value = value.detach().cpu().contiguous()
         size_bytes = value.numel() * value.element_size()
@@ -97,22 +85,8 @@ class WeightFile(Reader):
         for low in range(0, LEAD_BYTES + size_bytes, _CHUNK_BYTES):
             begin, end = max(low - LEAD_BYTES, 0), min(low + _CHUNK_BYTES - LEAD_BYTES, size_bytes)
             at = begin + LEAD_BYTES - low
-            length = _pages(at + end - begin)
+            length = whole_pages(at + end - begin)
             staging[:at] = 0
             np.copyto(staging[at : at + end - begin], data[begin:end])
             staging[at + end - begin : length] = 0
-            self._file.write(staging[:length], base + low)
-
-    def close(self) -> None:
-        """See `Reader`."""
-        self.fd = -1
-        self._file.close()
-
-
-def _buffer(data: Bytes) -> memoryview:
-    found: Any = data
-    return memoryview(found)
-
-
-def _pages(length: int) -> int:
-    return -(-length // PAGE_BYTES) * PAGE_BYTES
+            self.write(staging[:length], base + low)

@@ -9,6 +9,7 @@ import torch
 
 from memcompile.logs import get_logger
 from memcompile.machine.device import plain_mode
+from memcompile.runtime.transfers.sources import memory_for
 from memcompile.runtime.transfers.weight import Weight
 from memcompile.solvers.transfers.link import Link
 
@@ -42,17 +43,21 @@ def _measure(weights: Sequence[Weight], device: torch.device) -> Link:
     fitting = [weight for weight in weights if weight.size_bytes <= PROBE_BYTES] or [min(weights, key=_size)]
     large = sorted(fitting, key=_size)[-4 * DEPTH :]
     large = [weight for weight in large if weight.size_bytes >= large[-1].size_bytes // 2]
-    memory = [weight.empty(device) for weight in large[:DEPTH]]
+    memory = [memory_for(weight, device) for weight in large[:DEPTH]]
     small = min(weights, key=_size)
-    latency_s = min(_seconds([small], [small.empty(device)], device) for _ in range(3))
+    latency_s = min(_seconds([small], [memory_for(small, device)], device) for _ in range(3))
+    alike = [memory[i % DEPTH] if i < DEPTH or _same(weight, large[i % DEPTH]) else None for i, weight in enumerate(large)]
     passed, moved = 0.0, 0
     _seconds(large[:1], memory[:1], device)  # fresh memory is slow
     while passed < LIMIT_S:
-        turns = [memory[index % len(memory)] for index in range(len(large))]
-        dests = [d if (d.shape, d.dtype) == (w.shape, w.dtype) else w.empty(device) for d, w in zip(turns, large, strict=True)]
+        dests = [memory_for(w, device) if dest is None else dest for w, dest in zip(large, alike, strict=True)]
         passed += _seconds(large, dests, device)
         moved += sum(map(_size, large))
     return Link.to_read(weights[0].store.name, max(1.0, moved / passed), latency_s)
+
+
+def _same(weight: Weight, other: Weight) -> bool:
+    return (weight.shape, weight.dtype) == (other.shape, other.dtype)
 
 
 def _seconds(weights: Sequence[Weight], dests: Sequence[torch.Tensor], device: torch.device) -> float:

@@ -17,23 +17,22 @@ import torch
 from torch import Tensor
 
 from memcompile.errors import OffloadError
-from memcompile.runtime.transfers.file import SwapFile
-from memcompile.runtime.transfers.memory import Memory, memory_of
+from memcompile.runtime.transfers.file import PageFile
+from memcompile.runtime.transfers.memory import PAGE_BYTES, Memory, memory_of, whole_pages
 from memcompile.runtime.transfers.requests import Request, Scratch, Workers
+from memcompile.runtime.transfers.sources import memory_for
 from memcompile.runtime.transfers.weight import Weight
-from memcompile.runtime.transfers.weight_files import Reader, WeightFile
+from memcompile.runtime.transfers.weight_files import CheckpointFile, WeightFile
 from memcompile.solvers.transfers.link import Link
 
 BLOCK_BYTES = 4 * 1024**2
 THREADS = 2
-PAGE_BYTES = 4096
 
 
-class Store(Protocol):
+class WeightStore(Protocol):
     """Where weights are. ``residents``: those that stay in memory between calls; ``link``: how fast it is, once measured."""
 
     name: str
-    staging_bytes: int
     residents: Residents
     link: Link | None
 
@@ -52,7 +51,7 @@ class Store(Protocol):
 
 def read(weight: Weight, device: torch.device) -> Tensor:
     """The weight now, in new memory."""
-    dest = weight.empty(device)
+    dest = memory_for(weight, device)
     weight.store.start(weight, dest)
     weight.store.wait(weight, dest)
     return dest
@@ -72,7 +71,7 @@ class Residents:
             for key in [key for key, held in self._held.items() if key not in keys or held.device != device]:
                 del self._held[key]
             missing = [weight for weight in weights if weight.key not in self._held]
-            made = [(weight, weight.empty(device)) for weight in missing]
+            made = [(weight, memory_for(weight, device)) for weight in missing]
             for weight, dest in made:
                 weight.store.start(weight, dest)
             for weight, dest in made:
@@ -92,14 +91,13 @@ class Residents:
 
 @dataclass(frozen=True, slots=True)
 class FilePlace:
-    """Byte ``offset`` of a file. ``writable``: it is our own."""
+    """Byte ``offset`` of a file."""
 
-    file: Reader
+    file: PageFile
     offset: int
-    writable: bool
 
 
-class DiskStore:
+class WeightFiles:
     """Files and the threads that read them. They end when the last weight is gone, and with them our own file."""
 
     name = "disk"
@@ -107,8 +105,8 @@ class DiskStore:
 
     def __init__(self, *, threads: int = THREADS, block_bytes: int = BLOCK_BYTES) -> None:
         self.residents, self.link = Residents(), None
-        self.block_bytes, self.staging_bytes = block_bytes, threads * (block_bytes + PAGE_BYTES)
-        self._files: list[Reader] = []
+        self.block_bytes = block_bytes
+        self._files: list[PageFile] = []
         self._workers = Workers("weights", threads, block_bytes + PAGE_BYTES, partial(_close, self._files))
         self._lock = threading.Lock()
         self._reads: dict[int, Request] = {}
@@ -116,18 +114,18 @@ class DiskStore:
 
     def own_file(self, directory: Path) -> WeightFile:
         """A new nameless file in ``directory``. Raises `TierUnavailableError`."""
-        file = WeightFile(SwapFile(directory))
+        file = WeightFile(directory)
         self._files.append(file)
         return file
 
-    def open(self, path: Path) -> Reader:
+    def open(self, path: Path) -> CheckpointFile:
         """A file that is only read. Raises `CheckpointError`."""
-        file = Reader.open(path)
+        file = CheckpointFile(path)
         self._files.append(file)
         return file
 
     def start(self, weight: Weight, dest: Tensor) -> None:
-        """See `Store`."""
+        """See `WeightStore`."""
         place = _file_place(weight)
         memory = memory_of(dest, weight.size_bytes)
         blocks = list(_blocks(place.offset, weight.size_bytes, self.block_bytes))
@@ -141,7 +139,7 @@ class DiskStore:
         self._workers.submit(request)
 
     def wait(self, weight: Weight, dest: Tensor) -> None:
-        """See `Store`."""
+        """See `WeightStore`."""
         with self._lock:
             request = self._reads.pop(dest.data_ptr(), None)
         if request is None:
@@ -149,23 +147,23 @@ class DiskStore:
         self._workers.wait(request)
 
     def write(self, weight: Weight, value: Tensor) -> None:
-        """See `Store`."""
+        """See `WeightStore`."""
         place = _file_place(weight)
-        if not place.writable or not isinstance(place.file, WeightFile):
+        if not isinstance(place.file, WeightFile):
             raise OffloadError(
                 f"{weight.name!r} is read from the checkpoint {place.file.name}, which is not written to",
                 "Restore the model (Offloaded.restore()), load the state, and offload it again.",
             )
         self.residents.drop()
-        place.file.write(value, place.offset)
+        place.file.put(value, place.offset)
 
     def close(self) -> None:
-        """See `Store`."""
+        """See `WeightStore`."""
         self.residents.drop()
         self._workers.close()
 
 
-def _close(files: list[Reader]) -> None:
+def _close(files: list[PageFile]) -> None:
     for file in files:
         file.close()
 
@@ -198,7 +196,7 @@ class _Read:
     def move(self, index: int, scratch: Scratch) -> None:
         start, length = self.blocks[index]
         file, offset = self.place.file, self.place.offset + start
-        low, high = offset // PAGE_BYTES * PAGE_BYTES, -(-(offset + length) // PAGE_BYTES) * PAGE_BYTES
+        low, high = offset // PAGE_BYTES * PAGE_BYTES, whole_pages(offset + length)
         view = self.memory.view(start, length, file.alignment_bytes) if (low, high) == (offset, offset + length) else None
         if view is not None:
             file.read(view, offset, length)
@@ -208,12 +206,11 @@ class _Read:
         self.memory.store(start, data[offset - low : offset - low + length])
 
 
-class HostStore:
+class PinnedWeights:
     """Pinned memory of the host, for a model on a GPU: copies run on a stream beside the one that computes."""
 
     name = "host"
     link: Link | None
-    staging_bytes = 0
 
     def __init__(self) -> None:
         self.residents, self.link = Residents(), None
@@ -224,35 +221,30 @@ class HostStore:
         return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value)
 
     def start(self, weight: Weight, dest: Tensor) -> None:
-        """See `Store`. After what the current stream has been given: it may still use the memory."""
-        from memcompile.runtime.transfers.cuda import current_event, side_stream
+        """See `WeightStore`. After what the current stream has been given: it may still use the memory."""
+        from memcompile.runtime.transfers.cuda import start_copy
 
         assert isinstance(weight.place, Tensor)
         if dest.device.type != "cuda":
             raise OffloadError(f"{weight.name!r} is in host memory, and the model runs on the {dest.device.type}", HOST_FIX)
-        stream = side_stream(dest.device, "in")
-        stream.wait_event(current_event(dest.device))
-        with torch.cuda.stream(stream), torch.no_grad():
-            dest.copy_(weight.place, non_blocking=True)
-            self._reads[dest.data_ptr()] = stream.record_event(), dest
+        self._reads[dest.data_ptr()] = start_copy(dest, weight.place, dest.device, "in"), dest
 
     def wait(self, weight: Weight, dest: Tensor) -> None:
-        """See `Store`. What the current stream is given from now on finds the weight."""
+        """See `WeightStore`. What the current stream is given from now on finds the weight."""
         event, _ = self._reads.pop(dest.data_ptr())
         torch.cuda.current_stream(dest.device).wait_event(event)
         del weight
 
     def write(self, weight: Weight, value: Tensor) -> None:
-        """See `Store`."""
+        """See `WeightStore`."""
         assert isinstance(weight.place, Tensor)
         self.residents.drop()
         weight.place.copy_(value)
 
     def close(self) -> None:
-        """See `Store`."""
+        """See `WeightStore`."""
         self.residents.drop()
         self._reads.clear()
 
 
 HOST_FIX = "tier='host' is pinned memory for models on a GPU; for a model on the CPU use tier='disk'."
-__all__ = ["HOST_FIX", "DiskStore", "FilePlace", "HostStore", "Residents", "Store", "read"]

@@ -55,7 +55,6 @@ def solve_frontier(
     index: RematIndex,
     caps: Mapping[int, int],
     *,
-    engine: Engine | None = None,
     time_limit_s: float,
     gap_seconds: float = 0.0,
     at_least_seconds: float = 0.0,
@@ -70,7 +69,7 @@ def solve_frontier(
         paying = [v for v, c in enumerate(model.cost) if c]
         model.at_most(paying, [-model.cost[v] for v in paying], -int(at_least_seconds / unit))
     hints = {v: int(s in hint[w]) for k, w in enumerate(stages.start) if hint and w in hint for s, v in stages.x[k].items()}
-    engine = engine or ("cp-sat" if len(model.cost) < SMALL_MODEL and len(caps) < 3 else "scip")
+    engine: Engine = "cp-sat" if len(model.cost) < SMALL_MODEL and len(caps) < 3 else "scip"
     answer = solve_model(model, engine, time_limit_s=time_limit_s, gap=int(gap_seconds / unit), hint=hints, seed=seed)
     return _frontier(stages, answer, unit)
 
@@ -128,7 +127,7 @@ def _add_stage(index: RematIndex, stages: _Stages, rel: list[int], unit: float) 
             r[p] = model.add(cost=int(index.seconds[p] / unit))
     for s in rel:
         if index.output[s]:
-            model.fix(x[s], 1)
+            model.fix(x[s])
     stages.x.append(x)
     stages.r.append(r)
 
@@ -144,7 +143,7 @@ def _link(index: RematIndex, stages: _Stages, k: int, ops: range) -> None:
     direct = set(index.reads[ops.start])
     for s in direct:
         if s in x:
-            model.fix(x[s], 1)
+            model.fix(x[s])
     for s in {s for q in ops for s in index.reads[q]} - direct:
         if s in x:
             model.clause(available(s))

@@ -27,17 +27,15 @@ SLOW = 10.0
 
 @dataclass(slots=True)
 class Model:
-    """Minimise ``cost . x`` over integers ``0 <= x <= upper``, with clauses (some literal holds) and rows (sum <= bound)."""
+    """Minimise ``cost . x`` over 0 and 1, with clauses (some literal holds) and rows (sum <= bound)."""
 
     cost: list[int] = field(default_factory=list)
-    upper: list[int] = field(default_factory=list)
     clauses: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     rows: list[tuple[list[int], list[int], int]] = field(default_factory=list)
 
-    def add(self, cost: int = 0, upper: int = 1) -> int:
+    def add(self, cost: int = 0) -> int:
         """A new variable."""
         self.cost.append(cost)
-        self.upper.append(upper)
         return len(self.cost) - 1
 
     def clause(self, positive: tuple[int, ...], negative: tuple[int, ...] = ()) -> None:
@@ -48,12 +46,9 @@ class Model:
         """``coefficients . variables <= bound``."""
         self.rows.append((variables, coefficients, bound))
 
-    def fix(self, variable: int, value: int) -> None:
-        """Force a value."""
-        if value:
-            self.at_most([variable], [-1], -value)
-        else:
-            self.upper[variable] = 0
+    def fix(self, variable: int) -> None:
+        """Force it to be 1."""
+        self.at_most([variable], [-1], -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +72,7 @@ def solve_model(model: Model, engine: Engine, *, time_limit_s: float, gap: int, 
 
 def _cp_sat(model: Model, time_limit_s: float, gap: int, hint: dict[int, int], seed: int) -> Answer:
     cp = cp_model.CpModel()
-    variables = [cp.new_bool_var("") if upper == 1 else cp.new_int_var(0, upper, "") for upper in model.upper]
+    variables = [cp.new_bool_var("") for _ in model.cost]
     for positive, negative in model.clauses:
         cp.add_bool_or([variables[v] for v in positive] + [~variables[v] for v in negative])
     for row, coefficients, bound in model.rows:
@@ -105,7 +100,7 @@ def _cp_sat(model: Model, time_limit_s: float, gap: int, hint: dict[int, int], s
 def _scip(model: Model, time_limit_s: float, gap: int) -> Answer:
     solver = pywraplp.Solver.CreateSolver("SCIP")
     infinity = solver.infinity()
-    variables = [solver.IntVar(0, upper, "") for upper in model.upper]
+    variables = [solver.IntVar(0, 1, "") for _ in model.cost]
     for positive, negative in model.clauses:
         row = solver.Constraint(1 - len(negative), infinity)
         for v in positive:

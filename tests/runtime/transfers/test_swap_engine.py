@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from memcompile.errors import SwapLayoutError, SwapTicketError
-from memcompile.runtime.transfers.engine import Engine, swap_in, swap_in_wait, swap_out_wait
+from memcompile.runtime.transfers.engine import Engine
 from memcompile.runtime.transfers.memory import aligned_memory
 from tests.swapping import MIB, Gate, disk_engine, random_bytes, read_back, round_trip, same_bytes, settle, store_of
 
@@ -203,14 +203,13 @@ def test_reads_come_before_writes_and_what_is_waited_for_before_both(tmp_path: P
 # --- tickets ---------------------------------------------------------------------------------------------------------
 
 
-def test_functions_of_tensors_alone(tmp_path: Path) -> None:
+def test_a_ticket_is_a_tensor(tmp_path: Path) -> None:
     engine = disk_engine(tmp_path)
     tensor, dest = torch.randn(300, 300), torch.empty(300, 300)
     ticket = engine.out(tensor, "disk")
     assert (ticket.dtype, ticket.shape, ticket.device.type) == (torch.int64, (1,), "cpu")
-    swap_out_wait(ticket)
-    swap_in(ticket, dest)
-    swap_in_wait(ticket, dest)
+    engine.out_wait(ticket)
+    read_back(engine, ticket, dest)
     assert dest.equal(tensor)
 
 

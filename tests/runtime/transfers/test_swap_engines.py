@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memcompile.errors import SwapError, TierUnavailableError
-from memcompile.runtime.transfers.checksum import PAGE_BYTES, block_sum
-from memcompile.runtime.transfers.engine import swap_in, swap_in_wait
+from memcompile.runtime.transfers.checksum import block_sum
+from memcompile.runtime.transfers.engine import Engine
 from memcompile.runtime.transfers.extents import Extents
+from memcompile.runtime.transfers.memory import PAGE_BYTES
 from tests.swapping import MIB, Gate, disk_engine, open_files, random_bytes, read_back, settle, store_of
 
 
@@ -44,8 +45,7 @@ def test_engine_leaves_no_file_no_thread_and_no_descriptor(tmp_path: Path) -> No
     del engine
     started = set(threading.enumerate()) - threads
     dest = torch.zeros(5 * MIB, dtype=torch.uint8)
-    swap_in(ticket, dest)  # a backward after the compiled graph is gone
-    swap_in_wait(ticket, dest)
+    read_back(Engine(()), ticket, dest)  # the ticket knows its tier
     assert dest.equal(random_bytes(5 * MIB))
     del ticket
     for thread in started:

@@ -77,20 +77,19 @@ def test_full_tier_waits_for_the_place_of_a_dead_ticket(tmp_path: Path, monkeypa
     assert round_trip(engine, random_bytes(5 * MIB, 2)).equal(random_bytes(5 * MIB, 2))
 
 
-def test_full_disk_is_an_error_before_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_an_error_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memcompile.runtime.transfers.disk.GROWTH_BYTES", 10 * MIB)
     engine = disk_engine(tmp_path)
-    engine.reserve(10 * MIB)
+    round_trip(engine, random_bytes(MIB))
     assert os.fstat(store_of(engine).file.fd).st_blocks * 512 >= 10 * MIB  # taken, not promised
     monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC))
-    engine.reserve(10 * MIB)
     round_trip(engine, random_bytes(10 * MIB))
-    for call in (lambda: engine.reserve(11 * MIB), lambda: engine.out(random_bytes(11 * MIB))):
-        with pytest.raises(TierFullError, match="the disk is full"):
-            call()
+    with pytest.raises(TierFullError, match="the disk is full"):
+        engine.out(random_bytes(11 * MIB))
     monkeypatch.undo()
     assert round_trip(engine, random_bytes(11 * MIB)).equal(random_bytes(11 * MIB))
     with pytest.raises(TierFullError):
-        engine.reserve(1024 * MIB)
+        engine.out(torch.empty(1024 * MIB, dtype=torch.uint8))
 
 
 def test_disk_with_a_little_room_is_used_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

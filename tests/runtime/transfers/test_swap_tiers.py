@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from memcompile.errors import InvalidOptionError, TierFullError, TierUnavailableError, UnknownOptionError
+from memcompile.runtime.transfers import cuda as cuda_copies
 from memcompile.runtime.transfers import host, speed
 from memcompile.runtime.transfers.engine import Engine
 from memcompile.runtime.transfers.host import HostStore
@@ -163,33 +164,11 @@ def test_exhausted_host_budget_says_how_much_is_missing() -> None:
     assert memory.bytes == 5 * GRAIN_BYTES  # what is held stays
 
 
-def test_exhausted_host_spills_to_disk_only_where_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine((HostTier(MIB), DiskTier(tmp_path, 64 * MIB)))
-
-    def full(tensor: Tensor) -> None:
-        raise TierFullError("swap to the host", 1, "used up")
-
-    monkeypatch.setattr(engine.stores["host"], "write", full)
-    monkeypatch.setattr(engine, "_serves", lambda *_: True)
-    assert round_trip(engine, random_bytes(3 * MIB)).equal(random_bytes(3 * MIB))
-    with pytest.raises(TierFullError, match="host"):
-        engine.out(random_bytes(10), "host")
-
-
 def test_host_tier_is_for_tensors_of_a_gpu(tmp_path: Path) -> None:
     engine = Engine((HostTier(MIB), DiskTier(tmp_path, MIB)))
     with pytest.raises(TierUnavailableError, match=r"host memory. Swap tensors of the CPU to disk"):
         engine.out(torch.zeros(3), "host")
     assert round_trip(engine, random_bytes(100)).equal(random_bytes(100))
-    with pytest.raises(TierUnavailableError, match="no tier for this tensor"):
-        Engine((HostTier(MIB),)).out(torch.zeros(3))
-
-
-def test_room_on_the_host_is_asked_for_before_a_step() -> None:
-    store = HostStore(HostTier(MIB), PinnedPool(MIB, Memory()))
-    store.reserve(MIB)
-    with pytest.raises(TierFullError):
-        store.reserve(MIB + 1)
 
 
 class Clock:
@@ -200,9 +179,9 @@ class Clock:
         self.passed = True
         self.count = 0
         monkeypatch.setattr(host, "_on_gpu", lambda _: True)
-        monkeypatch.setattr(host, "side_stream", lambda _, direction: Stream(self, direction))
-        monkeypatch.setattr(host, "current_event", lambda _: Event(self, "computed"))
-        monkeypatch.setattr(host, "_copy", self.copy)
+        monkeypatch.setattr(cuda_copies, "side_stream", lambda _, direction: Stream(self, direction))
+        monkeypatch.setattr(cuda_copies, "current_event", lambda _: Event(self, "computed"))
+        monkeypatch.setattr(cuda_copies, "_copied", self.copy)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream(self, "main"))
 
     def copy(self, dest: Tensor, source: Tensor, stream: "Stream") -> "Event":
@@ -302,10 +281,10 @@ def test_tensors_of_a_gpu_come_back(tmp_path: Path, tier: str) -> None:
 
 @cuda
 @pytest.mark.cuda
-def test_full_host_spills_to_disk(tmp_path: Path) -> None:
+def test_a_full_host_is_an_error(tmp_path: Path) -> None:
     engine = Engine((HostTier(4 * MIB), DiskTier(tmp_path, 64 * MIB)))
     tensors = [torch.randn(MIB // 2, device="cuda") for _ in range(4)]
-    tickets = [engine.out(tensor) for tensor in tensors]
+    tickets = [engine.out(tensor, tier) for tensor, tier in zip(tensors, ("host", "host", "disk", "disk"), strict=True)]
     assert (engine.live_bytes("host"), engine.live_bytes("disk")) == (4 * MIB, 4 * MIB)
     for tensor, ticket in zip(tensors, tickets, strict=True):
         dest = torch.empty_like(tensor)
