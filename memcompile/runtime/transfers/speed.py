@@ -27,7 +27,7 @@ log = get_logger(__name__)
 SCHEMA_VERSION = 1
 PROBE_BYTES = 64 * 1024**2
 DEPTH = 2
-"""Tensors under way at once."""
+"""Tensors under way at once. Of weights, those up to ``PROBE_BYTES`` are read where there are any."""
 LIMIT_S = 0.3
 """Seconds that each direction is measured for, at least one round."""
 
@@ -89,12 +89,14 @@ def _measure(tier: Tier) -> TierModel:
             probe = words.view(torch.uint8)[:, :size_bytes].to(device)
             sources = list(probe.unbind())
             dests = [torch.empty_like(source) for source in sources]
-            write_s = _seconds(lambda: _write(engine, sources), device)
+            _write(engine, sources)  # the first time is slow
+            write_s = mean_seconds(lambda: _write(engine, sources), device)
             tickets = _write(engine, sources)
-            read_s = _seconds(lambda: _read(engine, tickets, dests), device)
+            _read(engine, tickets, dests)
+            read_s = mean_seconds(lambda: _read(engine, tickets, dests), device)
             if not all(torch.equal(*pair) for pair in zip(sources, dests, strict=True)):
                 raise SwapError(f"{tier} returns other bytes than were written, and no checksum saw it")
-            latency_s = _seconds(lambda: _read(engine, _write(engine, [sources[0][:1]]), [dests[0][:1]]), device, 0.1) / 2
+            latency_s = mean_seconds(lambda: _read(engine, _write(engine, [sources[0][:1]]), [dests[0][:1]]), device, 0.1) / 2
     finally:
         engine.close()
     moved = DEPTH * size_bytes
@@ -117,14 +119,12 @@ def _read(engine: Engine, tickets: list[torch.Tensor], dests: list[torch.Tensor]
         engine.into_wait(ticket, dest)
 
 
-def _seconds(run: Callable[[], object], device: torch.device, limit_s: float = LIMIT_S) -> float:
-    """Seconds of one run, on average over ``limit_s``, after one to warm up."""
-    run()
+def mean_seconds(run: Callable[[], object], device: torch.device, limit_s: float = LIMIT_S) -> float:
+    """Seconds of one run, on average over ``limit_s``."""
     runs, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < limit_s or not runs:
+    while time.perf_counter() - start < limit_s or not runs:
         run()
         runs += 1
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    del passed
     return (time.perf_counter() - start) / runs
