@@ -17,7 +17,7 @@ _SOURCE_LINE = re.compile(r"#.*?File: ([^\s:]+):(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class KernelText:
     """One kernel: its code, its language, and the user's source lines that it computes."""
 
     name: str
@@ -26,7 +26,7 @@ class Kernel:
     source_lines: tuple[str, ...]
 
 
-def kernels_of(module_source: str) -> Iterator[Kernel]:
+def kernels_of(module_source: str) -> Iterator[KernelText]:
     """The kernels of one generated module, in order."""
     comments_from = 0
     for match in _KERNEL.finditer(module_source):
@@ -34,4 +34,4 @@ def kernels_of(module_source: str) -> Iterator[Kernel]:
         lines = tuple(dict.fromkeys(short(path, int(line)) for path, line in comments if is_users(path)))
         comments_from = match.end()
         language: Literal["cpp", "python"] = "cpp" if match["how"].startswith("cpp") else "python"
-        yield Kernel(match["name"], language, match["code"].strip() + "\n", lines)
+        yield KernelText(match["name"], language, match["code"].strip() + "\n", lines)

@@ -36,7 +36,7 @@ _MOST_HEADER_BYTES = 100 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorPlace:
     """A tensor, contiguous from byte ``offset`` of the file ``path`` on."""
 
     path: Path
@@ -50,7 +50,7 @@ class Place:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_checkpoint(path: Path | str) -> dict[str, Place]:
+def read_checkpoint(path: Path | str) -> dict[str, TensorPlace]:
     """The tensors of a ``.safetensors`` file, or of all such files of a directory, by name. Raises `CheckpointError`.
 
     In a directory with an index, the files that it names count.
@@ -58,19 +58,19 @@ def read_checkpoint(path: Path | str) -> dict[str, Place]:
     found = Path(path).expanduser()
     if found.is_dir():
         files = _files(found)
-        places: dict[str, Place] = {}
+        places: dict[str, TensorPlace] = {}
         for file in files:
             places.update(_header(file))
         return places
     return _header(found)
 
 
-def find_place(names: Iterable[str], places: Mapping[str, Place]) -> Place | None:
+def find_place(names: Iterable[str], places: Mapping[str, TensorPlace]) -> TensorPlace | None:
     """Where the tensor of those names is, tied ones under any of them."""
     return next((places[name] for name in names if name in places), None)
 
 
-def same_bytes(one: Place, other: Place, block_bytes: int = 1 << 20) -> bool:
+def same_bytes(one: TensorPlace, other: TensorPlace, block_bytes: int = 1 << 20) -> bool:
     """Whether two places hold the same tensor. Raises `CheckpointError`."""
     if one == other or (one.shape, one.dtype) != (other.shape, other.dtype):
         return one == other
@@ -98,7 +98,7 @@ def _files(directory: Path) -> list[Path]:
     return files
 
 
-def _header(path: Path) -> dict[str, Place]:
+def _header(path: Path) -> dict[str, TensorPlace]:
     try:
         with path.open("rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
@@ -116,7 +116,7 @@ def _header(path: Path) -> dict[str, Place]:
     return {name: _place(path, name, entry, 8 + length, size_bytes) for name, entry in entries.items()}
 
 
-def _place(path: Path, name: str, entry: Any, base: int, size_bytes: int) -> Place:
+def _place(path: Path, name: str, entry: Any, base: int, size_bytes: int) -> TensorPlace:
     try:
         begin, end = entry["data_offsets"]
         shape = tuple(int(length) for length in entry["shape"])
@@ -126,7 +126,7 @@ def _place(path: Path, name: str, entry: Any, base: int, size_bytes: int) -> Pla
         raise CheckpointError(path, f"its header is damaged at {name!r} ({type(error).__name__}: {error})") from error
     if dtype is None:
         raise CheckpointError(path, f"{name!r} has the dtype {entry['dtype']}, which is not known here")
-    place = Place(path, base + known[0], shape, dtype)
+    place = TensorPlace(path, base + known[0], shape, dtype)
     if min(shape, default=0) < 0 or known[0] < 0 or known[1] - known[0] != place.size_bytes:
         raise CheckpointError(path, f"its header is damaged at {name!r}: {known[1] - known[0]} bytes for shape {list(shape)}")
     if base + known[1] > size_bytes:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import memcompile.runtime.transfers.operators  # noqa: F401 - the operators
 from memcompile.errors import CheckpointError, InvalidOptionError, OffloadError
-from memcompile.offload.checkpoint import Place, find_place, read_checkpoint
+from memcompile.offload.checkpoint import TensorPlace, find_place, read_checkpoint
 from memcompile.offload.modules import replace_parameter, restore_parameters
 from memcompile.offload.staying import materialise, place_of
 from memcompile.runtime.transfers.held import TICKET, new_ticket, offloaded_weights
@@ -80,7 +80,7 @@ def offload(
     make = _on_disk(directory, places) if tier == "disk" else _on_host(places)
     disk, leaving = WeightFiles(), {owner for _, owners, _ in chosen for owner in owners}
 
-    def value(name: str, place: Place) -> Tensor:
+    def value(name: str, place: TensorPlace) -> Tensor:
         return _value(name, place, disk, FilePlace(disk.open(place.path), place.offset), device)
 
     materialise(model, leaving, places, checkpoint, device, value)
@@ -147,7 +147,7 @@ def _getter(module: nn.Module, name: str) -> Callable[[], nn.Parameter]:
 
 
 def _check(
-    model: nn.Module, chosen: list[Chosen], tier: Tier, places: dict[str, Place] | None, checkpoint: Path | str | None
+    model: nn.Module, chosen: list[Chosen], tier: Tier, places: dict[str, TensorPlace] | None, checkpoint: Path | str | None
 ) -> torch.device:
     """Everything that can be refused, before anything is changed. The device that the model runs on."""
     devices: set[torch.device] = set()
@@ -179,7 +179,7 @@ def _check(
 
 
 def _check_place(
-    model: nn.Module, names: tuple[str, ...], parameter: Tensor, places: dict[str, Place], checkpoint: Path | str | None
+    model: nn.Module, names: tuple[str, ...], parameter: Tensor, places: dict[str, TensorPlace], checkpoint: Path | str | None
 ) -> None:
     place = place_of(model, names, places, checkpoint)
     if place.shape != tuple(parameter.shape):
@@ -192,7 +192,7 @@ def _check_place(
 Make = Callable[[tuple[str, ...], _Parameter], Weight]
 
 
-def _on_disk(directory: Path | str | None, places: dict[str, Place] | None) -> Make:
+def _on_disk(directory: Path | str | None, places: dict[str, TensorPlace] | None) -> Make:
     store = WeightFiles()
     if places is not None:
         files = {path: store.open(path) for path in sorted({place.path for place in places.values()})}
@@ -213,7 +213,7 @@ def _on_disk(directory: Path | str | None, places: dict[str, Place] | None) -> M
     return written
 
 
-def _on_host(places: dict[str, Place] | None) -> Make:
+def _on_host(places: dict[str, TensorPlace] | None) -> Make:
     store, disk = PinnedWeights(), WeightFiles()
     files = {path: disk.open(path) for path in sorted({place.path for place in (places or {}).values()})}
 
@@ -228,7 +228,7 @@ def _on_host(places: dict[str, Place] | None) -> Make:
     return pinned
 
 
-def _value(name: str, place: Place, disk: WeightFiles, at: FilePlace, device: torch.device) -> Tensor:
+def _value(name: str, place: TensorPlace, disk: WeightFiles, at: FilePlace, device: torch.device) -> Tensor:
     return read(Weight("", name, place.shape, place.dtype, disk, at), device)
 
 

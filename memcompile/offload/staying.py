@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from memcompile.errors import CheckpointError, OffloadError
-from memcompile.offload.checkpoint import Place, same_bytes
+from memcompile.offload.checkpoint import TensorPlace, same_bytes
 
-Read = Callable[[str, Place], Tensor]
+Read = Callable[[str, TensorPlace], Tensor]
 """The tensor of that name and place, on the model's device."""
 _FIX = (
     "Set them before, model.get_submodule({owner!r}).{name} = ..., or build the model with its buffers in memory, as "
@@ -45,7 +45,7 @@ class _Spot:
 def materialise(
     model: nn.Module,
     leaving: Collection[tuple[nn.Module, str]],
-    places: dict[str, Place] | None,
+    places: dict[str, TensorPlace] | None,
     checkpoint: Path | str | None,
     device: torch.device,
     read: Read,
@@ -81,7 +81,9 @@ def materialise(
             spot.own[spot.key] = value
 
 
-def place_of(model: nn.Module, names: Sequence[str], places: dict[str, Place], checkpoint: Path | str | None) -> Place:
+def place_of(
+    model: nn.Module, names: Sequence[str], places: dict[str, TensorPlace], checkpoint: Path | str | None
+) -> TensorPlace:
     """Where the checkpoint has a tensor, by any of its names. Raises `CheckpointError` for one that it does not have, or has
     several of."""
     found = [(name, places[name]) for name in names if name in places]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from memcompile.codegen.cpp.build import load
 from memcompile.codegen.cpp.chain import RowChain
-from memcompile.codegen.cpp.layout import Layout, layout_of
+from memcompile.codegen.cpp.layout import RowLayout, layout_of
 from memcompile.codegen.cpp.writer import Writer, input_strides
 from memcompile.step.cost import flops_of
 from memcompile.streaming.program import PROGRAMS, FusedRows, Program, RowPort
@@ -28,7 +28,7 @@ class RowsKernel:
     """The kernel of a chain."""
 
     chain: RowChain
-    layout: Layout
+    layout: RowLayout
 
     @functools.cached_property
     def source(self) -> str:

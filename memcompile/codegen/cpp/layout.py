@@ -34,7 +34,7 @@ class Area:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RowLayout:
     """``shared``: "0.expand.weight", "0.expand.<vector>", "zeros" (a row); ``own``, of each thread: "image1", "wide0", "tile".
 
     ``kept``: the images of which a thread has rows, by name. ``zeros``: floats of the row of zeros.
@@ -46,7 +46,7 @@ class Layout:
     zeros: int
 
 
-def layout_of(chain: RowChain) -> Layout:
+def layout_of(chain: RowChain) -> RowLayout:
     """The layout of a chain's workspace."""
     shared, own = Area(), Area()
     kept: dict[str, Image] = {}
@@ -67,7 +67,7 @@ def layout_of(chain: RowChain) -> Layout:
     for name, image in kept.items():
         own.take(name, image.floats)
     own.take("tile", max(map(_tile_floats, chain.blocks)))
-    return Layout(shared, own, kept, zeros)
+    return RowLayout(shared, own, kept, zeros)
 
 
 def _tile_floats(block: InvertedResidual) -> int:

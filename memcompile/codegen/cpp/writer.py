@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from memcompile.codegen.cpp.chain import LANES, Image, RowChain, convolutions_of, extent, padded
-from memcompile.codegen.cpp.layout import Layout
+from memcompile.codegen.cpp.layout import RowLayout
 from memcompile.codegen.cpp.stages import Epilogue, vector_lines
 from memcompile.codegen.inverted_residual.block import Convolution
 from memcompile.codegen.kernel.pointwise import shape_of
@@ -24,7 +24,7 @@ from memcompile.codegen.kernel.source import Source
 class Writer:
     """Writes one chain."""
 
-    def __init__(self, chain: RowChain, layout: Layout) -> None:
+    def __init__(self, chain: RowChain, layout: RowLayout) -> None:
         self.chain, self.layout, self.source = chain, layout, Source()
         self.blocks = [link.named for link in chain.links]
         self.stages = [link.stages for link in chain.links]

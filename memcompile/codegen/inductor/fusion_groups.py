@@ -38,7 +38,7 @@ class Loops:
 
 
 @dataclass(slots=True, eq=False)
-class Kernel:
+class FusionKernel:
     """``root``: the node it computes. ``loops`` is None for a library kernel. ``results``: items of a tuple that it makes."""
 
     root: fx.Node
@@ -60,7 +60,7 @@ class _Group:
     users: set[int]
 
 
-def fuse(kernels: list[Kernel], recomputed: Collection[int] | None = None) -> list[list[Kernel]]:
+def fuse(kernels: list[FusionKernel], recomputed: Collection[int] | None = None) -> list[list[FusionKernel]]:
     """Fused kernels in the order in which they run; the members of each in the order given.
 
     ``recomputed``: of a planned graph, the kernels that run again. They are not fused with others that only read the same data,
@@ -72,7 +72,7 @@ def fuse(kernels: list[Kernel], recomputed: Collection[int] | None = None) -> li
 
 
 class _Scheduler:
-    def __init__(self, kernels: list[Kernel], recomputed: Collection[int] | None) -> None:
+    def __init__(self, kernels: list[FusionKernel], recomputed: Collection[int] | None) -> None:
         self.kernels = kernels
         self.recomputed = recomputed or ()
         self.barriers = [] if recomputed is None else [i for i, kernel in enumerate(kernels) if kernel.loops is None]

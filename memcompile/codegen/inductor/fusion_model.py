@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from memcompile.codegen.inductor.accumulate import MM_ADD
-from memcompile.codegen.inductor.fusion_groups import Kernel, Loops, Reads, fuse
+from memcompile.codegen.inductor.fusion_groups import FusionKernel, Loops, Reads, fuse
 from memcompile.codegen.inductor.scratch import scratch_bytes
 from memcompile.step.cost import has_flops, is_library_call
 from memcompile.step.facts import UNPLANNED, Planned
@@ -90,7 +90,7 @@ class _Lowering:
     graph: fx.Graph
     stored: frozenset[str]
     values: dict[fx.Node, _Value] = field(default_factory=dict)
-    kernels: list[Kernel] = field(default_factory=list)
+    kernels: list[FusionKernel] = field(default_factory=list)
     outputs: frozenset[fx.Node] = frozenset()
 
     def run(self) -> None:
@@ -174,7 +174,7 @@ class _Lowering:
         self.values[node] = self.values[base]
 
     def _make(self, node: fx.Node, reads: Reads, loops: Loops | None) -> None:
-        self.kernels.append(Kernel(node, reads, loops))
+        self.kernels.append(FusionKernel(node, reads, loops))
         value = self.values[node] = _Value(frozenset({node}), buffer=node)
         # Views were given the expression before it had a buffer.
         stack = list(node.users)
@@ -191,7 +191,7 @@ class _Emitter:
 
     graph: fx.Graph
     lowering: _Lowering
-    groups: list[list[Kernel]]
+    groups: list[list[FusionKernel]]
     events: list[Event] = field(default_factory=list)
     buffers: dict[str, TracedBuffer] = field(default_factory=dict)
 
@@ -210,7 +210,7 @@ class _Emitter:
         inputs = tuple((node.name, node_bytes(node)) for node in placeholders)
         return GraphTrace(inputs, outputs, output_names(self.graph), (None,) * len(outputs), tuple(self.events), self.buffers)
 
-    def _run(self, index: int, group: list[Kernel], dying: Iterable[fx.Node], last: dict[fx.Node, int]) -> None:
+    def _run(self, index: int, group: list[FusionKernel], dying: Iterable[fx.Node], last: dict[fx.Node, int]) -> None:
         own = {node for kernel in group for node in kernel.written()}
         free = [node for node in dying if node not in own]
         root, is_loops = group[0].root, group[0].loops is not None
@@ -262,7 +262,7 @@ def _beside(root: fx.Node) -> int:
     return scratch_bytes(root)
 
 
-def _all_reads(group: list[Kernel]) -> Iterator[fx.Node]:
+def _all_reads(group: list[FusionKernel]) -> Iterator[fx.Node]:
     for kernel in group:
         yield from kernel.reads
 

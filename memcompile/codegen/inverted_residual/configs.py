@@ -10,7 +10,7 @@ import torch
 
 from memcompile.codegen.inverted_residual.block import InvertedResidual
 from memcompile.codegen.inverted_residual.writer import MIN_CHUNK, chunk_divides, loop_lines, padded
-from memcompile.codegen.triton.configs import REGISTERS_BESIDE, WARP, WARPGROUP_ROWS, Config, Footprint, Target
+from memcompile.codegen.triton.configs import REGISTERS_BESIDE, WARP, WARPGROUP_ROWS, Config, Footprint, GpuTarget
 from memcompile.codegen.triton.layout import divisor
 from memcompile.codegen.triton.tile import MIN_DOT
 
@@ -34,7 +34,7 @@ def lines_together(block: InvertedResidual) -> int:
     return lines
 
 
-def inverted_candidates(block: InvertedResidual, lines: int, target: Target, images: int | None = None) -> list[Config]:
+def inverted_candidates(block: InvertedResidual, lines: int, target: GpuTarget, images: int | None = None) -> list[Config]:
     """Configs whose estimate fits. ``images``: what it is for, the graph's when None."""
     height, width = block.result_size
     columns = math.ceil(height / lines) * width * (block.images if images is None else images)
@@ -47,7 +47,7 @@ def inverted_smallest(block: InvertedResidual) -> Config:
     return min(_configs(block), key=lambda config: [size for _, size in config.sizes])
 
 
-def inverted_footprint(block: InvertedResidual, lines: int, config: Config, target: Target) -> Footprint:
+def inverted_footprint(block: InvertedResidual, lines: int, config: Config, target: GpuTarget) -> Footprint:
     """What a program takes, by estimate. Registers: the sums of the result and of a chunk, the values at a tap, and operands
     where products read them from there. Shared memory: the input at a tap, times the stages of the pipeline, and weights."""
     rows, chunk, size = config["BM"], config["BH"], block.dtype.itemsize
@@ -74,7 +74,7 @@ def _configs(block: InvertedResidual) -> Iterator[Config]:
             yield Config((("BM", height), ("BH", width)), warps, stages)
 
 
-def _rank(block: InvertedResidual, lines: int, config: Config, target: Target, columns: int) -> tuple[float, ...]:
+def _rank(block: InvertedResidual, lines: int, config: Config, target: GpuTarget, columns: int) -> tuple[float, ...]:
     """Smaller is better: the pixels that follow each other on one processor, with the input that each chunk reads again and
     the warps that have no tile of a product; then rows as one instruction takes them."""
     rows, chunk, warps = config["BM"], config["BH"], config.num_warps

@@ -16,13 +16,13 @@ from memcompile.codegen.inverted_residual.naming import computed, named
 from memcompile.codegen.inverted_residual.writer import METHOD, write_inverted_kernel
 from memcompile.codegen.kernel.pointwise import dtype_of, shape_of
 from memcompile.codegen.kernel.source import INDENT, Source
-from memcompile.codegen.triton.configs import TARGETS, Config, Target
+from memcompile.codegen.triton.configs import TARGETS, Config, GpuTarget
 from memcompile.codegen.triton.kernel import GeneratedKernel
 from memcompile.codegen.triton.layout import Function
 from memcompile.codegen.triton.module import (
     Launch,
-    Layout,
     Signature,
+    TensorLaunch,
     header,
     input_line,
     launcher,
@@ -41,7 +41,7 @@ class InvertedKernel(GeneratedKernel):
     block: InvertedResidual
     lines: int
 
-    def candidates(self, target: Target, count: int | None = None) -> list[Config]:
+    def candidates(self, target: GpuTarget, count: int | None = None) -> list[Config]:
         return inverted_candidates(self.block, self.lines, target, count)
 
     def count_of(self, operands: Sequence[torch.Tensor]) -> int:
@@ -72,14 +72,14 @@ def generate_inverted(block: InvertedResidual, *, name: str, lines: int | None =
 def _signature(block: InvertedResidual) -> Signature:
     operands = [_images(block.input, parameter_name(block.input))]
     for node in block.parameters:
-        operands.append(Layout(parameter_name(node), shape_of(node), tuple(node.meta["val"].stride()), dtype_of(node)))
+        operands.append(TensorLaunch(parameter_name(node), shape_of(node), tuple(node.meta["val"].stride()), dtype_of(node)))
     return Signature(tuple(operands), (_images(block.result, "out[0]"),), (0,), operands[0].name, "n_images")
 
 
-def _images(node: fx.Node, name: str) -> Layout:
+def _images(node: fx.Node, name: str) -> TensorLaunch:
     _, channels, height, width = shape_of(node)
     strides = (channels * height * width, 1, channels * width, channels)
-    return Layout(name, (None, channels, height, width), strides, dtype_of(node))
+    return TensorLaunch(name, (None, channels, height, width), strides, dtype_of(node))
 
 
 def _launch(block: InvertedResidual, lines: int, function: Function) -> Launch:

@@ -17,14 +17,14 @@ from memcompile.errors import KernelRefusedError
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundBlocks:
     """The blocks of a graph, in its order, and the depthwise convolutions that are in none, with the reason."""
 
     blocks: tuple[InvertedResidual, ...]
     refused: tuple[KernelRefusedError, ...]
 
 
-def inverted_residuals(graph: fx.Graph, *, dense: bool = False) -> Found:
+def inverted_residuals(graph: fx.Graph, *, dense: bool = False) -> FoundBlocks:
     """All inverted residuals of a graph of ATen operators whose nodes carry fake tensors; no two share a node.
 
     ``dense``: any convolution of all channels may expand, a network's stem for one; otherwise those of 1 x 1 alone.
@@ -41,7 +41,7 @@ def inverted_residuals(graph: fx.Graph, *, dense: bool = False) -> Found:
             blocks.append(_around(depthwise, order, taken, dense))
         except KernelRefusedError as error:
             errors.append(error)
-    return Found(tuple(blocks), tuple(errors))
+    return FoundBlocks(tuple(blocks), tuple(errors))
 
 
 def _is_static(node: fx.Node) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 from memcompile.codegen.inverted_residual.block import InvertedResidual
 from memcompile.codegen.inverted_residual.cost import inverted_flops
 from memcompile.codegen.inverted_residual.kernel import InvertedKernel, generate_inverted
-from memcompile.codegen.inverted_residual.match import Found, inverted_residuals
+from memcompile.codegen.inverted_residual.match import inverted_residuals
 from memcompile.codegen.triton.tune import Tuner, target_of
 from memcompile.errors import UnknownTargetError
 from memcompile.machine.device import device_model
@@ -27,7 +27,7 @@ from memcompile.streaming.program import PROGRAMS, FusedRows, Program, RowPort
 from memcompile.streaming.region import channels_last
 from memcompile.units import format_seconds
 
-__all__ = ["Found", "InvertedKernel", "inverted_program", "inverted_residual", "inverted_residuals", "slower"]
+__all__ = ["InvertedKernel", "inverted_program", "inverted_residual", "inverted_residuals", "slower"]
 
 
 def inverted_residual(block: InvertedResidual, name: str = "inverted_residual") -> InvertedKernel:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from memcompile.codegen.triton.configs import TARGETS, Config, Method, Target
+from memcompile.codegen.triton.configs import TARGETS, Config, GpuTarget, Method
 from memcompile.codegen.triton.kernel import GeneratedKernel, generate
 from memcompile.codegen.triton.layout import Function
 from memcompile.errors import MissingTritonError, UnknownTargetError
@@ -53,7 +53,7 @@ class CompiledKernel:
         return paths
 
 
-def parse_target(target: str) -> Target:
+def parse_target(target: str) -> GpuTarget:
     """ "cuda:90" -> what is known of that GPU. Raises `UnknownTargetError`."""
     if target not in TARGETS:
         raise UnknownTargetError(target, tuple(TARGETS))
@@ -90,7 +90,7 @@ def kernels(
     return list(compile_for(generate(body, rows, name=name, method=method), target))
 
 
-def _compile(function: Function, jitted: Any, source: str, config: Config, limits: Target) -> CompiledKernel:
+def _compile(function: Function, jitted: Any, source: str, config: Config, limits: GpuTarget) -> CompiledKernel:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

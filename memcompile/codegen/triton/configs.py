@@ -33,7 +33,7 @@ REGISTERS_BESIDE = 45
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class GpuTarget:
     """What one block may take: shared memory in bytes, registers a thread.
 
     ``balance_rows``: rows of a block for which a weight's way from the L2 cache takes as long as its products.
@@ -52,8 +52,8 @@ class Target:
         return self.capability >= 90
 
 
-TARGETS: Mapping[str, Target] = {
-    t.name: t for t in (Target("cuda:80", 80, 163 * KIB, 108, 78), Target("cuda:90", 90, 227 * KIB, 132, 144))
+TARGETS: Mapping[str, GpuTarget] = {
+    t.name: t for t in (GpuTarget("cuda:80", 80, 163 * KIB, 108, 78), GpuTarget("cuda:90", 90, 227 * KIB, 132, 144))
 }
 
 
@@ -83,12 +83,12 @@ class Footprint:
     registers: int
     shared_bytes: int
 
-    def fits(self, target: Target) -> bool:
+    def fits(self, target: GpuTarget) -> bool:
         """Whether a GPU has that much."""
         return self.registers <= target.registers and self.shared_bytes <= target.shared_bytes
 
 
-def candidates(chain: Chain, method: Method, target: Target, num_rows: int | None = None) -> list[Config]:
+def candidates(chain: Chain, method: Method, target: GpuTarget, num_rows: int | None = None) -> list[Config]:
     """Configs whose estimate fits, the most promising first. ``num_rows``: what it is for, the graph's when None."""
     rows = chain.num_rows if num_rows is None else num_rows
     distinct = dict.fromkeys(_configs(chain, method, rows))
@@ -101,7 +101,7 @@ def smallest(chain: Chain, method: Method) -> Config:
     return min(_configs(chain, method, chain.num_rows), key=lambda config: [size for _, size in config.sizes])
 
 
-def estimate(chain: Chain, method: Method, config: Config, target: Target) -> Footprint:
+def estimate(chain: Chain, method: Method, config: Config, target: GpuTarget) -> Footprint:
     """The most that any loop of the kernel takes."""
     loops = [_estimate_sweep(chain, method, sweep, config, target) for sweep in chain.sweeps]
     return Footprint(max(loop.registers for loop in loops), max(loop.shared_bytes for loop in loops))
@@ -131,7 +131,7 @@ def _tile_widths(chain: Chain, decode: bool, wanted: Mapping[str, int]) -> dict[
     return sizes
 
 
-def _estimate_sweep(chain: Chain, method: Method, sweep: Sweep, config: Config, target: Target) -> Footprint:
+def _estimate_sweep(chain: Chain, method: Method, sweep: Sweep, config: Config, target: GpuTarget) -> Footprint:
     height, width = config["BM"], config[width_of(sweep)]
     threads = WARP * config.num_warps
     live = sweep_live(chain, method, sweep)
@@ -179,7 +179,7 @@ def padded(node: fx.Node) -> int:
     return sum(width for _, width in blocks(shape_of(node)[1]))
 
 
-def _rank(chain: Chain, method: Method, config: Config, target: Target, rows: int) -> tuple[float, ...]:
+def _rank(chain: Chain, method: Method, config: Config, target: GpuTarget, rows: int) -> tuple[float, ...]:
     """Smaller is better: the time of the programs that follow each other on one processor, then wide tiles, then stages."""
     widest = max(chain.sweeps, key=lambda sweep: (len(sweep.expands) + len(sweep.contracts)) * sweep.columns)
     width, programs = config[width_of(widest)], math.ceil(rows / config["BM"])

@@ -19,7 +19,7 @@ from torch import fx
 
 from memcompile.codegen.kernel.chain import Chain, read_chain
 from memcompile.codegen.kernel.source import LINE_LENGTH, Source
-from memcompile.codegen.triton.configs import TARGETS, Config, Method, Target, candidates, smallest
+from memcompile.codegen.triton.configs import TARGETS, Config, GpuTarget, Method, candidates, smallest
 from memcompile.codegen.triton.decode_kernel import DECODE_METHOD, write_decode_kernels
 from memcompile.codegen.triton.layout import Function
 from memcompile.codegen.triton.module import body_of, header, launcher, signature_of
@@ -42,7 +42,7 @@ class GeneratedKernel(ABC):
     tail: str
 
     @abstractmethod
-    def candidates(self, target: Target, count: int | None = None) -> list[Config]:
+    def candidates(self, target: GpuTarget, count: int | None = None) -> list[Config]:
         """Configs whose estimate fits, the most promising first. ``count``: of rows or images; those of the graph when None."""
 
     @abstractmethod
@@ -97,7 +97,7 @@ class ChainKernel(GeneratedKernel):
     method: Method
     chain: Chain
 
-    def candidates(self, target: Target, count: int | None = None) -> list[Config]:
+    def candidates(self, target: GpuTarget, count: int | None = None) -> list[Config]:
         return candidates(self.chain, self.method, target, count)
 
     def count_of(self, operands: Sequence[torch.Tensor]) -> int:

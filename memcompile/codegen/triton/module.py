@@ -48,7 +48,7 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TensorLaunch:
     """A tensor that ``launch`` takes or writes. ``shape``: None is the number that the kernel takes any of."""
 
     name: str
@@ -68,8 +68,8 @@ class Signature:
     """What ``launch`` takes and gives. ``returned``: the results by their index, in order. ``counted``: the operand whose first
     length is ``count``."""
 
-    operands: tuple[Layout, ...]
-    results: tuple[Layout, ...]
+    operands: tuple[TensorLaunch, ...]
+    results: tuple[TensorLaunch, ...]
     returned: tuple[int, ...]
     counted: str
     count: str = "n_rows"
@@ -92,9 +92,9 @@ def signature_of(chain: Chain) -> Signature:
     )
 
 
-def _layout(chain: Chain, node: fx.Node, name: str, strides: tuple[int, ...]) -> Layout:
+def _layout(chain: Chain, node: fx.Node, name: str, strides: tuple[int, ...]) -> TensorLaunch:
     shape: tuple[int | None, ...] = shape_of(node)
-    return Layout(name, (None, *shape[1:]) if node in chain.row_nodes else shape, tuple(strides), dtype_of(node))
+    return TensorLaunch(name, (None, *shape[1:]) if node in chain.row_nodes else shape, tuple(strides), dtype_of(node))
 
 
 def launch_arguments(chain: Chain, function: Function) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from memcompile.codegen.triton.configs import TARGETS, Config, Target
+from memcompile.codegen.triton.configs import TARGETS, Config, GpuTarget
 from memcompile.codegen.triton.kernel import GeneratedKernel
 from memcompile.errors import UnknownTargetError
 
@@ -36,7 +36,7 @@ def seconds_on_device(call: Callable[[], Any]) -> float:
     return statistics.median(seconds)
 
 
-def target_of(device: torch.device) -> Target:
+def target_of(device: torch.device) -> GpuTarget:
     """What is known of a CUDA device; its own limit of shared memory. Raises `UnknownTargetError` for an older one."""
     properties = torch.cuda.get_device_properties(device)
     known = [target for target in TARGETS.values() if target.capability <= 10 * properties.major + properties.minor]
@@ -54,7 +54,7 @@ class Tuner:
     """
 
     clock: Clock = seconds_on_device
-    target: Callable[[torch.device], Target] = target_of
+    target: Callable[[torch.device], GpuTarget] = target_of
     found: dict[tuple[str, int, torch.device], Config] = field(default_factory=dict)
 
     def __call__(self, kernel: GeneratedKernel, operands: Sequence[torch.Tensor]) -> Config:

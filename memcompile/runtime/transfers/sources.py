@@ -14,7 +14,7 @@ from torch import Tensor
 from memcompile.errors import OffloadError
 
 
-class Source(Protocol):
+class TransferSource(Protocol):
     """A tensor that is not in the device's memory. ``device``: where it is wanted; None: where its ticket is."""
 
     @property
@@ -29,7 +29,7 @@ class Source(Protocol):
     def wait(self, ticket: Tensor, dest: Tensor) -> None: ...
 
 
-SOURCES: weakref.WeakValueDictionary[str, Source] = weakref.WeakValueDictionary()
+SOURCES: weakref.WeakValueDictionary[str, TransferSource] = weakref.WeakValueDictionary()
 """By the key in the graph. A compiled graph holds its storages, the modules of a model hold its weights."""
 _COUNT = itertools.count()
 
@@ -39,7 +39,7 @@ def new_key(name: str) -> str:
     return f"{name}#{next(_COUNT)}"
 
 
-def source_of(key: str) -> Source:
+def source_of(key: str) -> TransferSource:
     """What a key stands for. Raises `OffloadError` for a weight whose model is gone."""
     found = SOURCES.get(key)
     if found is None:
@@ -47,7 +47,7 @@ def source_of(key: str) -> Source:
     return found
 
 
-def memory_for(source: Source, device: torch.device) -> Tensor:
+def memory_for(source: TransferSource, device: torch.device) -> Tensor:
     """New memory for it; ``device``: of its ticket."""
     return torch.empty_strided(source.shape, source.stride, dtype=source.dtype, device=source.device or device)
 
@@ -86,11 +86,11 @@ class Moved:
         return self.run().out(_flat(tensor), self.tier)
 
     def start(self, ticket: Tensor, dest: Tensor) -> None:
-        """See `Source`: the copy back starts."""
+        """See `TransferSource`: the copy back starts."""
         self.run().into(ticket, _flat(dest))
 
     def wait(self, ticket: Tensor, dest: Tensor) -> None:
-        """See `Source`."""
+        """See `TransferSource`."""
         self.run().into_wait(ticket, _flat(dest))
 
 
