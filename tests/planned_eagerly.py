@@ -22,7 +22,7 @@ from memcompile.machine.device import DeviceModel
 from memcompile.passes.schedule.check import verify
 from memcompile.passes.schedule.rematerialize import apply
 from memcompile.runtime.transfers.sources import Mover, memory_for, source_of
-from memcompile.solvers.schedule.problem import RematSolution, Schedule
+from memcompile.solvers.schedule.problem import RematSchedule, RematSolution
 from memcompile.step.cost import CostModel
 from memcompile.step.facts import Facts, StepGraphs, gather_facts
 from memcompile.step.fxutil import outputs_of
@@ -30,7 +30,7 @@ from memcompile.step.lowered import Lowered
 
 DEVICE = DeviceModel("a machine that never changes", 1e10, {"float32": 1e11}, 1e9, 1e-6, 0.0)
 COSTS = CostModel(DEVICE)
-Choose = Callable[[Facts], Schedule]
+Choose = Callable[[Facts], RematSchedule]
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Planned:
     """What became of one capture."""
 
     facts: Facts
-    schedule: Schedule
+    schedule: RematSchedule
     joint: JointGraph
     graphs: StepGraphs
 
@@ -94,9 +94,9 @@ class Planner:
         return new
 
 
-def unplanned(facts: Facts) -> Schedule:
+def unplanned(facts: Facts) -> RematSchedule:
     """The base order."""
-    return Schedule(tuple(range(len(facts.problem.ops))), facts.problem.boundary)
+    return RematSchedule(tuple(range(len(facts.problem.ops))), facts.problem.boundary)
 
 
 def with_lowering(graphs: StepGraphs) -> Lowered:

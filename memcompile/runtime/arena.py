@@ -50,7 +50,7 @@ class Block:
             self.bytes = torch.empty(size_bytes, dtype=torch.uint8, device=device)
         self.storage = self.bytes.untyped_storage()
         self.typed: dict[torch.dtype, Tensor] = {}
-        self.makers: weakref.WeakKeyDictionary[Arena, dict[str, list[Make]]] = weakref.WeakKeyDictionary()
+        self.makers: weakref.WeakKeyDictionary[GraphArena, dict[str, list[Make]]] = weakref.WeakKeyDictionary()
         self.idle_users = users(self.storage)
         self._lease: weakref.ref[Lease] | None = None
 
@@ -85,7 +85,7 @@ class Block:
 
 
 @dataclass(eq=False)
-class Arena:
+class GraphArena:
     """The arena of one compiled graph. ``place`` says where its slots lie, before the code runs for the first time.
 
     ``height`` bytes; ``offsets``: (half, slot name) -> bytes from the start, for the slots that lie in it. ``room_bytes``: what
@@ -137,12 +137,12 @@ class Blocks:
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
-        self.arenas: weakref.WeakValueDictionary[str, Arena] = weakref.WeakValueDictionary()
+        self.arenas: weakref.WeakValueDictionary[str, GraphArena] = weakref.WeakValueDictionary()
         self._keys = itertools.count()
         self.made = 0
         self._lock = threading.RLock()  # an arena may die, and trim, anywhere
 
-    def enter(self, arena: Arena, half: str, saved: Sequence[object] = ()) -> tuple[Lease, list[Make]]:
+    def enter(self, arena: GraphArena, half: str, saved: Sequence[object] = ()) -> tuple[Lease, list[Make]]:
         """Called by lowered code as a half starts. ``saved``: what the backward received from the forward.
 
         A backward runs in the block that its saved tensors lie in, unless it has to leave them for another backward.
@@ -159,7 +159,7 @@ class Blocks:
         addresses = {t.untyped_storage().data_ptr() for t in saved if isinstance(t, Tensor)}
         return next((block for block in self.blocks if block.address in addresses), None)
 
-    def _free_block(self, arena: Arena) -> Block:
+    def _free_block(self, arena: GraphArena) -> Block:
         """The smallest idle block that will do, or a new one. Idle ones that nobody will use now, because this arena needs more
         or has no room for them, are given back."""
         stream = _stream(arena.device)
@@ -179,14 +179,14 @@ class Blocks:
             self.made += 1
         return block
 
-    def add(self, arena: Arena) -> str:
+    def add(self, arena: GraphArena) -> str:
         """The key by which lowered code names an arena. When the arena dies, what only it needed is given back."""
         key = str(next(self._keys))
         self.arenas[key] = arena
         weakref.finalize(arena, self.trim)
         return key
 
-    def forget(self, arena: Arena) -> None:
+    def forget(self, arena: GraphArena) -> None:
         """Drop the views' functions of an arena whose plan changes."""
         for block in self.blocks:
             block.makers.pop(arena, None)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.problem import RematSchedule
 from memcompile.solvers.schedule.simulate import Replay, simulate
 from memcompile.step.facts import Facts
 from memcompile.step.trace import GraphTrace, StepPeak, TracedBuffer
@@ -40,7 +40,7 @@ def base_names(facts: Facts) -> dict[tuple[str, str], int]:
 
 
 def calibrated(
-    facts: Facts, schedule: Schedule, names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak, budget_bytes: int
+    facts: Facts, schedule: RematSchedule, names: Names, traces: Mapping[str, GraphTrace], peak: StepPeak, budget_bytes: int
 ) -> Facts:
     """Facts whose ops carry the bytes that the lowered code holds above the model.
 
@@ -59,7 +59,7 @@ def calibrated(
     return _with_workspaces(facts, extra)
 
 
-def fused(facts: Facts, schedule: Schedule, budget_bytes: int) -> Facts:
+def fused(facts: Facts, schedule: RematSchedule, budget_bytes: int) -> Facts:
     """Facts whose forward ops carry what the loop that they run in holds beside them, where that breaks the budget.
 
     Ops of one lowered loop that a schedule runs in a row will be fused again: all that they read and write is alive together.
@@ -74,14 +74,14 @@ def fused(facts: Facts, schedule: Schedule, budget_bytes: int) -> Facts:
     return _with_workspaces(facts, extra)
 
 
-def crowded(facts: Facts, schedule: Schedule, budget_bytes: int) -> frozenset[int]:
+def crowded(facts: Facts, schedule: RematSchedule, budget_bytes: int) -> frozenset[int]:
     """Positions in a schedule whose loops must share no C++ function: all that it reads and writes would break the budget."""
     functions = [(op.half, op.loops and op.loops[0]) for op in facts.ops]
     runs = _held(facts, schedule, functions)
     return frozenset(i for first, last, held_bytes in runs if held_bytes > budget_bytes for i in range(first, last + 1))
 
 
-def _held(facts: Facts, schedule: Schedule, kernels: Sequence[tuple[str, object]]) -> Iterator[tuple[int, int, int]]:
+def _held(facts: Facts, schedule: RematSchedule, kernels: Sequence[tuple[str, object]]) -> Iterator[tuple[int, int, int]]:
     """First and last position of the executions in a row that belong to one kernel, and the bytes that it holds at once."""
     runs = _runs(schedule, kernels)
     firsts, lasts = np.array(runs, dtype=np.int64).reshape(-1, 2).T
@@ -89,7 +89,7 @@ def _held(facts: Facts, schedule: Schedule, kernels: Sequence[tuple[str, object]
     return zip(firsts.tolist(), lasts.tolist(), held.tolist(), strict=True)
 
 
-def fused_runs(facts: Facts, schedule: Schedule) -> list[tuple[int, int]]:
+def fused_runs(facts: Facts, schedule: RematSchedule) -> list[tuple[int, int]]:
     """First and last position of the executions in a row that run in one loop."""
     return _runs(schedule, _loops(facts))
 
@@ -98,7 +98,7 @@ def _loops(facts: Facts) -> list[tuple[str, object]]:
     return [(op.half, op.loops) for op in facts.ops]
 
 
-def _runs(schedule: Schedule, kernels: Sequence[tuple[str, object]]) -> list[tuple[int, int]]:
+def _runs(schedule: RematSchedule, kernels: Sequence[tuple[str, object]]) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     for kernel, group in itertools.groupby(range(len(schedule.sequence)), key=lambda i: kernels[schedule.sequence[i]]):
         positions = list(group)

@@ -39,7 +39,7 @@ class Rewrite:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedPattern:
     """A pattern that is there and stays as it is, and ``why``."""
 
     kind: str
@@ -48,7 +48,7 @@ class Refused:
     why: str
 
 
-Outcome = Rewrite | Refused
+Outcome = Rewrite | RefusedPattern
 
 
 def rewrite(kind: str, node: fx.Node, saves_bytes: int, what: str) -> Rewrite:
@@ -56,9 +56,9 @@ def rewrite(kind: str, node: fx.Node, saves_bytes: int, what: str) -> Rewrite:
     return Rewrite(kind, node.name, source_of(node), saves_bytes, what)
 
 
-def refuse(kind: str, node: fx.Node, why: str) -> Refused:
+def refuse(kind: str, node: fx.Node, why: str) -> RefusedPattern:
     """The record of a pattern at ``node`` that stays."""
-    return Refused(kind, node.name, source_of(node), why)
+    return RefusedPattern(kind, node.name, source_of(node), why)
 
 
 def value_of(node: fx.Node) -> Tensor:

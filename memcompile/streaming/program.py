@@ -24,7 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 from memcompile.errors import MemcompileError
 from memcompile.step.cost import flops_of
 from memcompile.streaming.region import RowRegion, body, contiguous_strides, merged
-from memcompile.streaming.rules import NotRowLocalError, Rows, Shape
+from memcompile.streaming.rules import NotRowLocalError, RowAxes, Shape
 
 Run = Callable[[list[Tensor]], object]
 
@@ -228,7 +228,7 @@ def _shapes(graph: fx.GraphModule) -> list[Any]:
     return [(v.shape, v.stride(), v.dtype) for n in graph.graph.nodes if isinstance(v := n.meta.get("val"), Tensor)]
 
 
-def _port(value: Tensor, rows: Rows | None, total: int, *, dense: bool = False) -> RowPort:
+def _port(value: Tensor, rows: RowAxes | None, total: int, *, dense: bool = False) -> RowPort:
     shape, stride = tuple(value.shape), tuple(value.stride())
     if dense and not value.is_contiguous():
         raise NotRowLocalError("a result is not dense")

@@ -18,7 +18,7 @@ from memcompile.streaming.linear import LINEAR
 from memcompile.streaming.rules import (
     Demands,
     NotRowLocalError,
-    Rows,
+    RowAxes,
     Shape,
     block_shape,
     carried,
@@ -28,7 +28,7 @@ from memcompile.streaming.rules import (
     shape_of,
 )
 
-RowsOf = Mapping[fx.Node, Rows]
+RowsOf = Mapping[fx.Node, RowAxes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +41,17 @@ class RowRegion:
     nodes: tuple[fx.Node, ...]
     total: int
     rows: RowsOf
-    operands: tuple[tuple[fx.Node, Rows | None], ...]
+    operands: tuple[tuple[fx.Node, RowAxes | None], ...]
     results: tuple[fx.Node, ...]
 
 
-def spread(anchor: fx.Node, rows: Rows, total: int) -> tuple[dict[fx.Node, Rows], set[fx.Node]]:
+def spread(anchor: fx.Node, rows: RowAxes, total: int) -> tuple[dict[fx.Node, RowAxes], set[fx.Node]]:
     """All that has the same rows as ``anchor`` and is connected to it: where its rows lie, and which nodes are row-local."""
     known, inside = {anchor: rows}, set()
     stack = [anchor]
     while stack:
         node = stack.pop()
-        found: dict[fx.Node, Rows] = {}
+        found: dict[fx.Node, RowAxes] = {}
         try:
             demands = demanded(node, known[node])
             if all(known.get(operand, wanted) == wanted for operand, wanted in demands.items()):
@@ -78,7 +78,7 @@ def enclose(nodes: Iterable[fx.Node], rows: RowsOf, total: int, dropped: Collect
     """
     ordered = tuple(nodes)
     inside = set(ordered)
-    operands: dict[fx.Node, Rows | None] = {}
+    operands: dict[fx.Node, RowAxes | None] = {}
     for node in ordered:
         for operand, wanted in demands_of(node, rows, inside).items():
             if operand in inside:
@@ -100,7 +100,7 @@ def demands_of(node: fx.Node, rows: RowsOf, inside: Collection[fx.Node]) -> Dema
     return contracted(node, source, rows[source])
 
 
-def merged(shape: Shape, rows: Rows, count: int) -> Shape:
+def merged(shape: Shape, rows: RowAxes, count: int) -> Shape:
     """Shape of a block of ``count`` rows with the axes of the rows as one."""
     return (*shape[: rows.first], count * rows.each, *shape[rows.last + 1 :])
 
@@ -135,7 +135,7 @@ def flat_body(region: RowRegion) -> fx.GraphModule:
     return fx.GraphModule(torch.nn.Module(), graph)
 
 
-def _flat_shape(node: fx.Node, rows: Rows, total: int) -> Shape:
+def _flat_shape(node: fx.Node, rows: RowAxes, total: int) -> Shape:
     shape = merged(shape_of(node), rows, total)
     if rows.first or rows.each != 1 or len(shape) != 2:
         raise NotRowLocalError(f"{node.name} is no matrix of rows and columns")

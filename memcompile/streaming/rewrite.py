@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from memcompile.step.fxutil import base_of, outputs_of
 from memcompile.streaming.program import Program, empty
 from memcompile.streaming.region import RowRegion, merged
-from memcompile.streaming.rules import NotRowLocalError, Rows, shape_of
+from memcompile.streaming.rules import NotRowLocalError, RowAxes, shape_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +129,14 @@ def _readers(base: fx.Node) -> set[fx.Node]:
     return readers
 
 
-def _signature(node: fx.Node, rows: Rows, total: int) -> tuple[Any, ...] | None:
+def _signature(node: fx.Node, rows: RowAxes, total: int) -> tuple[Any, ...] | None:
     value: Tensor = node.meta["val"]
     if not value.is_contiguous() or value.storage_offset():
         return None
     return merged(tuple(value.shape), rows, total), value.dtype, rows.first, rows.each
 
 
-def _flat(graph: fx.Graph, node: fx.Node, rows: Rows | None, total: int) -> fx.Node:
+def _flat(graph: fx.Graph, node: fx.Node, rows: RowAxes | None, total: int) -> fx.Node:
     """The operand with the axes of its rows as one."""
     if rows is None or rows.first == rows.last:
         return node

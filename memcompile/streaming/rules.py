@@ -1,7 +1,7 @@
 """How the rows of a tensor pass through an ATen operator.
 
 An operator is *row-local* when each row of its result depends on the same row of its operands alone (and on operands that it
-takes whole, such as weights): it can run on a block of rows. ``Rows`` says where the rows of a tensor lie. ``demanded`` goes
+takes whole, such as weights): it can run on a block of rows. ``RowAxes`` says where the rows of a tensor lie. ``demanded`` goes
 from a result to the operands, ``carried`` from an operand to the result, ``contracted`` finds operators that sum over the
 rows, and ``resized`` gives an operator's arguments for a block. All sizes are plain integers.
 """
@@ -27,19 +27,19 @@ class NotRowLocalError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowAxes:
     """Axes ``first`` to ``last`` hold the rows, the first one outermost; each row takes ``each`` indices next to each other."""
 
     first: int
     last: int
     each: int = 1
 
-    def shifted(self, by: int) -> Rows:
+    def shifted(self, by: int) -> RowAxes:
         """The same axes in a tensor with ``by`` more axes before them."""
-        return Rows(self.first + by, self.last + by, self.each)
+        return RowAxes(self.first + by, self.last + by, self.each)
 
 
-Demands = dict[fx.Node, Rows | None]
+Demands = dict[fx.Node, RowAxes | None]
 """For each tensor that an operator reads: where its rows lie; None: it is taken whole."""
 
 
@@ -53,14 +53,14 @@ def shape_of(node: fx.Node) -> Shape:
     return tuple(tensors[0].shape)
 
 
-def normal(shape: Sequence[int], first: int, last: int, each: int) -> Rows:
+def normal(shape: Sequence[int], first: int, last: int, each: int) -> RowAxes:
     """With all axes of length 1 before the rows, so that equal rows are equal values."""
     while first > 0 and shape[first - 1] == 1:
         first -= 1
-    return Rows(first, last, each)
+    return RowAxes(first, last, each)
 
 
-def through_view(source: Sequence[int], rows: Rows, target: Sequence[int]) -> Rows:
+def through_view(source: Sequence[int], rows: RowAxes, target: Sequence[int]) -> RowAxes:
     """Where the rows of a contiguous tensor lie after a view."""
     before = math.prod(source[: rows.first])
     total = math.prod(source[rows.first : rows.last + 1]) // rows.each
@@ -81,12 +81,12 @@ def through_view(source: Sequence[int], rows: Rows, target: Sequence[int]) -> Ro
     return normal(target, first, last, size // total)
 
 
-def demanded(node: fx.Node, out: Rows) -> Demands:
+def demanded(node: fx.Node, out: RowAxes) -> Demands:
     """Where the rows of a node's operands lie, given those of its result. Raises NotRowLocalError."""
     return _rule(node).demand(node, out)
 
 
-def carried(node: fx.Node, source: fx.Node, rows: Rows, total: int) -> Rows:
+def carried(node: fx.Node, source: fx.Node, rows: RowAxes, total: int) -> RowAxes:
     """Where the rows of a node's result lie, given those of one operand. Raises NotRowLocalError."""
     shape = shape_of(node)
     for first in range(len(shape)):
@@ -105,12 +105,12 @@ def carried(node: fx.Node, source: fx.Node, rows: Rows, total: int) -> Rows:
     raise NotRowLocalError(f"{op_name(node)} mixes rows")
 
 
-def contracted(node: fx.Node, source: fx.Node, rows: Rows) -> Demands:
+def contracted(node: fx.Node, source: fx.Node, rows: RowAxes) -> Demands:
     """For an operator that sums over the rows of ``source``: the rows of all its operands. Raises NotRowLocalError."""
     name = op_name(node)
     if name == "mm":
         left, right = node.args
-        wanted: Demands = {left: Rows(1, 1, rows.each), right: Rows(0, 0, rows.each)}  # type: ignore[dict-item]
+        wanted: Demands = {left: RowAxes(1, 1, rows.each), right: RowAxes(0, 0, rows.each)}  # type: ignore[dict-item]
         if left is not right and wanted.get(source) == rows:
             return wanted
     if name == "sum" and isinstance(node.args[0], fx.Node):
@@ -121,12 +121,12 @@ def contracted(node: fx.Node, source: fx.Node, rows: Rows) -> Demands:
     raise NotRowLocalError(f"{name} mixes rows")
 
 
-def resized(node: fx.Node, rows: Rows, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def resized(node: fx.Node, rows: RowAxes, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments and keyword arguments of a node for ``count`` rows."""
     return _rule(node).resize(node, rows, count)
 
 
-def block_shape(shape: Sequence[int], rows: Rows, count: int) -> Shape:
+def block_shape(shape: Sequence[int], rows: RowAxes, count: int) -> Shape:
     """The shape of a block of ``count`` rows."""
     block = list(shape)
     block[rows.first : rows.last] = [1] * (rows.last - rows.first)
@@ -136,8 +136,8 @@ def block_shape(shape: Sequence[int], rows: Rows, count: int) -> Shape:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    demand: Callable[[fx.Node, Rows], Demands]
-    resize: Callable[[fx.Node, Rows, int], tuple[tuple[Any, ...], dict[str, Any]]] = lambda node, _rows, _count: (
+    demand: Callable[[fx.Node, RowAxes], Demands]
+    resize: Callable[[fx.Node, RowAxes, int], tuple[tuple[Any, ...], dict[str, Any]]] = lambda node, _rows, _count: (
         node.args,
         dict(node.kwargs),
     )
@@ -164,7 +164,7 @@ def _operands(node: fx.Node) -> list[fx.Node]:
     return [operand for operand in node.all_input_nodes if tensors_of(operand)]
 
 
-def _aligned(operand: fx.Node, out: Rows, out_shape: Shape) -> Rows | None:
+def _aligned(operand: fx.Node, out: RowAxes, out_shape: Shape) -> RowAxes | None:
     """The rows of an operand that broadcasts to a result."""
     shape = shape_of(operand)
     missing = len(out_shape) - len(shape)
@@ -177,12 +177,12 @@ def _aligned(operand: fx.Node, out: Rows, out_shape: Shape) -> Rows | None:
     raise NotRowLocalError(f"{operand.name} is the same for some of the rows only")
 
 
-def _pointwise(node: fx.Node, out: Rows) -> Demands:
+def _pointwise(node: fx.Node, out: RowAxes) -> Demands:
     shape = shape_of(node)
     return {operand: _aligned(operand, out, shape) for operand in _operands(node)}
 
 
-def _getitem(node: fx.Node, out: Rows) -> Demands:
+def _getitem(node: fx.Node, out: RowAxes) -> Demands:
     source, index = node.args
     assert isinstance(source, fx.Node)
     if op_name(source) in _ATTENTION and index not in (0, 1):
@@ -190,22 +190,22 @@ def _getitem(node: fx.Node, out: Rows) -> Demands:
     return {source: out}
 
 
-def _view(node: fx.Node, out: Rows) -> Demands:
+def _view(node: fx.Node, out: RowAxes) -> Demands:
     (source,) = _operands(node)
     if len(node.args) < 2:
         raise NotRowLocalError(f"{op_name(node)} depends on all sizes")
     return {source: through_view(shape_of(node), out, shape_of(source))}
 
 
-def _resize_view(node: fx.Node, rows: Rows, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _resize_view(node: fx.Node, rows: RowAxes, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (node.args[0], list(block_shape(shape_of(node), rows, count))), dict(node.kwargs)
 
 
-def _resize_full(node: fx.Node, rows: Rows, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _resize_full(node: fx.Node, rows: RowAxes, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (list(block_shape(shape_of(node), rows, count)), *node.args[1:]), dict(node.kwargs)
 
 
-def _permute(node: fx.Node, out: Rows) -> Demands:
+def _permute(node: fx.Node, out: RowAxes) -> Demands:
     (source,) = _operands(node)
     order = _order(node, len(shape_of(source)))
     axes = [order[axis] for axis in range(out.first, out.last + 1)]
@@ -227,10 +227,10 @@ def _order(node: fx.Node, rank: int) -> list[int]:
             return list(range(rank))[::-1]
 
 
-def _along(position: int) -> Callable[[fx.Node, Rows], Demands]:
+def _along(position: int) -> Callable[[fx.Node, RowAxes], Demands]:
     """Operators that work along one axis, given as an argument; all others stay as they are."""
 
-    def demand(node: fx.Node, out: Rows) -> Demands:
+    def demand(node: fx.Node, out: RowAxes) -> Demands:
         argument = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
         (axis,) = (axis % len(shape_of(node)) for axis in _ints([argument]))
         if out.first <= axis <= out.last:
@@ -240,7 +240,7 @@ def _along(position: int) -> Callable[[fx.Node, Rows], Demands]:
     return demand
 
 
-def _select(node: fx.Node, out: Rows) -> Demands:
+def _select(node: fx.Node, out: RowAxes) -> Demands:
     (source,) = _operands(node)
     (axis,) = (axis % len(shape_of(source)) for axis in _ints(node.args[1:2]))
     if out.first < axis <= out.last:
@@ -259,7 +259,7 @@ def _axes(dims: Any, rank: int) -> set[int]:
     return {axis % rank for axis in ([dims] if isinstance(dims, int) else dims)}
 
 
-def _reduction(node: fx.Node, out: Rows) -> Demands:
+def _reduction(node: fx.Node, out: RowAxes) -> Demands:
     source = _operands(node)[0]
     rank = len(shape_of(source))
     gone = _axes(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim"), rank)
@@ -270,12 +270,12 @@ def _reduction(node: fx.Node, out: Rows) -> Demands:
     return {source: normal(shape_of(source), axes[0], axes[-1], out.each)}
 
 
-def _product(node: fx.Node, out: Rows) -> Demands:
+def _product(node: fx.Node, out: RowAxes) -> Demands:
     """mm, addmm, mm_add, bmm and baddbmm: rows of the left operand; or, where both have a batch, rows of the batch."""
     *added, left, right = _operands_in_order(node)
     batched = len(shape_of(node)) == 3
     if batched and shape_of(node)[0] == 1:
-        out = Rows(out.last, out.last, out.each)
+        out = RowAxes(out.last, out.last, out.each)
     if out.first != out.last or out.first > int(batched) or left is right:
         raise NotRowLocalError(f"{op_name(node)} mixes rows")
     by_batch = batched and out.first == 0
@@ -292,7 +292,7 @@ def _operands_in_order(node: fx.Node) -> list[fx.Node]:
     return [argument for argument in node.args if isinstance(argument, fx.Node)]
 
 
-def _attention(node: fx.Node, out: Rows) -> Demands:
+def _attention(node: fx.Node, out: RowAxes) -> Demands:
     """Items of the batch are independent of each other."""
     if out.first or out.last:
         raise NotRowLocalError("attention mixes rows")
@@ -310,7 +310,7 @@ def _dropout(node: fx.Node) -> float:
     return 0.0
 
 
-def _embedding(node: fx.Node, out: Rows) -> Demands:
+def _embedding(node: fx.Node, out: RowAxes) -> Demands:
     weight, indices = node.args[:2]
     assert isinstance(weight, fx.Node)
     assert isinstance(indices, fx.Node)
@@ -319,7 +319,7 @@ def _embedding(node: fx.Node, out: Rows) -> Demands:
     return {weight: None, indices: out}
 
 
-def _constant(_node: fx.Node, _out: Rows) -> Demands:
+def _constant(_node: fx.Node, _out: RowAxes) -> Demands:
     return {}
 
 

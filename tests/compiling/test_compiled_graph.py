@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from memcompile.compiling.compiled_graph import CompiledGraph
-from memcompile.runtime.arena import BLOCKS, Arena
+from memcompile.runtime.arena import BLOCKS, GraphArena
 from memcompile.runtime.ledger import LEDGER
 from memcompile.streaming.program import PROGRAMS, LostProgramError
 
@@ -26,7 +26,7 @@ class Named:
 def compiled() -> CompiledGraph:
     """A graph whose code looks for what its compilation made, as lowered code does at run time."""
     MADE[0] += 1
-    arena = Arena(CPU)
+    arena = GraphArena(CPU)
     arena_key = BLOCKS.add(arena)
     programs = [PROGRAMS.add(Named(f"{kind} {MADE[0]}")) for kind in ("streamed", "tiled")]
     keys = [program.key for program in programs]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import heapq
 
-from memcompile.solvers.schedule.problem import Op, RematProblem, Schedule
+from memcompile.solvers.schedule.problem import Op, RematProblem, RematSchedule
 
 
-def naive_live_bytes(problem: RematProblem, schedule: Schedule) -> list[int]:
+def naive_live_bytes(problem: RematProblem, schedule: RematSchedule) -> list[int]:
     """Bytes alive during each execution, by following every instance."""
     n = len(schedule.sequence)
     instances: list[tuple[int, int, list[int]]] = []

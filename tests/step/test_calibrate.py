@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from memcompile.solvers.schedule.problem import Op, RematProblem, Schedule, Storage
+from memcompile.solvers.schedule.problem import Op, RematProblem, RematSchedule, Storage
 from memcompile.step.calibrate import base_names, calibrated, crowded, fused
 from memcompile.step.facts import Facts, OpFacts, StepGraphs
 from memcompile.step.trace import Event, GraphTrace, TracedBuffer, step_peak
@@ -29,7 +29,7 @@ def chain(backward: bool = True) -> Facts:
     return Facts(graphs, problem, facts, tuple(nodes), {node: i for i, node in enumerate(nodes)})
 
 
-SCHEDULE = Schedule((0, 1, 2), 0)
+SCHEDULE = RematSchedule((0, 1, 2), 0)
 
 
 def lowered(*events: tuple) -> dict:

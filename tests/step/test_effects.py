@@ -12,12 +12,12 @@ from torch import nn
 
 from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.index import RematIndex
-from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.problem import RematSchedule
 from memcompile.step.facts import Facts
 from tests.planned_eagerly import Planner, unplanned, with_lowering
 
 
-def keep_nothing(facts: Facts) -> Schedule:
+def keep_nothing(facts: Facts) -> RematSchedule:
     if facts.graphs.backward is not None:
         return decode(RematIndex.of(facts.problem), {facts.problem.boundary: set()})
     return decode(RematIndex.of(facts.problem), {at: set() for at in range(len(facts.problem.ops))})

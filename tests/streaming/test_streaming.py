@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from memcompile.passes.rows.low_rank import rewrite_inference, rewrite_training
 from memcompile.streaming.program import LostProgramError, Program
-from memcompile.streaming.rules import NotRowLocalError, Rows, carried, contracted, demanded, through_view
+from memcompile.streaming.rules import NotRowLocalError, RowAxes, carried, contracted, demanded, through_view
 from tests.captured import captured
 from tests.streamed import TOOLS, blocks_of, traced
 
@@ -73,23 +73,23 @@ def assert_same(graph: fx.GraphModule, expected, inputs) -> None:
 @pytest.mark.parametrize(
     ("source", "rows", "target", "expected"),
     [
-        ((4, 6, 8), Rows(0, 1), (24, 8), Rows(0, 0)),
-        ((24, 8), Rows(0, 0), (4, 6, 8), Rows(0, 1)),
-        ((24, 8), Rows(0, 0, 6), (4, 6, 8), Rows(0, 0)),
-        ((4, 6, 8), Rows(0, 0), (24, 8), Rows(0, 0, 6)),
-        ((1, 24, 8), Rows(0, 1), (24, 2, 4), Rows(0, 0)),
-        ((24, 2, 4), Rows(0, 0), (1, 24, 8), Rows(0, 1)),
-        ((24, 8), Rows(0, 0), (48, 4), Rows(0, 0, 2)),
-        ((3, 24, 8), Rows(1, 1), (3, 4, 6, 8), Rows(1, 2)),
-        ((24, 8), Rows(0, 0), (8, 24), Rows(0, 1, 8)),
-        ((24, 8), Rows(0, 0, 3), (192,), Rows(0, 0, 24)),
+        ((4, 6, 8), RowAxes(0, 1), (24, 8), RowAxes(0, 0)),
+        ((24, 8), RowAxes(0, 0), (4, 6, 8), RowAxes(0, 1)),
+        ((24, 8), RowAxes(0, 0, 6), (4, 6, 8), RowAxes(0, 0)),
+        ((4, 6, 8), RowAxes(0, 0), (24, 8), RowAxes(0, 0, 6)),
+        ((1, 24, 8), RowAxes(0, 1), (24, 2, 4), RowAxes(0, 0)),
+        ((24, 2, 4), RowAxes(0, 0), (1, 24, 8), RowAxes(0, 1)),
+        ((24, 8), RowAxes(0, 0), (48, 4), RowAxes(0, 0, 2)),
+        ((3, 24, 8), RowAxes(1, 1), (3, 4, 6, 8), RowAxes(1, 2)),
+        ((24, 8), RowAxes(0, 0), (8, 24), RowAxes(0, 1, 8)),
+        ((24, 8), RowAxes(0, 0, 3), (192,), RowAxes(0, 0, 24)),
     ],
 )
 def test_rows_through_a_view(source, rows, target, expected):
     assert through_view(source, rows, target) == expected
 
 
-@pytest.mark.parametrize(("target", "rows"), [((8, 24), Rows(1, 1)), ((36, 16), Rows(0, 0))])
+@pytest.mark.parametrize(("target", "rows"), [((8, 24), RowAxes(1, 1)), ((36, 16), RowAxes(0, 0))])
 def test_a_view_that_takes_rows_apart(target, rows):
     with pytest.raises(NotRowLocalError):
         through_view((24, 24), rows, target)
@@ -99,17 +99,17 @@ def test_a_product_has_the_rows_of_its_left_operand():
     graph = traced(lambda x, w: x @ w, torch.randn(6, 4), torch.randn(4, 3))
     product = node_of(graph, "mm")
     left, right = product.args
-    assert demanded(product, Rows(0, 0)) == {left: Rows(0, 0), right: None}
-    assert carried(product, left, Rows(0, 0), 6) == Rows(0, 0)
+    assert demanded(product, RowAxes(0, 0)) == {left: RowAxes(0, 0), right: None}
+    assert carried(product, left, RowAxes(0, 0), 6) == RowAxes(0, 0)
     with pytest.raises(NotRowLocalError):
-        carried(product, right, Rows(0, 0), 4)
+        carried(product, right, RowAxes(0, 0), 4)
 
 
 def test_a_product_of_a_transpose_sums_over_rows():
     graph = traced(lambda x, y: x.t() @ y, torch.randn(6, 4), torch.randn(6, 3))
     product = node_of(graph, "mm")
     left, right = product.args
-    assert contracted(product, right, Rows(0, 0)) == {left: Rows(1, 1), right: Rows(0, 0)}
+    assert contracted(product, right, RowAxes(0, 0)) == {left: RowAxes(1, 1), right: RowAxes(0, 0)}
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_what_is_not_row_local(function, reason):
     with pytest.raises(NotRowLocalError):
         for node in graph.graph.nodes:
             if node.op == "call_function" and tuple(getattr(node.meta["val"], "shape", ())) == (6, 4):
-                demanded(node, Rows(0, 0))
-        carried(next(iter(x.users)), x, Rows(0, 0), 6)
+                demanded(node, RowAxes(0, 0))
+        carried(next(iter(x.users)), x, RowAxes(0, 0), 6)
         raise AssertionError(reason)
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from memcompile.solvers.order.ordering import Order, OrderProblem, peak_of
+from memcompile.solvers.order.ordering import OrderProblem, OrderSolution, peak_of
 from memcompile.solvers.order.ordering_solve import STEPS, solve
 
 INDUCTOR, APART = "Inductor's order", "Inductor's order, loops apart"
@@ -33,7 +33,7 @@ class Ordering:
     kernels: int
     before_bytes: int
     apart_bytes: int
-    order: Order
+    order: OrderSolution
     known_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property

@@ -12,7 +12,7 @@ from memcompile.passes.arena.figure import ArenaReport
 from memcompile.passes.arena.placed import placed_peak
 from memcompile.passes.arena.placing import Placing
 from memcompile.passes.base import Context, Made, Pass, Plan, Refused, Request, Section
-from memcompile.runtime.arena import Arena as Block
+from memcompile.runtime.arena import GraphArena as Block
 from memcompile.step.facts import StepGraphs
 from memcompile.step.trace import GraphTrace, StepPeak, step_peak
 

@@ -11,7 +11,7 @@ import torch
 from memcompile.codegen.inductor.arena_lines import arena_refusal, use_slots
 from memcompile.passes.arena.allocate import ArenaPlan, plan_arena
 from memcompile.passes.arena.figure import ArenaReport, PlacedBuffer
-from memcompile.runtime.arena import BLOCKS, Arena
+from memcompile.runtime.arena import BLOCKS, GraphArena
 from memcompile.runtime.relay import Turn
 from memcompile.step.trace import GraphTrace, StepPeak
 
@@ -24,7 +24,7 @@ class Placing:
 
     def __init__(self, device: torch.device, scope: ArenaScope, refused: str = "") -> None:
         self.scope, self.refused = scope, refused or ("switched off" if scope == "off" else "")
-        self.arena = Arena(device)
+        self.arena = GraphArena(device)
         self.key = BLOCKS.add(self.arena)
         self.traces: dict[str, GraphTrace] = {}
 

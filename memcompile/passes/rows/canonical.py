@@ -29,7 +29,7 @@ from memcompile.step.fxutil import base_of, is_symbol, mutated_inputs, outputs_o
 from memcompile.step.rewriting import (
     ATEN,
     Outcome,
-    Refused,
+    RefusedPattern,
     chain_of,
     insert,
     is_permute,
@@ -47,7 +47,7 @@ def canonicalise(module: fx.GraphModule) -> tuple[Outcome, ...]:
     """Rewrite the graph of ``module`` in place; returns what was done, and what was refused with the reason."""
     graph = module.graph
     if _is_dynamic(graph):
-        return (Refused("canonical", "", "", "dynamic shapes: sizes are not known"),)
+        return (RefusedPattern("canonical", "", "", "dynamic shapes: sizes are not known"),)
     found: list[Outcome] = []
     for step in (drop_copies, fold_views, unbatch, fold_views):
         found += step(graph)

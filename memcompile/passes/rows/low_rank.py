@@ -23,7 +23,7 @@ from memcompile.passes.rows.canonical import canonicalise
 from memcompile.passes.rows.hidden import Hidden, chain_around, regions_of_hidden
 from memcompile.passes.rows.necks import Found, regions_between_necks
 from memcompile.step.fxutil import is_view, op_name, source_of
-from memcompile.step.rewriting import Refused, Rewrite
+from memcompile.step.rewriting import RefusedPattern, Rewrite
 from memcompile.streaming.profile import LiveProfile
 from memcompile.streaming.program import Program, RowBlock, program_of
 from memcompile.streaming.region import RowRegion
@@ -89,7 +89,7 @@ Refusals = list[tuple[str, str, str]]
 def _rewrite(gm: fx.GraphModule, tools: Tools, stream: Callable[[fx.Graph, Tools, Refusals], list[Streamed]]) -> LowRank:
     expected = any(map(_is_low_rank, gm.graph.nodes))
     outcomes = canonicalise(gm)
-    refused = [(outcome.node, outcome.source, outcome.why) for outcome in outcomes if isinstance(outcome, Refused)]
+    refused = [(outcome.node, outcome.source, outcome.why) for outcome in outcomes if isinstance(outcome, RefusedPattern)]
     streamed = stream(gm.graph, tools, refused)
     if not expected:  # products of products, as in attention, that nobody has factored
         refused.clear()

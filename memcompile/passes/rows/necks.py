@@ -16,7 +16,7 @@ from memcompile.step.cost import is_extern
 from memcompile.step.fxutil import is_view, tensors_of
 from memcompile.streaming.profile import LiveProfile
 from memcompile.streaming.region import RowRegion, enclose, spread
-from memcompile.streaming.rules import NotRowLocalError, Rows, normal, shape_of
+from memcompile.streaming.rules import NotRowLocalError, RowAxes, normal, shape_of
 
 TOLERANCE = 1.05
 """A neck may be that much wider than the narrowest one, when it is nearer."""
@@ -52,7 +52,7 @@ def regions_between_necks(
     return found
 
 
-def possible_rows(graph: fx.Graph, seed: fx.Node, finest: bool) -> Iterator[tuple[Rows, int]]:
+def possible_rows(graph: fx.Graph, seed: fx.Node, finest: bool) -> Iterator[tuple[RowAxes, int]]:
     """What the rows of a product may be: each row of its left operand; or the items of a batch that attention is over."""
     shape = shape_of(seed)
     axis = len(shape) - 2
@@ -65,7 +65,9 @@ def possible_rows(graph: fx.Graph, seed: fx.Node, finest: bool) -> Iterator[tupl
             yield normal(shape, axis, axis, shape[axis] // batch), batch
 
 
-def _hill(graph: fx.Graph, seed: fx.Node, rows: Rows, total: int, taken: Collection[fx.Node], *, closed: bool) -> Found | None:
+def _hill(
+    graph: fx.Graph, seed: fx.Node, rows: RowAxes, total: int, taken: Collection[fx.Node], *, closed: bool
+) -> Found | None:
     """The region around a seed. ``closed``: not one that begins wider than it ends because other nodes cut it off: coarser rows
     go on there."""
     known, inside = spread(seed, rows, total)

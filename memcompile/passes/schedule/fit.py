@@ -33,7 +33,7 @@ from memcompile.passes.schedule import rematerialize, swap
 from memcompile.passes.schedule.reorder import reordered
 from memcompile.runtime.transfers.sources import Moved
 from memcompile.solvers import work
-from memcompile.solvers.schedule.problem import InfeasibleError, RematSolution, Schedule
+from memcompile.solvers.schedule.problem import InfeasibleError, RematSchedule, RematSolution
 from memcompile.step.bound import least_bytes
 from memcompile.step.calibrate import base_names, calibrated, crowded, fused
 from memcompile.step.cost import CostModel
@@ -184,7 +184,7 @@ def fit(
     trust = trust and not outcome.tiers.links  # what a fused kernel holds beside what leaves is only known once it is lowered
     start = time.perf_counter()
     gathered = gather_facts(base.graphs, base.traces, costs(), base.peak.entry_bytes)
-    unplanned = Schedule(tuple(range(len(gathered.problem.ops))), gathered.problem.boundary)
+    unplanned = RematSchedule(tuple(range(len(gathered.problem.ops))), gathered.problem.boundary)
     facts = calibrated(gathered, unplanned, base_names(gathered), base.by_half(), base.tight_peak, budget_bytes)
     outcome.plan_seconds += time.perf_counter() - start
     _within(outcome, _sparing(reordered(facts), between_bytes), budget_bytes, time_limit_s, lowering, trust)

@@ -17,7 +17,7 @@ from torch import fx
 from memcompile.codegen.inductor.joint import JointGraph
 from memcompile.passes.schedule.moving import Moving, Step
 from memcompile.runtime.transfers.sources import Mover
-from memcompile.solvers.schedule.problem import RematSolution, Schedule
+from memcompile.solvers.schedule.problem import RematSchedule, RematSolution
 from memcompile.solvers.schedule.solve import solve
 from memcompile.step.facts import Facts, OpFacts, StepGraphs
 from memcompile.step.fxutil import is_symbol, outputs_of
@@ -42,7 +42,7 @@ class Recomputation:
     seconds: float
 
 
-def recomputations(facts: Facts, schedule: Schedule) -> tuple[Recomputation, ...]:
+def recomputations(facts: Facts, schedule: RematSchedule) -> tuple[Recomputation, ...]:
     """What a schedule makes again, largest first."""
     runs: dict[int, int] = {}
     for op in schedule.sequence:
@@ -64,7 +64,7 @@ def recomputations(facts: Facts, schedule: Schedule) -> tuple[Recomputation, ...
 
 def apply(
     facts: Facts,
-    schedule: Schedule,
+    schedule: RematSchedule,
     apart: Collection[int] = (),
     tiers: Sequence[str] = (),
     mover: Mover | None = None,
@@ -100,7 +100,7 @@ class _Writer:
     in_backward: bool = False
     stamp: int = 0
 
-    def write(self, schedule: Schedule) -> JointGraph:
+    def write(self, schedule: RematSchedule) -> JointGraph:
         graphs = self.facts.graphs
         self.saved = {node.name: node for node in graphs.saved_nodes()}
         self._open(graphs.forward.graph)

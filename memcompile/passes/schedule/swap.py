@@ -19,7 +19,7 @@ from memcompile.runtime.transfers.sources import Mover
 from memcompile.solvers import work
 from memcompile.solvers.places.lanes import lanes
 from memcompile.solvers.places.relays import relays_of_halves
-from memcompile.solvers.schedule.problem import InfeasibleError, Move, RematSolution, Schedule
+from memcompile.solvers.schedule.problem import InfeasibleError, Move, RematSchedule, RematSolution
 from memcompile.solvers.schedule.simulate import Replay, alive
 from memcompile.solvers.transfers.link import Link
 from memcompile.solvers.transfers.moves import InstanceLives, Traffic, plan_moves, traffic
@@ -62,13 +62,13 @@ def plan(facts: Facts, budget_bytes: int, time_limit_s: float, tiers: Tiers) -> 
     return _Search(facts, budget_bytes, tiers, work.now() + time_limit_s).run()
 
 
-def durations_of(facts: Facts, schedule: Schedule) -> list[float]:
+def durations_of(facts: Facts, schedule: RematSchedule) -> list[float]:
     """Seconds of each execution."""
     ops = facts.problem.ops
     return [ops[p].seconds for p in schedule.sequence]
 
 
-def traffic_of(facts: Facts, schedule: Schedule, links: tuple[Link, ...]) -> Traffic:
+def traffic_of(facts: Facts, schedule: RematSchedule, links: tuple[Link, ...]) -> Traffic:
     """What the moves of a schedule cost."""
     return traffic(schedule.moves, durations_of(facts, schedule), links)
 
@@ -85,7 +85,7 @@ class MovedStorage:
     seconds: float
 
 
-def moved_storages(facts: Facts, schedule: Schedule, links: tuple[Link, ...]) -> tuple[MovedStorage, ...]:
+def moved_storages(facts: Facts, schedule: RematSchedule, links: tuple[Link, ...]) -> tuple[MovedStorage, ...]:
     """What a schedule moves, largest first. ``seconds``: of its transfers, hidden or not."""
     ops = facts.problem.ops
     source = {storage: facts.ops[p].source for p, op in enumerate(ops) for storage in op.writes}
@@ -114,7 +114,7 @@ class _Search:
         replay = Replay(self.facts.problem)
         movable = movable_storages(self.facts)
         found: list[RematSolution] = []
-        tried: list[Schedule] = []
+        tried: list[RematSchedule] = []
         for solution in self._recomputed(replay):
             tried.append(solution.schedule)
             if solution.peak_bytes <= self.budget:
@@ -133,7 +133,7 @@ class _Search:
     def _recomputed(self, replay: Replay) -> Iterator[RematSolution]:
         """Schedules without moves, from the smallest peak to the unplanned one."""
         count = len(self.facts.problem.ops)
-        base = Schedule(tuple(range(count)), self.facts.problem.boundary)
+        base = RematSchedule(tuple(range(count)), self.facts.problem.boundary)
         top = replay.run(base).peak_bytes
         if not self.tiers.recompute:
             yield rematerialize.plan(self.facts, top, 0.3)  # but for what the user chose to compute again
@@ -180,7 +180,7 @@ class _Search:
             )
         ]
 
-    def _floor(self, replay: Replay, tried: list[Schedule], movable: list[bool]) -> RematSolution:
+    def _floor(self, replay: Replay, tried: list[RematSchedule], movable: list[bool]) -> RematSolution:
         """The smallest peak that moves reach, on any of the schedules."""
         best: RematSolution | None = None
         for schedule in tried:
@@ -199,7 +199,7 @@ class _Search:
         return best
 
 
-def fresh_bytes(replay: Replay, schedule: Schedule, budget_bytes: int) -> int:
+def fresh_bytes(replay: Replay, schedule: RematSchedule, budget_bytes: int) -> int:
     """Bytes that a step writes to memory for the first time, as lanes and relays (``solvers/``) would place the rest."""
     found = replay.instances(np.array(schedule.sequence, dtype=np.int64))
     timeline = replay.run(schedule)

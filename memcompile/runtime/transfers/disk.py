@@ -25,7 +25,7 @@ from memcompile.runtime.transfers.memory import (
     memory_of,
     whole_pages,
 )
-from memcompile.runtime.transfers.requests import Request, Scratch, Workers
+from memcompile.runtime.transfers.requests import Scratch, TransferRequest, Workers
 from memcompile.runtime.transfers.tiers import DiskTier
 
 BLOCK_BYTES = 4 * 1024**2
@@ -58,12 +58,12 @@ class Record:
     blocks: list[FileBlock]
     edges: list[tuple[int, bytes]]
     sums: list[int]
-    write: Request
-    reads: dict[int, list[Request]] = field(default_factory=dict)
+    write: TransferRequest
+    reads: dict[int, list[TransferRequest]] = field(default_factory=dict)
     dropped: bool = False
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[TransferRequest]:
         """All that was asked for."""
         return [self.write, *(request for reads in list(self.reads.values()) for request in list(reads))]
 
@@ -102,7 +102,7 @@ class DiskStore:
         offsets = self._place([whole_pages(length) for length in lengths])
         blocks = [FileBlock(*item) for item in zip(starts, lengths, offsets, strict=True)]
         sums = [0] * len(blocks)
-        request = Request(_Write(self.file, blocks, sums, memory).move, len(blocks), is_read=False)
+        request = TransferRequest(_Write(self.file, blocks, sums, memory).move, len(blocks), is_read=False)
         record = Record(layout, blocks, edges, sums, request)
         try:
             self.workers.submit(request)
@@ -121,7 +121,7 @@ class DiskStore:
         self.workers.check_alive()
         check_destination(record.layout, dest)
         memory = memory_of(dest, record.layout.size_bytes)
-        request = Request(_Read(self.file, record, memory).move, len(record.blocks), is_read=True)
+        request = TransferRequest(_Read(self.file, record, memory).move, len(record.blocks), is_read=True)
         for start, edge in record.edges:
             memory.store(start, np.frombuffer(edge, dtype=np.uint8))
         self.workers.submit(request, after=record.write)

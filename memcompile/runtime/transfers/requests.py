@@ -33,7 +33,7 @@ class Scratch:
         return self._made[make][:length]
 
 
-class Request:
+class TransferRequest:
     """``count`` blocks to move. ``move(index, scratch)`` moves one, and holds the memory that it moves until all are done."""
 
     def __init__(self, move: Move, count: int, *, is_read: bool) -> None:
@@ -44,8 +44,8 @@ class Request:
         self.ready = self.urgent = self.cancelled = False
         self.done = threading.Event()
         self.failure: BaseException | None = None
-        self.after: Request | None = None
-        self.followers: list[Request] = []
+        self.after: TransferRequest | None = None
+        self.followers: list[TransferRequest] = []
 
 
 class Workers:
@@ -59,17 +59,17 @@ class Workers:
         self.name, self.count, self.block_bytes = name, threads, block_bytes
         self._on_exit = on_exit
         self._lock = threading.Lock()
-        self._urgent: deque[Request] = deque()
-        self._reads: deque[Request] = deque()
-        self._writes: deque[Request] = deque()
-        self._pending: set[Request] = set()
+        self._urgent: deque[TransferRequest] = deque()
+        self._reads: deque[TransferRequest] = deque()
+        self._writes: deque[TransferRequest] = deque()
+        self._pending: set[TransferRequest] = set()
         self._wake: SimpleQueue[bool] = SimpleQueue()  # one True a block that is ready; its put() is safe in a finalizer
         self._threads: list[threading.Thread] = []
         self._running = 0
         self._stopped = self._closing = False
         self._process = os.getpid()
 
-    def submit(self, request: Request, after: Request | None = None) -> None:
+    def submit(self, request: TransferRequest, after: TransferRequest | None = None) -> None:
         """Start moving, once ``after`` is done. Raises `TierUnavailableError` in a forked process and after `stop`."""
         if not request.count:
             request.move = None
@@ -86,14 +86,14 @@ class Workers:
                 request.after = after
                 after.followers.append(request)
 
-    def settle(self, request: Request) -> None:
+    def settle(self, request: TransferRequest) -> None:
         """Return when all blocks are done, or failed: from now on this request comes first."""
         if not request.done.is_set():
             self.check_alive()
             self._promote(request)
             request.done.wait()
 
-    def wait(self, request: Request) -> None:
+    def wait(self, request: TransferRequest) -> None:
         """`settle`, and raise what went wrong."""
         self.settle(request)
         if request.failure is not None:
@@ -141,22 +141,22 @@ class Workers:
             thread.start()
         atexit.register(self.close)
 
-    def _enqueue(self, request: Request) -> None:
+    def _enqueue(self, request: TransferRequest) -> None:
         request.ready = True
         (self._urgent if request.urgent else self._reads if request.is_read else self._writes).append(request)
         for _ in range(request.count):
             self._wake.put(True)
 
-    def _promote(self, request: Request) -> None:
+    def _promote(self, request: TransferRequest) -> None:
         with self._lock:
-            wanted: Request | None = request
+            wanted: TransferRequest | None = request
             while wanted is not None and not wanted.urgent:
                 wanted.urgent = True
                 if wanted.ready:
                     self._urgent.append(wanted)
                 wanted = wanted.after
 
-    def _next(self) -> tuple[Request, int]:
+    def _next(self) -> tuple[TransferRequest, int]:
         with self._lock:
             for queue in (self._urgent, self._reads, self._writes):
                 while queue:

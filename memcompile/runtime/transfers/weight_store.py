@@ -19,7 +19,7 @@ from torch import Tensor
 from memcompile.errors import OffloadError
 from memcompile.runtime.transfers.file import PageFile
 from memcompile.runtime.transfers.memory import PAGE_BYTES, Memory, memory_of, whole_pages
-from memcompile.runtime.transfers.requests import Request, Scratch, Workers
+from memcompile.runtime.transfers.requests import Scratch, TransferRequest, Workers
 from memcompile.runtime.transfers.sources import memory_for
 from memcompile.runtime.transfers.weight import Weight
 from memcompile.runtime.transfers.weight_files import CheckpointFile, WeightFile
@@ -109,7 +109,7 @@ class WeightFiles:
         self._files: list[PageFile] = []
         self._workers = Workers("weights", threads, block_bytes + PAGE_BYTES, partial(_close, self._files))
         self._lock = threading.Lock()
-        self._reads: dict[int, Request] = {}
+        self._reads: dict[int, TransferRequest] = {}
         weakref.finalize(self, self._workers.stop)
 
     def own_file(self, directory: Path) -> WeightFile:
@@ -129,7 +129,7 @@ class WeightFiles:
         place = _file_place(weight)
         memory = memory_of(dest, weight.size_bytes)
         blocks = list(_blocks(place.offset, weight.size_bytes, self.block_bytes))
-        request = Request(_Read(place, blocks, memory).move, len(blocks), is_read=True)
+        request = TransferRequest(_Read(place, blocks, memory).move, len(blocks), is_read=True)
         address = dest.data_ptr()
         with self._lock:
             before = self._reads.get(address)

@@ -95,7 +95,7 @@ class OrderProblem:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class OrderSolution:
     """An answer. ``peak_bytes``: of ``sequence`` with the loops of ``apart`` kept from joining what follows them.
 
     ``bound_bytes``: no allowed order has a smaller peak, however loops join. ``seconds``: spent on it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from memcompile.solvers.order.ordering import Order, OrderProblem, kept_apart, peak_of
+from memcompile.solvers.order.ordering import OrderProblem, OrderSolution, kept_apart, peak_of
 from memcompile.solvers.order.ordering_bound import lower_bound
 from memcompile.solvers.order.ordering_search import OrderEffort, Stepper, beam, best_first, windows
 
@@ -17,7 +17,7 @@ WIDTHS = (8, 50, 400)
 """Of the beam, as far as the steps last. It is not monotone: a wider one may find less."""
 
 
-def solve(problem: OrderProblem, known: Mapping[str, Sequence[int]], steps: int = STEPS) -> Order:
+def solve(problem: OrderProblem, known: Mapping[str, Sequence[int]], steps: int = STEPS) -> OrderSolution:
     """The order with the smallest peak that is found: one of ``known`` (name to order, the first of equals), or a new one.
 
     Deterministic. ``peak_bytes`` is that of the order with loops kept apart where it takes it.
@@ -36,7 +36,7 @@ def solve(problem: OrderProblem, known: Mapping[str, Sequence[int]], steps: int 
         best = min(joined, key=joined.__getitem__)
         if joined[best] < exact:
             order, apart, exact, method = tuple(known[best]), frozenset(), joined[best], best
-    return Order(order, apart, exact, min(bound, exact), method, time.perf_counter() - started)
+    return OrderSolution(order, apart, exact, min(bound, exact), method, time.perf_counter() - started)
 
 
 def _search(

@@ -12,7 +12,7 @@ from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.frontier import fixed_bytes, solve_frontier
 from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.polish import polish
-from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.problem import RematSchedule
 from memcompile.solvers.schedule.simulate import Replay
 
 
@@ -20,7 +20,7 @@ from memcompile.solvers.schedule.simulate import Replay
 class FoundSchedule:
     """A schedule within the budget."""
 
-    schedule: Schedule
+    schedule: RematSchedule
     peak_bytes: int
     extra_seconds: float
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from memcompile.solvers.schedule.blocks import BlockChain, BlockPart, ChainBlock, extract
 from memcompile.solvers.schedule.decode import Emitter
 from memcompile.solvers.schedule.index import RematIndex
-from memcompile.solvers.schedule.options import Option, block_options
-from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.options import BlockOption, block_options
+from memcompile.solvers.schedule.problem import RematSchedule
 from memcompile.solvers.schedule.simulate import Replay
 
 Floats = NDArray[np.float64]
@@ -33,7 +33,7 @@ class ChainModel:
 
     chain: BlockChain
     parts: tuple[BlockPart, ...]
-    options: tuple[tuple[Option, ...], ...]
+    options: tuple[tuple[BlockOption, ...], ...]
     forward_seconds: tuple[float, ...]
     cut_bytes: tuple[int, ...]
     fixed_bytes: int
@@ -42,7 +42,7 @@ class ChainModel:
 def model_chain(index: RematIndex, chain: BlockChain, seed: int, deadline: float) -> ChainModel:
     """Solve each distinct block once; blocks reached after ``deadline`` (of ``work.now``) get few options."""
     parts = tuple(extract(index, block) for block in chain.blocks)
-    solved: dict[object, tuple[Option, ...]] = {}
+    solved: dict[object, tuple[BlockOption, ...]] = {}
     for part in parts:
         if part.signature not in solved:
             solved[part.signature] = block_options(part, seed, deadline)
@@ -169,7 +169,7 @@ class ChainDecoder:
         self.emitter.drop(self.cut(k) - self.cut(s))
         self.walk(s, k - 1, m)
 
-    def backward(self, part: BlockPart, option: Option, block: ChainBlock) -> None:
+    def backward(self, part: BlockPart, option: BlockOption, block: ChainBlock) -> None:
         """Run the backward of a block as its option says."""
         emitter = self.emitter
         if emitter.split is None:
@@ -180,7 +180,7 @@ class ChainDecoder:
                 emitter.run(p)
 
 
-def chain_schedule(index: RematIndex, table: ChainTable, level: int) -> Schedule | None:
+def chain_schedule(index: RematIndex, table: ChainTable, level: int) -> RematSchedule | None:
     """The schedule of the cheapest choices for ``level`` units of memory; None when the recursion finds none."""
     last = len(table.model.parts) - 1
     if not np.isfinite(table.cost[0, last, level]):
@@ -190,14 +190,14 @@ def chain_schedule(index: RematIndex, table: ChainTable, level: int) -> Schedule
     return decoder.emitter.finish()
 
 
-def chain_search(index: RematIndex, replay: Replay, model: ChainModel, budget: int, tries: int = 8) -> list[Schedule]:
+def chain_search(index: RematIndex, replay: Replay, model: ChainModel, budget: int, tries: int = 8) -> list[RematSchedule]:
     """Schedules within the budget, by bisection of the memory of the recursion: its rounding errs, the exact replay judges."""
     if budget <= model.fixed_bytes:
         return []
     table = ChainTable(model, budget + (budget - model.fixed_bytes) // 4)
     low, high = 0, LEVELS
     level = int((budget - model.fixed_bytes) / table.unit)
-    found: list[Schedule] = []
+    found: list[RematSchedule] = []
     for _ in range(tries):
         schedule = chain_schedule(index, table, level)
         if schedule is None:
@@ -213,7 +213,7 @@ def chain_search(index: RematIndex, replay: Replay, model: ChainModel, budget: i
     return found
 
 
-def chain_floor(index: RematIndex, model: ChainModel, peak: int, tries: int = 6) -> list[Schedule]:
+def chain_floor(index: RematIndex, model: ChainModel, peak: int, tries: int = 6) -> list[RematSchedule]:
     """Schedules with small peaks: the least memory for which the recursion is finite, and a little more."""
     if peak <= model.fixed_bytes:
         return []

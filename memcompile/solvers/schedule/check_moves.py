@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from memcompile.solvers.schedule.problem import Move, RematProblem, Schedule
+from memcompile.solvers.schedule.problem import Move, RematProblem, RematSchedule
 
 
-def check_moves(problem: RematProblem, schedule: Schedule) -> None:
+def check_moves(problem: RematProblem, schedule: RematSchedule) -> None:
     """Raise ValueError that names the move and the rule it breaks."""
     copies: dict[tuple[int, int], int] = {}
     for move in sorted(schedule.moves, key=lambda move: move.need):
@@ -35,12 +35,12 @@ def check_moves(problem: RematProblem, schedule: Schedule) -> None:
         copies[move.storage, made] = move.need
 
 
-def _check_positions(schedule: Schedule, move: Move, where: str) -> None:
+def _check_positions(schedule: RematSchedule, move: Move, where: str) -> None:
     if not 0 <= move.out < move.gone <= move.back <= move.need <= len(schedule.sequence):
         raise ValueError(f"{where}: out {move.out}, gone {move.gone}, back {move.back}, need {move.need} are out of order")
 
 
-def _uses(problem: RematProblem, schedule: Schedule, storage: int) -> tuple[list[int], list[int]]:
+def _uses(problem: RematProblem, schedule: RematSchedule, storage: int) -> tuple[list[int], list[int]]:
     """Executions that write a storage, and those that read it."""
     ops = problem.ops
     writes = [position for position, p in enumerate(schedule.sequence) if storage in ops[p].writes]

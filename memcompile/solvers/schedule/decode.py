@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from memcompile.solvers import work
 from memcompile.solvers.schedule.index import RematIndex
-from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.problem import RematSchedule
 
 OP_S = 1e-6
 
@@ -68,7 +68,7 @@ class Emitter:
         """The forward ends here."""
         self.split = len(self.sequence)
 
-    def finish(self) -> Schedule:
+    def finish(self) -> RematSchedule:
         """Run what never ran, and return the schedule."""
         if self.split is None:
             self.cross_split()
@@ -76,10 +76,10 @@ class Emitter:
             if not done:
                 self.run(p)
         assert self.split is not None
-        return Schedule(tuple(self.sequence), self.split)
+        return RematSchedule(tuple(self.sequence), self.split)
 
 
-def decode(index: RematIndex, resident: Mapping[int, Collection[int]] | None = None) -> Schedule:
+def decode(index: RematIndex, resident: Mapping[int, Collection[int]] | None = None) -> RematSchedule:
     """Decode resident sets at instants.
 
     ``resident[w]``: what may stay of the storages written before op w when op w first runs; the reads of w are made if they

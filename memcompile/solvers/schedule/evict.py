@@ -13,7 +13,7 @@ from bisect import bisect_left
 
 from memcompile.solvers import work
 from memcompile.solvers.schedule.index import RematIndex
-from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.problem import RematSchedule
 
 DEPTH = 64  # ancestors looked at when a remake is priced
 EXECUTION_S = 1.5e-5
@@ -205,7 +205,9 @@ class CappedDecoder:
             active.discard(p)
 
 
-def decode_capped(index: RematIndex, cap: int, *, max_executions: int, distance_power: float = 0.5, order: int = 0) -> Schedule:
+def decode_capped(
+    index: RematIndex, cap: int, *, max_executions: int, distance_power: float = 0.5, order: int = 0
+) -> RematSchedule:
     """A schedule whose executions each hold at most ``cap`` bytes (up to in-place reuse); CapExceededError when none is found.
 
     ``distance_power``: how much the distance of the next use counts against the price of a remake. ``order``: which
@@ -218,4 +220,4 @@ def decode_capped(index: RematIndex, cap: int, *, max_executions: int, distance_
     split = len(decoder.sequence)
     for p in range(index.problem.boundary, len(index.reads)):
         decoder.run(p)
-    return Schedule(tuple(decoder.sequence), split)
+    return RematSchedule(tuple(decoder.sequence), split)

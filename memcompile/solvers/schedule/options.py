@@ -11,7 +11,7 @@ from memcompile.solvers.schedule.evict import CapExceededError, decode_capped
 from memcompile.solvers.schedule.frontier import fixed_bytes, solve_frontier
 from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.polish import polish
-from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.problem import RematSchedule
 from memcompile.solvers.schedule.simulate import Replay
 
 SAVED_SHARES = (0.0, 0.15, 0.35, 0.55, 0.75)
@@ -21,7 +21,7 @@ PEAK_SHARES = (0.08, 0.3)
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class BlockOption:
     """One way: ``saved`` (storages of the part, beside its inputs) and ``backward`` (ops of the part after the split).
 
     ``saved_bytes`` and ``peak_bytes`` (highest in the block's own backward) leave out the inputs.
@@ -34,7 +34,7 @@ class Option:
     extra_seconds: float
 
 
-def block_options(part: BlockPart, seed: int, deadline: float) -> tuple[Option, ...]:
+def block_options(part: BlockPart, seed: int, deadline: float) -> tuple[BlockOption, ...]:
     """A Pareto front of options: (saved bytes, peak, extra seconds), each optimised on the part alone.
 
     ``deadline`` (of ``work.now``): fewer options after it, at least the one that saves everything.
@@ -51,11 +51,13 @@ def block_options(part: BlockPart, seed: int, deadline: float) -> tuple[Option, 
     return _pareto(options)
 
 
-def _with_saved(part: BlockPart, index: RematIndex, replay: Replay, saved: int, full: Option, seed: int) -> list[Option]:
+def _with_saved(
+    part: BlockPart, index: RematIndex, replay: Replay, saved: int, full: BlockOption, seed: int
+) -> list[BlockOption]:
     """Options that save at most ``saved`` bytes: the lazy one, then tighter and tighter backward peaks."""
     cap = fixed_bytes(index, part.phantom) + saved
     found = solve_frontier(index, {part.phantom: cap}, time_limit_s=0.1, seed=seed)
-    options: list[Option] = []
+    options: list[BlockOption] = []
     if found.resident:
         options.append(_measure(part, index, replay, decode(index, found.resident)))
     top = max((o.peak_bytes for o in options), default=full.peak_bytes)
@@ -77,12 +79,12 @@ def _with_saved(part: BlockPart, index: RematIndex, replay: Replay, saved: int, 
     return options
 
 
-def _capped(part: BlockPart, saved: int, peak: int) -> Option | None:
+def _capped(part: BlockPart, saved: int, peak: int) -> BlockOption | None:
     """An option with at most ``saved`` bytes at the phantom and ``peak`` in the backward."""
     budget = part.external_bytes + max(peak, saved)
     problem = part.with_phantom(max(0, peak - saved))
     index, replay = RematIndex.of(problem), Replay(problem)
-    best: Option | None = None
+    best: BlockOption | None = None
     for power, order in VARIANTS if len(index.reads) <= LARGE_PART else VARIANTS[:1]:
         try:
             schedule = decode_capped(index, budget, max_executions=6 * len(index.reads), distance_power=power, order=order)
@@ -94,12 +96,12 @@ def _capped(part: BlockPart, saved: int, peak: int) -> Option | None:
     return best
 
 
-def _measure(part: BlockPart, index: RematIndex, replay: Replay, schedule: Schedule) -> Option:
+def _measure(part: BlockPart, index: RematIndex, replay: Replay, schedule: RematSchedule) -> BlockOption:
     timeline = replay.run(schedule)
     saved = tuple(s for s in timeline.saved if index.producer[s] != 0)
     start = next(i for i, p in enumerate(schedule.sequence) if p == part.phantom)
     after = timeline.live_bytes[start + 1 :]
-    return Option(
+    return BlockOption(
         saved=saved,
         backward=tuple(p for p in schedule.sequence[schedule.split :] if part.ops[p] >= 0),
         saved_bytes=sum(index.sizes[s] for s in saved),
@@ -108,9 +110,9 @@ def _measure(part: BlockPart, index: RematIndex, replay: Replay, schedule: Sched
     )
 
 
-def _pareto(options: list[Option]) -> tuple[Option, ...]:
+def _pareto(options: list[BlockOption]) -> tuple[BlockOption, ...]:
     """Options that no other option beats in all three numbers."""
-    front: list[Option] = []
+    front: list[BlockOption] = []
     for o in sorted(options, key=lambda o: (o.extra_seconds, o.saved_bytes, o.peak_bytes)):
         if not any(q.saved_bytes <= o.saved_bytes and q.peak_bytes <= o.peak_bytes for q in front):
             front.append(o)

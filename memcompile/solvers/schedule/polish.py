@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from memcompile.solvers import work
-from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.problem import RematSchedule
 from memcompile.solvers.schedule.simulate import Replay
 
 GONE = np.int64(-(2**60))
@@ -19,7 +19,7 @@ EXECUTION_S = 1e-5
 class Polisher:
     """The instances of one schedule as linked lists, and its live bytes. Positions are those of the schedule given."""
 
-    def __init__(self, replay: Replay, schedule: Schedule, budget: int) -> None:
+    def __init__(self, replay: Replay, schedule: RematSchedule, budget: int) -> None:
         self.replay, self.budget, self.split = replay, budget, schedule.split
         self.sequence = list(schedule.sequence)
         work.spend(EXECUTION_S * len(self.sequence))
@@ -108,13 +108,13 @@ class Polisher:
         """Whether an execution is a remake that nothing reads."""
         return self.removable(position) and not any(self.reads[i] for i in self.outputs[position])
 
-    def schedule(self) -> Schedule:
+    def schedule(self) -> RematSchedule:
         """What is left."""
         split = sum(1 for p in self.sequence[: self.split] if p >= 0)
-        return Schedule(tuple(p for p in self.sequence if p >= 0), split)
+        return RematSchedule(tuple(p for p in self.sequence if p >= 0), split)
 
 
-def polish(replay: Replay, schedule: Schedule, budget: int, *, rounds: int = 3) -> Schedule:
+def polish(replay: Replay, schedule: RematSchedule, budget: int, *, rounds: int = 3) -> RematSchedule:
     """Remove remakes, the most seconds per byte first, until none can go. The peak stays at most ``budget`` if it was."""
     for _ in range(rounds):
         state = Polisher(replay, schedule, budget)

@@ -83,7 +83,7 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class RematSchedule:
     """Op indices in execution order; ``split`` is the position where the backward starts. ``moves``: what leaves for a while.
 
     A valid schedule contains every forward op before ``split`` in base order, every backward op after it in base order,
@@ -105,7 +105,7 @@ class RematSolution:
     bound), "heuristic" (feasible, the bound is trivial).
     """
 
-    schedule: Schedule
+    schedule: RematSchedule
     peak_bytes: int
     extra_seconds: float
     lower_bound_seconds: float

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from memcompile.solvers import work
 from memcompile.solvers.schedule.check_moves import check_moves
-from memcompile.solvers.schedule.problem import Move, RematProblem, Schedule
+from memcompile.solvers.schedule.problem import Move, RematProblem, RematSchedule
 
 Ints = NDArray[np.int64]
 
@@ -145,7 +145,7 @@ class Replay:
         end[first & self.output[storage]] = n  # never freed
         return Instances(storage, start, end, found, read_position), read_place
 
-    def run(self, schedule: Schedule) -> Timeline:
+    def run(self, schedule: RematSchedule) -> Timeline:
         """Replay a schedule."""
         sequence = np.array(schedule.sequence, dtype=np.int64)
         n = len(sequence)
@@ -165,7 +165,7 @@ class Replay:
             saved=tuple(int(s) for s in saved),
         )
 
-    def held(self, schedule: Schedule, first: Ints, last: Ints) -> Ints:
+    def held(self, schedule: RematSchedule, first: Ints, last: Ints) -> Ints:
         """Per pair of positions, the bytes that the executions from the one to the other hold when they are one kernel."""
         sequence = np.array(schedule.sequence, dtype=np.int64)
         n = len(sequence)
@@ -179,7 +179,7 @@ class Replay:
             bytes_ -= move.size_bytes * ((first >= move.gone) & (last < move.back))
         return bytes_ + self.problem.base_bytes
 
-    def extra_seconds(self, schedule: Schedule) -> float:
+    def extra_seconds(self, schedule: RematSchedule) -> float:
         """Seconds of a schedule above the base order."""
         return float(self.seconds[np.array(schedule.sequence, dtype=np.int64)].sum()) - self.base_seconds
 
@@ -203,13 +203,13 @@ class Replay:
         return np.bincount(position, weights=bytes_.astype(np.float64), minlength=n).astype(np.int64)
 
 
-def simulate(problem: RematProblem, schedule: Schedule) -> Timeline:
+def simulate(problem: RematProblem, schedule: RematSchedule) -> Timeline:
     """Replay a schedule once; use ``Replay`` to replay many of one problem."""
     return Replay(problem).run(schedule)
 
 
-def validate(problem: RematProblem, schedule: Schedule) -> None:
-    """Check every rule of ``Schedule``; raise ValueError that names the execution, the op and the rule."""
+def validate(problem: RematProblem, schedule: RematSchedule) -> None:
+    """Check every rule of ``RematSchedule``; raise ValueError that names the execution, the op and the rule."""
     ops, sequence, split = problem.ops, schedule.sequence, schedule.split
     if not 0 <= split <= len(sequence):
         raise ValueError(f"split {split} is outside the sequence of {len(sequence)} executions")

@@ -17,7 +17,7 @@ from memcompile.solvers.schedule.floor import floor_bound
 from memcompile.solvers.schedule.frontier import solve_frontier
 from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.polish import polish
-from memcompile.solvers.schedule.problem import InfeasibleError, RematProblem, RematSolution, Schedule, Status
+from memcompile.solvers.schedule.problem import InfeasibleError, RematProblem, RematSchedule, RematSolution, Status
 from memcompile.solvers.schedule.simulate import Ints, Replay, Timeline
 
 FLOOR_S = 8.0  # before a budget is refused
@@ -50,9 +50,9 @@ class RematSearch:
     budget: int
     deadline: float
     seed: int
-    best: tuple[Schedule, Timeline, str] | None = None
+    best: tuple[RematSchedule, Timeline, str] | None = None
     bound_seconds: float = 0.0
-    lowest: tuple[Schedule, Timeline, str] | None = None
+    lowest: tuple[RematSchedule, Timeline, str] | None = None
 
     @property
     def left(self) -> float:
@@ -76,7 +76,7 @@ class RematSearch:
             return float("inf")
         return (self.best[1].extra_seconds - self.bound_seconds) / (self.index.problem.total_seconds or 1.0)
 
-    def offer(self, schedule: Schedule, method: str) -> Timeline:
+    def offer(self, schedule: RematSchedule, method: str) -> Timeline:
         """Replay a schedule; when it fits, polish it and keep it if it is the cheapest."""
         timeline = self.replay.run(schedule)
         if timeline.peak_bytes <= self.budget:
@@ -86,7 +86,7 @@ class RematSearch:
                 self.best = (better, result, method)
         return timeline
 
-    def offer_lowest(self, schedule: Schedule, method: str) -> int:
+    def offer_lowest(self, schedule: RematSchedule, method: str) -> int:
         """Replay a schedule; keep it if its peak is the smallest. Returns its peak."""
         timeline = self.replay.run(schedule)
         if self.lowest is None or timeline.peak_bytes < self.lowest[1].peak_bytes:
@@ -127,7 +127,7 @@ def variants(index: RematIndex) -> list[GreedyVariant]:
     return chosen
 
 
-def greedy(index: RematIndex, cap: int, variant: GreedyVariant, repeats: int) -> Schedule | None:
+def greedy(index: RematIndex, cap: int, variant: GreedyVariant, repeats: int) -> RematSchedule | None:
     """One run of the greedy decoder, of at most ``repeats`` executions per op."""
     limit = repeats * len(index.reads) + len(index.reads) // 2 + 1000
     try:
@@ -141,7 +141,7 @@ def effort_s(problem: RematProblem, time_limit_s: float, effort: float) -> float
     return min(time_limit_s, effort * (0.3 + 6e-3 * len(problem.ops)))
 
 
-def _solution(search: RematSearch, schedule: Schedule, timeline: Timeline, method: str, seconds: float) -> RematSolution:
+def _solution(search: RematSearch, schedule: RematSchedule, timeline: Timeline, method: str, seconds: float) -> RematSolution:
     status: Status = "optimal" if search.closed else "bounded" if search.bound_seconds > 0 else "heuristic"
     return RematSolution(
         schedule=schedule,

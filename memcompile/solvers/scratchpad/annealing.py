@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from memcompile.solvers.scratchpad.evicting import Tables, annealed, moved_by, tables_of
 from memcompile.solvers.scratchpad.offsets import place, stays_of
-from memcompile.solvers.scratchpad.parts import Section, window
+from memcompile.solvers.scratchpad.parts import OrderSection, window
 from memcompile.solvers.scratchpad.problem import ScratchpadProblem
 from memcompile.solvers.scratchpad.replacement import replace
 
@@ -64,7 +64,7 @@ def _places(count: int, width: int) -> Iterator[tuple[int, int]]:
         yield first, min(count, first + width)
 
 
-def _better(section: Section, size_bytes: int, steps: int) -> Sequence[int] | None:
+def _better(section: OrderSection, size_bytes: int, steps: int) -> Sequence[int] | None:
     """An order of a window that moves fewer bytes; None where none is found."""
     tables, given = tables_of(section.problem), range(len(section.problem.ops))
     base = moved_by(tables, given, size_bytes)

@@ -17,7 +17,7 @@ from memcompile.solvers.scratchpad.problem import ScratchpadOp, ScratchpadProble
 
 
 @dataclass(frozen=True)
-class Section:
+class OrderSection:
     """Some operators of a network as a problem. ``ops[i]``: which operator of the network operator i is, -1 for those that
     stand for what comes before or behind."""
 
@@ -58,10 +58,10 @@ def _behind_all(problem: ScratchpadProblem) -> list[bool]:
     return found
 
 
-def sections(problem: ScratchpadProblem) -> list[Section]:
+def sections(problem: ScratchpadProblem) -> list[OrderSection]:
     """The parts between necks, in order. Each but the first starts with an operator that writes what the neck before it
     does."""
-    found = list[Section]()
+    found = list[OrderSection]()
     first = 0
     for neck in necks(problem):
         inside = range(first, neck + 1)
@@ -72,7 +72,7 @@ def sections(problem: ScratchpadProblem) -> list[Section]:
     return found
 
 
-def window(problem: ScratchpadProblem, order: Sequence[int], dropped: frozenset[Gap], first: int, last: int) -> Section:
+def window(problem: ScratchpadProblem, order: Sequence[int], dropped: frozenset[Gap], first: int, last: int) -> OrderSection:
     """Steps ``[first, last)`` of an order, between what a plan keeps there."""
     entering, leaving = list[int](), list[int]()
     uses: dict[int, list[int]] = {}
@@ -108,7 +108,7 @@ def _section(
     entering: Sequence[int],
     leaving: Sequence[int],
     changed: dict[int, Tensor] | None = None,
-) -> Section:
+) -> OrderSection:
     """``entering``: there as the section starts. ``leaving``: there as it ends. ``changed``: other tensors in their place."""
     numbers: dict[int, int] = {}
     tensors: list[Tensor] = []
@@ -145,4 +145,4 @@ def _section(
     if exit_:
         ops.append(ScratchpadOp("exit", (*map(number, leaving), *ended), ()))
         ids.append(-1)
-    return Section(ScratchpadProblem(tuple(ops), tuple(tensors)), tuple(ids))
+    return OrderSection(ScratchpadProblem(tuple(ops), tuple(tensors)), tuple(ids))

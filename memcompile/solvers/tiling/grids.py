@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-
 from memcompile.solvers.tiling.problem import Reach, Read, TilingProblem
 
 Axis = Literal[0, 1]
@@ -87,8 +85,3 @@ class Periods:
         if id(reach) not in self._known:
             self._known[id(reach)] = period(reach)
         return self._known[id(reach)]
-
-
-def identity(extent: int) -> Reach:
-    """Index i reads index i."""
-    return np.stack([np.arange(extent), np.arange(extent) + 1], axis=1)

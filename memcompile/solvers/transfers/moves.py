@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from memcompile.solvers.schedule.problem import Move, Schedule
+from memcompile.solvers.schedule.problem import Move, RematSchedule
 from memcompile.solvers.schedule.simulate import Replay
 from memcompile.solvers.transfers.link import Ints, Link, Timing, Transfer, latest_starts, replay, soonest
 
@@ -64,7 +64,7 @@ class InstanceLives:
 
     @classmethod
     def of(
-        cls, replay: Replay, schedule: Schedule, movable: Sequence[bool], runs: Sequence[tuple[int, int]] = ()
+        cls, replay: Replay, schedule: RematSchedule, movable: Sequence[bool], runs: Sequence[tuple[int, int]] = ()
     ) -> InstanceLives:
         """``runs``: first and last execution of those in a row that are one kernel."""
         schedule = replace(schedule, moves=())

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from memcompile.passes.rows.canonical import canonicalise
-from memcompile.step.rewriting import Outcome, Refused, Rewrite
+from memcompile.step.rewriting import Outcome, RefusedPattern, Rewrite
 from tests.captured import captured, random_inputs, run
 from tests.low_rank_nets import NETS, Sizes, example
 from tests.passes.schedule.test_golden import lines_of
@@ -189,7 +189,7 @@ def test_dynamic_shapes_are_left_alone():
     module = captured(scaled_by_a_tensor, x, *rest, train=False)
     before = lines_of(module.graph)
     (outcome,) = canonicalise(module)
-    assert isinstance(outcome, Refused)
+    assert isinstance(outcome, RefusedPattern)
     assert "dynamic shapes" in outcome.why
     assert lines_of(module.graph) == before
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memcompile.passes.schedule.swap import fresh_bytes
-from memcompile.solvers.schedule.problem import Move, Op, RematProblem, Schedule, Storage
+from memcompile.solvers.schedule.problem import Move, Op, RematProblem, RematSchedule, Storage
 from memcompile.solvers.schedule.simulate import Replay
 
 CHAIN = RematProblem(
@@ -14,12 +14,12 @@ CHAIN = RematProblem(
 
 
 def test_with_room_only_what_the_user_holds_is_fresh():
-    assert fresh_bytes(Replay(CHAIN), Schedule((0, 1, 2), 3), 100) == 8
+    assert fresh_bytes(Replay(CHAIN), RematSchedule((0, 1, 2), 3), 100) == 8
 
 
 def test_at_the_peak_one_lane_holds_one_of_two():
     """``a`` and ``b`` are 16 bytes together, and then ``b`` and the loss are: a lane for ``a`` would be idle beside them."""
-    assert fresh_bytes(Replay(CHAIN), Schedule((0, 1, 2), 3), 16) == 8 + 8
+    assert fresh_bytes(Replay(CHAIN), RematSchedule((0, 1, 2), 3), 16) == 8 + 8
 
 
 def test_what_comes_back_is_written_again():
@@ -31,7 +31,7 @@ def test_what_comes_back_is_written_again():
         boundary=3,
     )
     move = Move(0, 8, out=0, gone=1, back=2, need=2)
-    stays, leaves = Schedule((0, 1, 2), 3), Schedule((0, 1, 2), 3, (move,))
+    stays, leaves = RematSchedule((0, 1, 2), 3), RematSchedule((0, 1, 2), 3, (move,))
     replay = Replay(problem)
     assert replay.run(stays).peak_bytes == 20
     assert replay.run(leaves).peak_bytes == 12

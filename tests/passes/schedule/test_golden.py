@@ -15,7 +15,7 @@ from torch import fx, nn
 from memcompile.passes.schedule.rematerialize import recomputations
 from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.index import RematIndex
-from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.problem import RematSchedule
 from memcompile.solvers.schedule.simulate import simulate
 from memcompile.step.facts import Facts
 from tests.planned_eagerly import Planned, Planner, unplanned
@@ -35,7 +35,7 @@ class Block(nn.Module):
         return x.pow(2).mean()
 
 
-def keep_the_output_of_the_second_layer(facts: Facts) -> Schedule:
+def keep_the_output_of_the_second_layer(facts: Facts) -> RematSchedule:
     """Across the boundary only what the loss needs stays: everything of the first layer is made again."""
     names = [storage.name for storage in facts.problem.storages]
     kept = {names.index(name) for name in names if name in ("addmm_1", "inductor_seeds_default")}

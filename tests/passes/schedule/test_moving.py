@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memcompile.passes.schedule.swap import durations_of, movable_storages
-from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.problem import RematSchedule
 from memcompile.solvers.schedule.simulate import Replay
 from memcompile.solvers.transfers import moves as moves_module
 from memcompile.solvers.transfers.link import Link
@@ -34,10 +34,10 @@ def _everything_may_move(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moves_module, "SMALLEST_BYTES", 0)
 
 
-def random_moves(seed: int) -> Callable[[Facts], Schedule]:
+def random_moves(seed: int) -> Callable[[Facts], RematSchedule]:
     """A random schedule, below its peak by as much as moves can do, or a part of that."""
 
-    def choose(facts: Facts) -> Schedule:
+    def choose(facts: Facts) -> RematSchedule:
         draw = random.Random(seed)
         schedule = random_schedule(seed)(facts) if draw.random() < 0.5 else unplanned(facts)
         replay = Replay(facts.problem)

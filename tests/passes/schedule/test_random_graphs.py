@@ -18,7 +18,7 @@ from torch import nn
 
 from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.index import RematIndex
-from memcompile.solvers.schedule.problem import Schedule
+from memcompile.solvers.schedule.problem import RematSchedule
 from memcompile.solvers.schedule.simulate import validate
 from memcompile.step.facts import Facts
 from tests.planned_eagerly import Planner, unplanned, with_lowering
@@ -26,10 +26,10 @@ from tests.random_programs import N, Program, Wide
 from tests.steps import Step, assert_same_step, run_memcompile, train
 
 
-def random_schedule(seed: int) -> Callable[[Facts], Schedule]:
+def random_schedule(seed: int) -> Callable[[Facts], RematSchedule]:
     """A valid schedule that keeps a random part of what is alive at random instants; checked on its own."""
 
-    def choose(facts: Facts) -> Schedule:
+    def choose(facts: Facts) -> RematSchedule:
         draw = random.Random(seed)
         problem, index = facts.problem, RematIndex.of(facts.problem)
         instants = {problem.boundary, *(draw.randrange(len(problem.ops)) for _ in range(draw.randrange(4)))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memcompile.passes.schedule.reorder import _order
 from memcompile.solvers.schedule.index import RematIndex
-from memcompile.solvers.schedule.problem import Op, RematProblem, Schedule, Storage
+from memcompile.solvers.schedule.problem import Op, RematProblem, RematSchedule, Storage
 from memcompile.solvers.schedule.simulate import simulate
 
 
@@ -14,7 +14,7 @@ def problem(*ops: Op, sizes: dict[int, int], outputs: tuple[int, ...] = ()) -> R
 
 
 def peak(found: RematProblem) -> int:
-    return simulate(found, Schedule(tuple(range(len(found.ops))), found.boundary)).peak_bytes
+    return simulate(found, RematSchedule(tuple(range(len(found.ops))), found.boundary)).peak_bytes
 
 
 def order(found: RematProblem) -> list[int]:

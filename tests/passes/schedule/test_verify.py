@@ -12,7 +12,7 @@ from memcompile.passes.schedule import check as checks
 from memcompile.passes.schedule.check import verify
 from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.index import RematIndex
-from memcompile.solvers.schedule.problem import RematSolution, Schedule
+from memcompile.solvers.schedule.problem import RematSchedule, RematSolution
 from memcompile.step.facts import Facts
 from memcompile.step.verify_values import VerificationError
 from tests.planned_eagerly import Planned, Planner
@@ -31,7 +31,7 @@ class Net(nn.Module):
         return x.sum()
 
 
-def keep_nothing(facts: Facts) -> Schedule:
+def keep_nothing(facts: Facts) -> RematSchedule:
     return decode(RematIndex.of(facts.problem), {facts.problem.boundary: set()})
 
 
@@ -45,7 +45,7 @@ def planned() -> Planned:
     return planner.planned[0]
 
 
-def check(planned: Planned, schedule: Schedule | None = None) -> None:
+def check(planned: Planned, schedule: RematSchedule | None = None) -> None:
     solution = RematSolution(schedule or planned.schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0)
     verify(planned.facts, solution, planned.joint, planned.graphs)
 
@@ -58,7 +58,7 @@ def test_a_schedule_that_reads_what_is_not_there(planned):
     sequence = list(planned.schedule.sequence)
     sequence.remove(planned.schedule.sequence[-2])
     with pytest.raises(ValueError, match=r"op|execution"):
-        check(planned, Schedule(tuple(sequence), planned.schedule.split))
+        check(planned, RematSchedule(tuple(sequence), planned.schedule.split))
 
 
 def test_random_state_drawn_twice(planned):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.index import RematIndex
-from memcompile.solvers.schedule.problem import Op, RematProblem, Schedule, Storage
+from memcompile.solvers.schedule.problem import Op, RematProblem, RematSchedule, Storage
 from memcompile.solvers.schedule.simulate import simulate, validate
 from tests.solvers.instances import random_problem, transformer
 from tests.solvers.reference import naive_live_bytes
@@ -46,7 +46,7 @@ def small() -> RematProblem:
 
 
 def test_small_by_hand() -> None:
-    timeline = simulate(small(), Schedule((0, 1, 2, 0, 3), split=3))
+    timeline = simulate(small(), RematSchedule((0, 1, 2, 0, 3), split=3))
     assert timeline.live_bytes.tolist() == [104, 106, 103, 107, 118]
     assert timeline.extra_seconds == 1.0
     assert timeline.saved == (1,)
@@ -56,7 +56,7 @@ def test_in_place_write_takes_a_dying_read() -> None:
     storages = (Storage("x", 4), Storage("y", 4, is_output=True))
     ops = (Op("make", (), (0,), 1.0), Op("relu", (0,), (1,), 1.0, inplace=True))
     problem = RematProblem(storages, ops, boundary=2)
-    assert simulate(problem, Schedule((0, 1), 2)).live_bytes.tolist() == [4, 4]
+    assert simulate(problem, RematSchedule((0, 1), 2)).live_bytes.tolist() == [4, 4]
 
 
 @pytest.mark.parametrize(
@@ -75,19 +75,19 @@ def test_in_place_write_takes_a_dying_read() -> None:
 )
 def test_validate_names_the_error(sequence: tuple[int, ...], split: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        validate(small(), Schedule(sequence, split))
+        validate(small(), RematSchedule(sequence, split))
 
 
 def test_validate_base_order() -> None:
     ops = tuple(Op(f"op{i}", (), (i,), 1.0) for i in range(4))
     problem = RematProblem(tuple(Storage(f"s{i}", 1) for i in range(4)), ops, boundary=2)
     with pytest.raises(ValueError, match="against the base order"):
-        validate(problem, Schedule((1, 0, 2, 3), 2))
+        validate(problem, RematSchedule((1, 0, 2, 3), 2))
     with pytest.raises(ValueError, match="against the base order"):
-        validate(problem, Schedule((0, 1, 3, 2), 2))
+        validate(problem, RematSchedule((0, 1, 3, 2), 2))
 
 
 def test_replay_of_a_deep_model_is_fast() -> None:
     problem = transformer(100)
-    schedule = Schedule(tuple(range(len(problem.ops))), problem.boundary)
+    schedule = RematSchedule(tuple(range(len(problem.ops))), problem.boundary)
     assert simulate(problem, schedule).extra_seconds == 0.0

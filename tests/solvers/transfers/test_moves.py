@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from memcompile.solvers.schedule.check_moves import check_moves
 from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.index import RematIndex
-from memcompile.solvers.schedule.problem import Move, Op, RematProblem, Schedule, Storage
+from memcompile.solvers.schedule.problem import Move, Op, RematProblem, RematSchedule, Storage
 from memcompile.solvers.schedule.simulate import Replay, simulate, validate
 from memcompile.solvers.transfers import moves as moves_module
 from memcompile.solvers.transfers.link import Link
@@ -33,13 +33,15 @@ def movable(problem: RematProblem) -> list[bool]:
     return [not storage.is_output or s in backward for s, storage in enumerate(problem.storages)]
 
 
-def planned(problem: RematProblem, schedule: Schedule, budget: int, links: tuple[Link, ...] = (LINK,)) -> Schedule | None:
+def planned(
+    problem: RematProblem, schedule: RematSchedule, budget: int, links: tuple[Link, ...] = (LINK,)
+) -> RematSchedule | None:
     durations = [problem.ops[p].seconds for p in schedule.sequence]
     found = plan_moves(InstanceLives.of(Replay(problem), schedule, movable(problem)), durations, budget, links)
     return None if found is None else dataclasses.replace(schedule, moves=found)
 
 
-def naive(problem: RematProblem, schedule: Schedule) -> list[int]:
+def naive(problem: RematProblem, schedule: RematSchedule) -> list[int]:
     """Live bytes, by following every instance and every move."""
     live = naive_live_bytes(problem, dataclasses.replace(schedule, moves=()))
     for move in schedule.moves:
@@ -75,7 +77,7 @@ def test_whatever_idles_can_leave(seed: int) -> None:
     assert planned(problem, schedule, floor - 1) is None
 
 
-def _busy_bytes(problem: RematProblem, schedule: Schedule) -> list[int]:
+def _busy_bytes(problem: RematProblem, schedule: RematSchedule) -> list[int]:
     """Bytes during each execution when all that is neither used by it nor fixed is away."""
     live = naive_live_bytes(problem, schedule)
     lives = InstanceLives.of(Replay(problem), schedule, movable(problem))
@@ -105,7 +107,7 @@ def chain(layers: int, size: int = 8, seconds: float = 1.0) -> RematProblem:
 
 def test_nothing_leaves_in_the_middle_of_a_kernel() -> None:
     """Executions 3 to 5 are one: what leaves for one of them has left before all."""
-    problem, schedule = chain(6), Schedule(tuple(range(12)), 6)
+    problem, schedule = chain(6), RematSchedule(tuple(range(12)), 6)
     lives = InstanceLives.of(Replay(problem), schedule, [not s.is_output for s in problem.storages], [(3, 5), (7, 8)])
     found = plan_moves(lives, [1.0] * 12, 35, (LINK,))
     assert found is not None and found
@@ -118,21 +120,21 @@ def test_nothing_leaves_in_the_middle_of_a_kernel() -> None:
 
 def test_what_is_needed_last_leaves_first() -> None:
     problem = chain(6)
-    moved = planned(problem, Schedule(tuple(range(12)), 6), 35)
+    moved = planned(problem, RematSchedule(tuple(range(12)), 6), 35)
     assert moved is not None
     assert {problem.storages[move.storage].name for move in moved.moves} == {"a0", "a1"}
 
 
 def test_what_is_on_a_fast_link_comes_back_as_late_as_it_may() -> None:
     problem = chain(6)
-    moved = planned(problem, Schedule(tuple(range(12)), 6), 35, (Link("host", 1e9, 1e9, 0.0, 10**9),))
+    moved = planned(problem, RematSchedule(tuple(range(12)), 6), 35, (Link("host", 1e9, 1e9, 0.0, 10**9),))
     assert moved is not None and all(move.back >= move.need - 1 for move in moved.moves)
 
 
 def test_reads_start_early_on_a_slow_link_where_memory_allows() -> None:
     problem = chain(8, seconds=1.0)
     slow, fast = (
-        planned(problem, Schedule(tuple(range(16)), 8), 44, (Link("disk", 1e9, rate, 0.0, 10**9),)) for rate in (3.0, 1e9)
+        planned(problem, RematSchedule(tuple(range(16)), 8), 44, (Link("disk", 1e9, rate, 0.0, 10**9),)) for rate in (3.0, 1e9)
     )
     assert slow is not None and fast is not None
     assert sum(m.need - m.back for m in slow.moves) > sum(m.need - m.back for m in fast.moves)
@@ -142,7 +144,7 @@ def test_gradients_are_back_as_the_step_ends() -> None:
     """One is made early and is large; the peak is later."""
     storages = (Storage("a", 4), Storage("early", 8, is_output=True), Storage("b", 8), Storage("late", 1, is_output=True))
     ops = (Op("a", (), (0,), 1.0), Op("early", (0,), (1,), 1.0), Op("b", (0,), (2,), 1.0), Op("late", (2,), (3,), 1.0))
-    problem, schedule = RematProblem(storages, ops, 1), Schedule((0, 1, 2, 3), 1)
+    problem, schedule = RematProblem(storages, ops, 1), RematSchedule((0, 1, 2, 3), 1)
     moved = planned(problem, schedule, 12)
     assert moved is not None
     assert [(m.storage, m.out, m.gone, m.back, m.need) for m in moved.moves] == [(1, 1, 2, 4, 4)]
@@ -156,7 +158,7 @@ def test_what_the_step_leaves_has_to_fit() -> None:
     """Both outputs are there at the end, though each could be away while the other is made."""
     storages = (Storage("a", 1), Storage("b", 8, is_output=True), Storage("c", 8, is_output=True), Storage("d", 1))
     ops = (Op("a", (), (0,), 1.0), Op("b", (0,), (1,), 1.0), Op("c", (0,), (2,), 1.0), Op("d", (0,), (3,), 1.0))
-    problem, schedule = RematProblem(storages, ops, 1), Schedule((0, 1, 2, 3), 1)
+    problem, schedule = RematProblem(storages, ops, 1), RematSchedule((0, 1, 2, 3), 1)
     assert planned(problem, schedule, 15) is None
 
 
@@ -172,7 +174,7 @@ def test_a_second_absence_writes_nothing() -> None:
         Op("f", (4,), (5,), 1.0),
     )
     problem = RematProblem(storages, ops, 6)
-    moved = planned(problem, Schedule(tuple(range(6)), 6), 13)
+    moved = planned(problem, RematSchedule(tuple(range(6)), 6), 13)
     assert moved is not None
     assert [(move.storage, move.copied) for move in moved.moves] == [(0, False), (0, True)]
     cost = traffic(moved.moves, [1.0] * 6, (LINK,))
@@ -182,9 +184,9 @@ def test_a_second_absence_writes_nothing() -> None:
 def test_a_full_tier_spills_into_the_next() -> None:
     problem = chain(6)
     small = Link("host", 1e9, 1e9, 0.0, 8)
-    moved = planned(problem, Schedule(tuple(range(12)), 6), 35, (small, LINK))
+    moved = planned(problem, RematSchedule(tuple(range(12)), 6), 35, (small, LINK))
     assert moved is not None and sorted(move.link for move in moved.moves) == [0, 1]
-    assert planned(problem, Schedule(tuple(range(12)), 6), 35, (small,)) is None
+    assert planned(problem, RematSchedule(tuple(range(12)), 6), 35, (small,)) is None
 
 
 def test_the_clock() -> None:
@@ -212,7 +214,7 @@ def test_the_clock() -> None:
     ],
 )
 def test_broken_moves_are_refused(change: dict[str, object], message: str) -> None:
-    problem, schedule = chain(6), Schedule(tuple(range(12)), 6)
+    problem, schedule = chain(6), RematSchedule(tuple(range(12)), 6)
     good = Move(1, 8, out=2, gone=3, back=9, need=10)
     check_moves(problem, dataclasses.replace(schedule, moves=(good,)))
     if change.get("storage") == 6:
