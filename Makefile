@@ -69,7 +69,7 @@ demo-vae: $(EXAMPLES)  ## decode with Stable Diffusion's VAE, beside diffusers' 
 lint: $(STAMP)  ## ruff check, ruff format --check, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict memcompile
+	$(BIN)/mypy --strict memcompile benchmarks examples
 
 format: $(STAMP)  ## let ruff format and fix
 	$(BIN)/ruff check --fix .

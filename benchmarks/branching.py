@@ -6,6 +6,7 @@ Each takes its labels and returns its loss. Sizes are small: order matters by st
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -173,7 +174,8 @@ class DenseNet(nn.Module):
         super().__init__()
         channels = 2 * growth
         self.stem = _conv(3, channels, 3)
-        self.blocks, self.transitions = nn.ModuleList(), nn.ModuleList()
+        self.blocks: Any = nn.ModuleList()  # of lists of layers
+        self.transitions = nn.ModuleList()
         for index, depth in enumerate(blocks):
             self.blocks.append(nn.ModuleList(self._layer(channels + i * growth, growth) for i in range(depth)))
             channels += depth * growth
@@ -205,7 +207,7 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, width: int = 64, experts: int = 8, depth: int = 2) -> None:
         super().__init__()
         self.routers = nn.ModuleList(nn.Linear(width, experts) for _ in range(depth))
-        self.experts = nn.ModuleList(
+        self.experts: Any = nn.ModuleList(
             nn.ModuleList(
                 nn.ModuleList((nn.Linear(width, inner), nn.Linear(width, inner), nn.Linear(inner, width)))
                 for inner in (2 * width * (1 + index % 3) for index in range(experts))
@@ -217,6 +219,6 @@ class MixtureOfExperts(nn.Module):
         """Mean square of what (B, T, width) inputs become."""
         for router, experts in zip(self.routers, self.experts, strict=True):
             weights = router(x).softmax(-1)
-            parts = [down(F.silu(gate(x)) * up(x)) for gate, up, down in experts]  # type: ignore[misc]
+            parts = [down(F.silu(gate(x)) * up(x)) for gate, up, down in experts]
             x = x + sum(weights[..., index, None] * part for index, part in enumerate(parts))
         return x.square().mean()

@@ -65,7 +65,8 @@ class Convolutions(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.max_pool2d(F.relu(norm(conv(x))), 2)
-        return self.head(x.mean((2, 3))).logsumexp(1).mean()
+        loss: Tensor = self.head(x.mean((2, 3))).logsumexp(1).mean()
+        return loss
 
 
 class Recurrent(nn.Module):
@@ -140,6 +141,8 @@ class BrokenLoss(nn.Module):
 
 class Mutating(nn.Module):
     """Inference that writes a buffer."""
+
+    cache: Tensor
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()

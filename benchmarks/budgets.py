@@ -11,52 +11,47 @@ its own, each budget a copy of the program that is compiled anew. Measured is a 
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import os
-import subprocess
+import contextlib
+import functools
+import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
-
-import itertools
 
 import torch
 from torch import Tensor, nn
 
 import memcompile
 from benchmarks.budget_nets import NETS, Net, random_net
-from benchmarks.markdown import markdown
-from benchmarks.rows import KeptRows, source_hash
-from benchmarks.table import README, between
+from benchmarks.core.command import Benchmark
+from benchmarks.core.rows import PlanRow, Setting
+from benchmarks.core.table import Columns, table
+from benchmarks.core.workers import Quick, Remote, WayFailedError
 from memcompile.errors import BudgetInfeasibleError
 from memcompile.report.data import Report
 from memcompile.runtime.measure import measure_peak
 
-RESULTS = Path(__file__).resolve().parent / "results" / "budgets.csv"
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)
 RANDOM = tuple(f"random {seed}" for seed in range(8))
 QUICK = {"cpp.simdlen": 1}
 """Scalar code: peaks are the same, and it compiles in half the time."""
-START, END = "<!-- results: written by budgets.py -->", "<!-- end of budget results -->"
 CLOSE = 0.01
 
 
 @dataclass(frozen=True)
-class BudgetRow:
+class BudgetRow(PlanRow):
     """One program under one budget. ``asked``: "80 %", "1 byte", or "advised", which follows a refusal and names its budget.
 
     ``status``: "kept" or "refused". ``floor_bytes``, ``lower_bound_bytes``: what the refusal said. ``extra_seconds``: what the
     plan takes above the time without one, by the cost model. Of a refusal, ``measured_bytes`` is what best effort takes.
     """
 
-    date: str
-    torch: str
-    code: str
+    KEY: ClassVar = ("net", "asked")
+
     net: str
     asked: str
     status: str
@@ -67,18 +62,13 @@ class BudgetRow:
     floor_bytes: int | None = None
     lower_bound_bytes: int | None = None
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        """A newer row with the same key takes the older one's place."""
-        return self.net, self.asked
-
 
 def run(net: Net, budget_bytes: int | None, best_effort: bool = False) -> tuple[Report, int]:
     """The report of a step under a budget, and its measured peak. Raises ``BudgetInfeasibleError``."""
     torch._dynamo.reset()
     memcompile.release()
     model, inputs = net.make()
-    options: dict[str, object] = {"inductor": QUICK, "memory_budget": budget_bytes}
+    options: dict[str, Any] = {"inductor": QUICK, "memory_budget": budget_bytes}
     if best_effort:
         options["on_infeasible"] = "best_effort"
     step = stepping(net, model, inputs, torch.compile(model, backend="memcompile", options=options))
@@ -97,7 +87,7 @@ def stepping(net: Net, model: nn.Module, inputs: tuple[Tensor, ...], function: C
     def step() -> object:
         output = function(*inputs)
         if net.training:
-            output.backward()
+            torch.autograd.backward(output)
             if not net.accumulates:
                 model.zero_grad(set_to_none=True)
         return output
@@ -105,35 +95,52 @@ def stepping(net: Net, model: nn.Module, inputs: tuple[Tensor, ...], function: C
     return step
 
 
-def rows(net: Net, done: Callable[[str], bool]) -> Iterator[BudgetRow]:
-    """All budgets of a program, from the largest down; ``done(asked)``: skipped."""
-    report, _ = run(net, None)
-    free = report.planned_peak_bytes
-    budgets = {f"{share:.0%}".replace("%", " %"): int(share * free) for share in SHARES} | {"1 byte": 1}
+class Program:
+    """A program and its budgets, in a process of its own."""
+
+    def __init__(self, name: str, setting: Setting) -> None:
+        self.net, self.setting = net_of(name), setting
+
+    def free_bytes(self) -> int:
+        """The peak without a plan."""
+        return run(self.net, None)[0].planned_peak_bytes
+
+    def row(self, asked: str, budget_bytes: int) -> BudgetRow:
+        """One budget, and best effort where it is refused."""
+        status, bounds = "kept", dict[str, Any]()
+        try:
+            report, measured = run(self.net, budget_bytes)
+        except BudgetInfeasibleError as error:
+            report, measured = run(self.net, budget_bytes, best_effort=True)
+            status = "refused"
+            bounds = {"floor_bytes": error.floor_bytes, "lower_bound_bytes": error.lower_bound_bytes}
+        return self.setting.row(
+            BudgetRow,
+            net=self.net.name,
+            asked=asked,
+            status=status,
+            budget_bytes=budget_bytes,
+            planned_bytes=report.planned_peak_bytes,
+            measured_bytes=measured,
+            extra_seconds=report.planned_seconds - report.base_seconds,
+            **bounds,
+        )
+
+
+def rows(program: Remote, done: Container[str]) -> Iterator[BudgetRow]:
+    """All budgets of a program, from the largest down, but those that are ``done``, and what their refusals advise."""
+    free = program.ask("free_bytes")
+    budgets = {f"{share * 100:.0f} %": int(share * free) for share in SHARES} | {"1 byte": 1}
     advised: dict[int, str] = {}
     for asked, budget in budgets.items():
-        if done(asked):
+        if asked in done:
             continue
-        row = one(net, asked, budget)
+        row: BudgetRow = program.ask("row", asked, budget)
         yield row
-        if row.floor_bytes is not None and row.floor_bytes not in advised:
-            advised[row.floor_bytes] = f"advised for {asked}"
+        if row.floor_bytes is not None:
+            advised.setdefault(row.floor_bytes, f"advised for {asked}")
     for budget, asked in advised.items():
-        yield one(net, asked, budget)
-
-
-def one(net: Net, asked: str, budget: int) -> BudgetRow:
-    """One budget, and best effort where it is refused."""
-    here = datetime.date.today().isoformat(), torch.__version__, source_hash(), net.name, asked
-    try:
-        report, measured = run(net, budget)
-    except BudgetInfeasibleError as error:
-        report, measured = run(net, budget, best_effort=True)
-        bounds = error.floor_bytes, error.lower_bound_bytes
-        return BudgetRow(
-            *here, "refused", budget, report.planned_peak_bytes, measured, report.planned_seconds - report.base_seconds, *bounds
-        )
-    return BudgetRow(*here, "kept", budget, report.planned_peak_bytes, measured, report.planned_seconds - report.base_seconds)
+        yield program.ask("row", asked, budget)
 
 
 def faults(found: Sequence[BudgetRow]) -> list[str]:
@@ -161,42 +168,60 @@ def faults(found: Sequence[BudgetRow]) -> list[str]:
     return wrong
 
 
-def table(found: Sequence[BudgetRow]) -> str:
-    """A line for each program."""
-    head = [
-        "program",
-        "budgets",
-        "kept",
-        "measured / budget at most",
-        "planned to measured at most",
-        "floor / free",
-        "bound / floor",
-    ]
-    lines = []
-    for net in dict.fromkeys(row.net for row in found):
-        mine = [row for row in found if row.net == net]
-        kept, refused = ([row for row in mine if row.status == status] for status in ("kept", "refused"))
-        free = max(row.budget_bytes for row in mine)
-        use = max(((row.measured_bytes or 0) / row.budget_bytes for row in kept), default=0.0)
-        away = max(abs((row.planned_bytes or 0) / (row.measured_bytes or 1) - 1) for row in mine)
-        floor = min((row.floor_bytes or 0 for row in refused), default=0)
-        bound = max((row.lower_bound_bytes or 0 for row in refused), default=0)
-        lines.append(
-            [
-                net,
-                str(len(mine)),
-                str(len(kept)),
-                f"{use:.3f}",
-                f"{away:.2%}",
-                f"{floor / free:.2f}",
-                f"{bound / max(1, floor):.2f}",
-            ]
-        )
-    wrong = [
-        f"{net}: {fault}" for net in dict.fromkeys(r.net for r in found) for fault in faults([r for r in found if r.net == net])
-    ]
-    summary = f"{len(found)} pairs, {len(wrong)} that break a promise" + "".join(f"; {fault}" for fault in wrong)
-    return f"{summary}.\n\n{markdown(head, lines)}"
+@dataclass(frozen=True)
+class Held:
+    """The rows of a program."""
+
+    net: str
+    rows: Sequence[BudgetRow]
+
+    @property
+    def kept(self) -> list[BudgetRow]:
+        """Those whose budget was accepted."""
+        return [row for row in self.rows if row.status == "kept"]
+
+    def use(self) -> float:
+        """The most of a budget that was used."""
+        return max(((row.measured_bytes or 0) / row.budget_bytes for row in self.kept), default=0.0)
+
+    def away(self) -> float:
+        """The largest gap of a plan to what was measured."""
+        return max(abs((row.planned_bytes or 0) / (row.measured_bytes or 1) - 1) for row in self.rows)
+
+    def floor_bytes(self) -> int:
+        """The least of the floors."""
+        return min((row.floor_bytes or 0 for row in self.rows if row.status == "refused"), default=0)
+
+    def bound_bytes(self) -> int:
+        """The largest of the bounds."""
+        return max((row.lower_bound_bytes or 0 for row in self.rows if row.status == "refused"), default=0)
+
+
+COLUMNS: Columns[Held] = (
+    ("program", lambda held: held.net),
+    ("budgets", lambda held: str(len(held.rows))),
+    ("kept", lambda held: str(len(held.kept))),
+    ("measured / budget at most", lambda held: f"{held.use():.3f}"),
+    ("planned to measured at most", lambda held: f"{held.away():.2%}"),
+    ("floor / free", lambda held: f"{held.floor_bytes() / max(row.budget_bytes for row in held.rows):.2f}"),
+    ("bound / floor", lambda held: f"{held.bound_bytes() / max(1, held.floor_bytes()):.2f}"),
+)
+
+
+def tables(found: Sequence[BudgetRow]) -> str:
+    """What is wrong, and a line for each program."""
+    programs = [Held(net, [row for row in found if row.net == net]) for net in dict.fromkeys(row.net for row in found)]
+    wrong = [f"{held.net}: {fault}" for held in programs for fault in faults(held.rows)]
+    summary = "; ".join([f"{len(found)} pairs, {len(wrong)} that break a promise", *wrong])
+    return f"{summary}.\n\n{table(COLUMNS, programs)}"
+
+
+def said(row: BudgetRow) -> str:
+    """A row as it comes."""
+    return f"{row.net:14} {row.asked:18} {row.status:8} budget {row.budget_bytes:9} measured {row.measured_bytes}"
+
+
+BENCHMARK = Benchmark("budgets", BudgetRow, tables, said)
 
 
 def net_of(name: str) -> Net:
@@ -206,38 +231,28 @@ def net_of(name: str) -> Net:
     return next(net for net in NETS if net.name == name)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Status 1 where a promise is broken."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Status 1 where a promise is broken, or a program could not be run."""
     names = [*(net.name for net in NETS), *RANDOM]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = BENCHMARK.parser(__doc__, "resume")
     parser.add_argument("--nets", nargs="+", default=names, metavar="NAME")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    chosen = parser.parse_args(arguments)
-    kept: KeptRows[BudgetRow] = KeptRows(BudgetRow, chosen.results)
-    if chosen.table:
-        README.write_text(between(README.read_text(), START, END, table(list(kept))))
+    args = parser.parse_args(argv)
+    kept = BENCHMARK.kept(args)
+    if kept is None:
         return 0
-    for name in chosen.nets:
-        if chosen.here:
-            code = source_hash()
-            old = {row.asked for row in kept if row.net == name and row.code == code} if chosen.resume else set()
-            for row in rows(net_of(name), old.__contains__):
-                kept.put(row)
-                print(
-                    f"{name:14} {row.asked:18} {row.status:8} budget {row.budget_bytes:9} measured {row.measured_bytes}",
-                    flush=True,
-                )
-            continue
-        flags = ["--here", "--results", str(chosen.results), *(["--resume"] if chosen.resume else [])]
-        subprocess.run([sys.executable, __file__, "--nets", name, *flags], check=False)
-    if chosen.here:
-        return 0
-    found = [row for row in KeptRows(BudgetRow, chosen.results) if row.net in chosen.nets]
-    print(table(found))
-    return int(any(faults([row for row in found if row.net == name]) for name in chosen.nets))
+    setting, failed = Setting.here(), False
+    for name in args.nets:
+        done = {row.asked for row in kept if args.resume and row.net == name and setting.same_versions(row)}
+        with contextlib.closing(Quick(name, functools.partial(Program, name, setting))) as program:
+            try:
+                for row in rows(program, done):
+                    kept.put(row)
+            except WayFailedError as error:
+                failed = True
+                print(f"{name:14} failed: {error.message}", flush=True)
+    found = [row for row in kept if row.net in args.nets]
+    print(tables(found))
+    return int(failed or any(faults([row for row in found if row.net == name]) for name in args.nets))
 
 
 if __name__ == "__main__":

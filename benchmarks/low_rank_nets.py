@@ -6,6 +6,7 @@ Those whose weight is one matrix have ``to_linear``, the dense layer of the same
 from __future__ import annotations
 
 import math
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,18 @@ EYE_ROWS = 256
 """Rows of the identity that go through a layer at a time to read its matrix off."""
 
 
+@runtime_checkable
+class Factored(Protocol):
+    """A layer whose weight is one matrix."""
+
+    def to_linear(self) -> nn.Linear:
+        """The dense layer of the same weight."""
+
+
 def densified(module: nn.Module) -> nn.Module:
     """``module`` with its factored layers as dense ones, in place; what it returns takes its place."""
-    if hasattr(module, "to_linear"):
-        linear: nn.Linear = module.to_linear()
-        return linear
+    if isinstance(module, Factored):
+        return module.to_linear()
     for name, child in module.named_children():
         setattr(module, name, densified(child))
     return module
@@ -32,7 +40,7 @@ def _as_linear(layer: nn.Module, in_features: int) -> nn.Linear:
     parameter = next(layer.parameters())
     eye = torch.eye(in_features, dtype=parameter.dtype, device=parameter.device)
     with torch.no_grad():
-        weight = torch.cat([layer(rows) for rows in eye.split(EYE_ROWS)]).T.contiguous()
+        weight = torch.cat([layer(rows) for rows in torch.split(eye, EYE_ROWS)]).T.contiguous()
     linear = nn.Linear(in_features, len(weight), bias=False, device="meta")
     linear.weight = nn.Parameter(weight)
     return linear
@@ -47,7 +55,8 @@ class FeedForward(nn.Module):
         self.contract = LowRankLinear(hidden, width, rank)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.contract(F.gelu(self.expand(x)))
+        y: Tensor = self.contract(F.gelu(self.expand(x)))
+        return y
 
 
 class GatedFeedForward(nn.Module):
@@ -60,7 +69,8 @@ class GatedFeedForward(nn.Module):
         self.down = LowRankLinear(hidden, width, rank, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        y: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return y
 
 
 class Attention(nn.Module):
@@ -73,7 +83,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        y: Tensor = self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return y
 
 
 class Residual(nn.Module):
@@ -85,7 +96,8 @@ class Residual(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x + self.inner(x))
+        y: Tensor = self.norm(x + self.inner(x))
+        return y
 
 
 class WithLoss(nn.Module):
@@ -110,7 +122,7 @@ class Lora(nn.Module):
         self.up = nn.ModuleList(nn.Linear(rank, out_features, bias=False) for _ in range(adapters))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
+        y: Tensor = self.base(x)
         for down, up in zip(self.down, self.up, strict=True):
             y = y + up(down(x)) * self.scale
         return y

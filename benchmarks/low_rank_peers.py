@@ -70,7 +70,7 @@ class BlockLowRank(nn.Module):
             factors = [second, first, module.scales.detach().transpose(0, 1)]
         else:
             name, kernel = MODULES["blr"], f"triton_monarch_right_left_{suffix}"
-            factors = [first.unflatten(2, (-1, module.blocks)).transpose(2, 3).flatten(2), second]
+            factors = [first.view(*first.shape[:2], -1, module.blocks).transpose(2, 3).flatten(2), second]
         self.kernel = getattr(importlib.import_module(name), kernel)
         self.factors = nn.ParameterList(map(_frozen, factors))
 

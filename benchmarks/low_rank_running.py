@@ -1,77 +1,39 @@
-"""One way of running one low-rank case, compiled and alive, at the other end of a pipe (`workers.Remote`)."""
+"""The ways of the low-rank benchmark, and one of them running one case."""
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import memcompile
-from benchmarks.low_rank_cases import CASES, Case, Size
+from benchmarks.core.steps import Arrays, Step, refusals
+from benchmarks.core.ways import EAGER, PLAIN, Way
+from benchmarks.low_rank_cases import Case, Size
 from benchmarks.low_rank_nets import densified
 from benchmarks.low_rank_peers import adapted
-from benchmarks.stepping import Arrays, ModuleStep, refusals
-from benchmarks.workers import Remote
-from memcompile.report.data import Report
+from benchmarks.low_rank_table import WHOLE, Row
 
-Kind = Literal["eager", "compile", "max-autotune", "dense", "memcompile", "peer"]
 TILE = re.compile(r"(\d+) blocks of (\d+) rows")
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to run a step. ``low_rank``: whether memcompile streams, of a planned case."""
-
-    name: str
-    kind: Kind
-    low_rank: bool = True
-
-
-EAGER, PLAIN = Way("eager", "eager"), Way("compile", "compile")
 MEMCOMPILE = Way("memcompile", "memcompile")
-WAYS = (EAGER, PLAIN, Way("compile max-autotune", "max-autotune"), Way("dense", "dense"), MEMCOMPILE)
-PEERS = (Way("flashsvd", "peer"), Way("blr", "peer"))
-UNSTREAMED = Way("memcompile low_rank=False", "memcompile", low_rank=False)
+DENSE = Way("dense", "compile", variant="dense")
+AUTOTUNED = Way("compile max-autotune", "compile", torch._inductor.list_mode_options("max-autotune-no-cudagraphs"))
+WAYS = (EAGER, PLAIN, AUTOTUNED, DENSE, MEMCOMPILE)
+PEERS = tuple(Way(name, "eager", variant=name) for name in ("flashsvd", "blr"))
+UNSTREAMED = Way(WHOLE, "memcompile", {"low_rank": False})
 """Of planned cases alone."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """``entry_bytes``: parameters, buffers and batch. ``peak_bytes``: measured; a planned case has none.
-
-    ``tiles``: (blocks, rows of one) of each region that runs block by block. ``note``: what memcompile refused.
-    """
-
-    entry_bytes: int
-    peak_bytes: int | None = None
-    first_call_seconds: float | None = None
-    planned_peak_bytes: int | None = None
-    tiles: tuple[tuple[int, int], ...] = ()
-    note: str = ""
-
-
-class Running(ModuleStep):
-    """``module`` is the bare module, ``model`` what is called."""
+class Running(Step[Row]):
+    """A layer or a model, in inference or in a training step."""
 
     def __init__(self, case: Case, way: Way, device: str, size: Size, dtype: torch.dtype) -> None:
-        self.case, self.way = case, way
+        self.case = case
         module, batch = case.make(size, device, dtype)
-        super().__init__(_changed(module, way), batch)
-        self.model: Any = None if case.planned else self._compiled()
-
-    def _compiled(self) -> Callable[..., Any]:
-        if self.way.kind in ("eager", "peer"):
-            return self.module
-        if self.way.kind == "memcompile":
-            return torch.compile(self.module, backend="memcompile")
-        if self.way.kind == "max-autotune":
-            return torch.compile(self.module, mode="max-autotune-no-cudagraphs")
-        return torch.compile(self.module)
+        super().__init__(way, _changed(module, way), batch)
 
     def call(self) -> Tensor:
         """The output, or the loss after the backward, which leaves the gradients in place."""
@@ -79,30 +41,36 @@ class Running(ModuleStep):
             with torch.no_grad():
                 return _leading(self.model(*self.batch.values()))
         loss: Tensor = self.model(*self.batch.values())
-        loss.backward()
+        torch.autograd.backward(loss)
         return loss.detach()
 
-    def step(self) -> None:
-        """What is measured and timed; gradients are dropped as an optimizer would after its step."""
-        self.call()
+    def step(self) -> Tensor:
+        """Gradients are dropped as an optimizer would after its step."""
+        output = self.call()
         self.module.zero_grad(set_to_none=True)
+        return output
 
-    def prepare(self) -> Prepared:
-        """Compile from an empty cache by one step, and measure the peak; of a planned case, only plan."""
+    def measured(self, row: Row) -> Row:
+        """Peak, first call and tiles; of a planned case, what is planned."""
         if self.case.planned:
-            return self._plan()
-        found = self.measured()
-        if self.way.kind != "memcompile":
-            first_call_seconds = found.first_call_seconds if self.way.kind != "eager" else None
-            return Prepared(found.entry_bytes, found.peak_bytes, first_call_seconds)
-        report = memcompile.report(self.model)
-        return Prepared(found.entry_bytes, found.peak_bytes, found.first_call_seconds, *_planned(report))
+            return self._planned(row)
+        entry_bytes, first_call_seconds, peak_bytes = self.entry_bytes(), self.first_call(), self.peak().peak_bytes
+        row = replace(
+            row,
+            entry_bytes=entry_bytes,
+            peak_bytes=peak_bytes,
+            transient_bytes=peak_bytes - entry_bytes,
+            first_call_seconds=None if self.way == EAGER else first_call_seconds,
+        )
+        return with_report(row, memcompile.report(self.model)) if self.way.ours else row
 
-    def _plan(self) -> Prepared:
+    def _planned(self, row: Row) -> Row:
         with torch.set_grad_enabled(self.case.training):
-            report = memcompile.plan(self.module, *self.batch.values(), options={"low_rank": self.way.low_rank, "lower": True})
+            report = memcompile.plan(self.module, *self.batch.values(), options={**self.way.options, "lower": True})
         tensors = [*self.module.parameters(), *self.module.buffers(), *self.batch.values()]
-        return Prepared(sum(t.nbytes for t in tensors), None, None, *_planned(report))
+        entry_bytes = sum(t.nbytes for t in tensors)
+        row = replace(row, status="planned", entry_bytes=entry_bytes, transient_bytes=report.planned_peak_bytes - entry_bytes)
+        return with_report(row, report)
 
     def results(self) -> Arrays:
         """The output, or loss and gradients, in fp32."""
@@ -113,28 +81,24 @@ class Running(ModuleStep):
         return arrays
 
 
-def remote(case: str, way: Way, device: str, size: Size, dtype: torch.dtype, threads: int) -> Remote:
-    """A `Running` in a process of its own."""
-    return Remote(way, functools.partial(_running, case, way, device, size, dtype), threads)
-
-
-def _running(case: str, way: Way, device: str, size: Size, dtype: torch.dtype) -> Running:
-    return Running(CASES[case], way, device, size, dtype)
+def with_report(row: Row, report: memcompile.Report) -> Row:
+    """``row`` with the planned peak, the tiles, and what was refused."""
+    found = [TILE.match(each.why) for graph in report.graphs for each in graph.decisions if each.kind == "tile"]
+    tiles = [match for match in found if match is not None]
+    return replace(
+        row,
+        planned_peak_bytes=report.planned_peak_bytes,
+        blocks=" ".join(match[1] for match in tiles),
+        block_rows=" ".join(match[2] for match in tiles),
+        note=refusals(report),
+    )
 
 
 def _changed(module: nn.Module, way: Way) -> nn.Module:
     """What a way runs in place of the factored module."""
-    if way.kind == "dense":
+    if way == DENSE:
         return densified(module)
-    return adapted(way.name, module) if way.kind == "peer" else module
-
-
-def _planned(report: Report) -> tuple[int, tuple[tuple[int, int], ...], str]:
-    """Planned peak, tiles and refusals."""
-    rows = [row for graph in report.graphs for row in graph.decisions]
-    found = [TILE.match(row.why) for row in rows if row.kind == "tile"]
-    tiles = tuple((int(match[1]), int(match[2])) for match in found if match is not None)
-    return report.planned_peak_bytes, tiles, refusals(report)
+    return adapted(way.variant, module) if way.variant else module
 
 
 def _leading(output: Any) -> Tensor:

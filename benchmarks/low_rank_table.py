@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from benchmarks.markdown import form, markdown, mib
+from benchmarks.core.rows import StepRow
+from benchmarks.core.table import Columns, by_case, by_setting, difference, form, mib, percent, quotient, span, table
 
-START, END = "<!-- results: written by low_rank.py -->", "<!-- end of low_rank results -->"
 OTHERS = ("eager", "compile max-autotune", "dense", "flashsvd", "blr")
-PLANNED = ("memcompile low_rank=False", "memcompile")
+WHOLE = "memcompile low_rank=False"
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one way did on one case. Empty fields do not apply, or were not measured.
+class Row(StepRow):
+    """What one way did on one case.
 
     ``status``: "ok", "planned" (nothing ran), "missing" (a peer's package) or "failed", where ``note`` says how. ``scale``
     divided the batch; ``layers`` of whole models. ``entry_bytes``: parameters, buffers and batch; ``transient_bytes``: what the
@@ -23,11 +24,8 @@ class Row:
     runs block by block. ``max_error``: the largest |a - b| over the largest |a|, to eager, the worst of output and gradients.
     """
 
-    date: str
-    device: str
-    threads: int
-    torch: str
-    code: str
+    KEY: ClassVar = ("device", "threads", "torch", "case", "dtype", "scale", "layers", "way")
+
     case: str
     dtype: str
     scale: int
@@ -49,71 +47,74 @@ class Row:
     max_error: float | None = None
     note: str = ""
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        """A newer row with the same key takes the older one's place."""
-        return *self.setting, self.case, self.dtype, self.scale, self.layers, self.way
 
-    @property
-    def setting(self) -> tuple[object, ...]:
-        """Where it was measured."""
-        return self.device, self.threads, self.torch
+Ways = Mapping[str, Row]
 
 
-def table(rows: Sequence[Row]) -> str:
+def said(row: Row) -> str:
+    """A row as it comes."""
+    return (
+        f"{row.case:22} {row.dtype:8} {row.way:24} {row.status:8} transient {mib(row.transient_bytes, '9.2f')} MiB"
+        f"  step {form(row.seconds, '.4f')} s x{form(row.ratio, '.3f')}"
+        f" [{form(row.ratio_q1, '.3f')}, {form(row.ratio_q3, '.3f')}]"
+        f"  first call {form(row.first_call_seconds, '.1f')} s  blocks {row.blocks or '-'} of {row.block_rows or '-'}"
+        f"  error {form(row.max_error, '.1e')}  {row.note}"
+    )
+
+
+def tables(rows: Sequence[Row]) -> str:
     """For each device: the cases that ran, then those that were planned."""
-    parts = []
-    for device, threads, version in dict.fromkeys(row.setting for row in rows):
-        here = [row for row in rows if row.setting == (device, threads, version)]
-        dates = sorted(row.date for row in here)
-        parts += [f"### {device}, {threads} threads, torch {version}, {dates[0]} to {dates[-1]}", ""]
-        cases: dict[tuple[object, ...], dict[str, Row]] = {}
-        for row in here:
-            cases.setdefault((row.case, row.dtype, row.scale, row.layers), {})[row.way] = row
-        ran = [ways for ways in cases.values() if "compile" in ways]
-        others = [way for way in OTHERS if any(way in ways for ways in ran)]
-        parts += [markdown(_head(others), [_line(ways, others) for ways in ran]), ""] if ran else []
-        planned = [ways for ways in cases.values() if all(way in ways for way in PLANNED)]
-        parts += [markdown(PLANNED_HEAD, [_planned_line(ways) for ways in planned]), ""] if planned else []
-    return "\n".join(parts)
+    return by_setting(rows, _tables)
 
 
-def _head(others: Sequence[str]) -> list[str]:
-    ours = ["memcompile: transient", "planned", "time", "quartiles", "blocks x rows", "first call", "error"]
-    return ["case", "compile: transient", "step", *others, *ours]
+def _tables(rows: Sequence[Row]) -> Iterator[str]:
+    cases = by_case(rows, "case", "dtype", "scale", "layers")
+    ran = [ways for ways in cases if "compile" in ways]
+    others = [way for way in OTHERS if any(way in ways for ways in ran)]
+    if ran:
+        yield table(_columns(others), ran, _failed, leading=3 + len(others))
+    planned = [ways for ways in cases if WHOLE in ways and "memcompile" in ways]
+    if planned:
+        yield table(PLANNED, planned, _not_planned)
 
 
-PLANNED_HEAD = ["case, planned", "entry", "transient without streaming", "transient", "blocks x rows"]
+def _columns(others: Sequence[str]) -> Columns[Ways]:
+    def other(way: str) -> tuple[str, Callable[[Ways], str]]:
+        return way, lambda ways: _beside(ways.get(way), ways["compile"])
+
+    return (
+        ("case", lambda ways: _title(ways["compile"])),
+        ("compile: transient", lambda ways: f"{mib(ways['compile'].transient_bytes)} MiB"),
+        ("step", lambda ways: form(ways["compile"].seconds, ".3f", " s")),
+        *map(other, others),
+        ("memcompile: transient", lambda ways: _transient(ways["memcompile"], ways["compile"], " MiB")),
+        ("planned", lambda ways: mib(difference(ways["memcompile"].planned_peak_bytes, ways["memcompile"].entry_bytes))),
+        ("time", lambda ways: form(ways["memcompile"].ratio, ".3f", before="x ")),
+        ("quartiles", lambda ways: span(ways["memcompile"].ratio_q1, ways["memcompile"].ratio_q3)),
+        ("blocks x rows", lambda ways: _tiles(ways["memcompile"])),
+        ("first call", lambda ways: form(ways["memcompile"].first_call_ratio, ".2f", before="x ")),
+        ("error", lambda ways: form(ways["memcompile"].max_error, ".0e")),
+    )
 
 
-def _line(ways: Mapping[str, Row], others: Sequence[str]) -> list[str]:
-    plain, ours = ways["compile"], ways.get("memcompile")
-    cells = [_title(plain), f"{mib(plain.transient_bytes)} MiB", form(plain.seconds, ".3f", " s")]
-    cells += [_share(ways.get(way), plain) for way in others]
-    if ours is None or ours.status != "ok":
-        return [*cells, "-" if ours is None else ours.status, *["-"] * 6]
-    planned = None
-    if ours.planned_peak_bytes is not None and ours.entry_bytes is not None:
-        planned = ours.planned_peak_bytes - ours.entry_bytes
-    return [
-        *cells,
-        f"{mib(ours.transient_bytes)} MiB{_of(ours, plain)}",
-        mib(planned),
-        form(ours.ratio, ".3f", before="x "),
-        f"{form(ours.ratio_q1, '.3f')} to {form(ours.ratio_q3, '.3f')}",
-        _tiles(ours),
-        form(ours.first_call_ratio, ".2f", before="x "),
-        form(ours.max_error, ".0e"),
-    ]
+def _failed(ways: Ways) -> Sequence[str]:
+    ours = ways.get("memcompile")
+    if ours is not None and ours.status == "ok":
+        return ()
+    return ("-" if ours is None else ours.status,)
 
 
-def _planned_line(ways: Mapping[str, Row]) -> list[str]:
-    whole, ours = (ways[way] for way in PLANNED)
-    failed = [row.status for row in (whole, ours) if row.status != "planned"]
-    if failed:
-        return [_title(ours), failed[0], *["-"] * 3]
-    entry, without, streamed = (mib(size) for size in (ours.entry_bytes, whole.transient_bytes, ours.transient_bytes))
-    return [_title(ours), f"{entry} MiB", without, f"{streamed}{_of(ours, whole)}", _tiles(ours)]
+PLANNED: Columns[Ways] = (
+    ("case, planned", lambda ways: _title(ways["memcompile"])),
+    ("entry", lambda ways: f"{mib(ways['memcompile'].entry_bytes)} MiB"),
+    ("transient without streaming", lambda ways: mib(ways[WHOLE].transient_bytes)),
+    ("transient", lambda ways: _transient(ways["memcompile"], ways[WHOLE])),
+    ("blocks x rows", lambda ways: _tiles(ways["memcompile"])),
+)
+
+
+def _not_planned(ways: Ways) -> Sequence[str]:
+    return [row.status for row in (ways[WHOLE], ways["memcompile"]) if row.status != "planned"][:1]
 
 
 def _title(row: Row) -> str:
@@ -121,22 +122,16 @@ def _title(row: Row) -> str:
     return f"{row.case}{dtype}" + (f", batch / {row.scale}" if row.scale != 1 else "")
 
 
-def _share(row: Row | None, plain: Row) -> str:
+def _beside(row: Row | None, plain: Row) -> str:
     """Transient bytes as a share of plain's, and the step's time as a multiple of it."""
     if row is None or row.status != "ok":
         return "-" if row is None else row.status
-    return f"{form(_quotient(row, plain), '.2f')} at {form(row.ratio, '.2f')}"
+    return f"{form(quotient(row.transient_bytes, plain.transient_bytes), '.2f')} at {form(row.ratio, '.2f')}"
 
 
-def _of(row: Row, whole: Row) -> str:
-    share = _quotient(row, whole)
-    return "" if share is None else f" ({share * 100:.0f} %)"
-
-
-def _quotient(row: Row, whole: Row) -> float | None:
-    if row.transient_bytes is None or not whole.transient_bytes:
-        return None
-    return row.transient_bytes / whole.transient_bytes
+def _transient(row: Row, whole: Row, unit: str = "") -> str:
+    share = quotient(row.transient_bytes, whole.transient_bytes)
+    return f"{mib(row.transient_bytes)}{unit}" + ("" if share is None else f" ({percent(share)})")
 
 
 def _tiles(row: Row) -> str:

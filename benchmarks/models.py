@@ -165,9 +165,9 @@ def vit(batch_scale: int) -> tuple[nn.Module, Batch]:
         patch_size=16,
         hidden_dropout_prob=0.1,
         attention_probs_dropout_prob=0.1,
-        num_labels=100,
         problem_type="single_label_classification",  # otherwise inferred at the first call, which recompiles at the second
     )
+    config.num_labels = 100
     count = 8 * batch_scale
     batch = {"pixel_values": images(count, 224), "labels": torch.arange(count) % 100}
     return ViTForImageClassification(config), batch
@@ -190,14 +190,15 @@ def lstm(batch_scale: int, steps: int = 100) -> tuple[nn.Module, Batch]:
 
 
 def _output_loss(output: Any) -> Tensor:
-    return output.loss
+    loss: Tensor = output.loss
+    return loss
 
 
 def _output(output: Tensor) -> Tensor:
     return output
 
 
-def _checkpoint_layers(model: PreTrainedModel) -> None:
+def _checkpoint_layers(model: Any) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 

@@ -86,7 +86,8 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, classes, 1)
 
     def _block(self, block: nn.Module, x: Tensor) -> Tensor:
-        return checkpoint(block, x, use_reentrant=False) if self.checkpoint else block(x)
+        y: Tensor = checkpoint(block, x, use_reentrant=False) if self.checkpoint else block(x)
+        return y
 
     def logits(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) images -> (B, classes, H, W)."""

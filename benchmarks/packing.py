@@ -12,30 +12,26 @@ machine. Seconds are those of ``pack`` in one thread, after a first call that lo
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import importlib.metadata
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
 
 import numpy as np
-import torch
 
-from benchmarks.rows import source_hash, write_rows
-from memcompile.machine.device import device_name
+from benchmarks.core.command import Benchmark
+from benchmarks.core.rows import Setting, SolverRow
+from benchmarks.core.table import Columns, form, table
 from memcompile.solvers.places.minimalloc import read_csv
 from memcompile.solvers.places.packing import Buffer, CapacityError, pack, split, validate
 from memcompile.solvers.places.placement import COMPILED_FROM, best_fit, canonical
 from memcompile.solvers.places.placement_search import PlacementSearch
 
-RESULTS = Path(__file__).resolve().parent / "results" / "packing.csv"
 INSTANCES = Path(__file__).resolve().parent / "data" / "minimalloc"
 COUNTS = (1_000, 10_000, 50_000)
 ALIGNMENT = 64
@@ -46,15 +42,12 @@ Lives = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class PackingRow:
+class PackingRow(SolverRow):
     """One instance, packed once a seed. ``seconds*``: median and extremes; ``height``: the highest of the seeds, empty if a
     seed found none within the time limit; ``by_size_height``: greedy by size."""
 
-    date: str
-    machine: str
-    python: str
-    ortools: str
-    code: str
+    KEY: ClassVar = ("instance",)
+
     instance: str
     buffers: int
     capacity: int | None
@@ -122,7 +115,13 @@ def by_size(buffers: Sequence[Buffer], alignment: int) -> int:
 
 
 def measured(
-    name: str, buffers: Sequence[Buffer], capacity: int | None, alignment: int, seeds: int, time_limit_s: float
+    setting: Setting,
+    name: str,
+    buffers: Sequence[Buffer],
+    capacity: int | None,
+    alignment: int,
+    seeds: int,
+    time_limit_s: float,
 ) -> PackingRow:
     """Pack an instance once a seed and check every answer."""
     seconds, heights, methods = [], [], []
@@ -136,12 +135,8 @@ def measured(
         seconds.append(time.perf_counter() - start)
         methods.append(packing.method)
         validate(buffers, packing.offsets, alignment=alignment)
-    return PackingRow(
-        date=datetime.date.today().isoformat(),
-        machine=device_name(torch.device("cpu")),
-        python=platform.python_version(),
-        ortools=importlib.metadata.version("ortools"),
-        code=source_hash(),
+    return setting.row(
+        PackingRow,
         instance=name,
         buffers=len(buffers),
         capacity=capacity,
@@ -157,58 +152,65 @@ def measured(
     )
 
 
-def table(path: Path) -> str:
-    """The rows as a markdown table, heights as multiples of the lower bound."""
-    lines = [
-        "| instance | buffers | height / bound | by size / bound | seconds (from, to) | MiniMalloc | found by |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            bound = int(row["lower_bound"])
-            height = f"{int(row['height']) / bound:.4f}" if row["height"] else "none"
-            if row["capacity"]:
-                height += f" (capacity {int(row['capacity']) / bound:.4f})"
-            cells = [row["instance"], row["buffers"], height, f"{int(row['by_size_height']) / bound:.4f}"]
-            spread = f"{float(row['seconds']):.2f} ({float(row['seconds_min']):.2f}, {float(row['seconds_max']):.2f})"
-            theirs = f"{float(row['minimalloc_seconds']):.2f} s" if row["minimalloc_seconds"] else "-"
-            lines.append(f"| {' | '.join([*cells, spread, theirs, row['method']])} |")
-    return "\n".join(lines)
+def _height(row: PackingRow) -> str:
+    height = "none" if row.height is None else f"{row.height / row.lower_bound:.4f}"
+    return height if row.capacity is None else f"{height} (capacity {row.capacity / row.lower_bound:.4f})"
+
+
+COLUMNS: Columns[PackingRow] = (
+    ("instance", lambda row: row.instance),
+    ("buffers", lambda row: str(row.buffers)),
+    ("height / bound", _height),
+    ("by size / bound", lambda row: f"{row.by_size_height / row.lower_bound:.4f}"),
+    ("seconds (from, to)", lambda row: f"{row.seconds:.2f} ({row.seconds_min:.2f}, {row.seconds_max:.2f})"),
+    ("MiniMalloc", lambda row: form(row.minimalloc_seconds, ".2f", " s")),
+    ("found by", lambda row: row.method),
+)
+
+
+def tables(rows: Sequence[PackingRow]) -> str:
+    """Heights as multiples of the lower bound."""
+    return table(COLUMNS, rows)
+
+
+def said(row: PackingRow) -> str:
+    """A row as it comes."""
+    return f"{row.instance:16} {row.buffers:6d} buffers  {row.seconds:7.3f} s  {row.method}"
+
+
+BENCHMARK = Benchmark("packing", PackingRow, tables, said, prints=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure what the command line asks for; the CSV is written anew."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure what the command line asks for; a newer row takes the older one's place."""
+    parser = BENCHMARK.parser(__doc__)
     parser.add_argument("--only", choices=("hard", "generated"), default=None)
     parser.add_argument("--instances", type=Path, default=INSTANCES, help="a folder of NAME.CAPACITY.csv")
     parser.add_argument("--seeds", type=int, default=7, help="of the hard instances; of the generated ones at most 3")
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="buffers of the generated instances")
     parser.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="of a hard instance")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="print the table and measure nothing")
     args = parser.parse_args(argv)
-    if not args.table:
-        _compile()
-        rows: list[PackingRow] = []
-        for row in _rows(args):
-            rows.append(row)
-            write_rows(PackingRow, rows, args.results)
-            print(
-                f"{row.instance:16} {row.buffers:6d} buffers  {row.seconds:7.3f} s  {row.method}", file=sys.stderr, flush=True
-            )
-    print(table(args.results))
+    kept = BENCHMARK.kept(args)
+    if kept is None:
+        return
+    _compile()
+    for row in _rows(Setting.here(), args):
+        kept.put(row)
+    BENCHMARK.tabulate(kept)
 
 
-def _rows(args: argparse.Namespace) -> Iterator[PackingRow]:
+def _rows(setting: Setting, args: argparse.Namespace) -> Iterator[PackingRow]:
     if args.only in (None, "hard"):
         for path in sorted(args.instances.glob("*.*.csv")):
             name, capacity, _ = path.name.split(".")
             buffers = read_csv(path.read_text())
-            yield measured(name, buffers, int(capacity), 1, args.seeds, args.time_limit)
+            yield measured(setting, name, buffers, int(capacity), 1, args.seeds, args.time_limit)
     if args.only in (None, "generated"):
         for family in FAMILIES:
             for count in args.counts:
-                yield measured(f"{family}-{count}", generated(family, count), None, ALIGNMENT, min(3, args.seeds), 10.0)
+                yield measured(
+                    setting, f"{family}-{count}", generated(family, count), None, ALIGNMENT, min(3, args.seeds), 10.0
+                )
 
 
 def _compile() -> None:

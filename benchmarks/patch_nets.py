@@ -127,7 +127,7 @@ class VaeDecoder(nn.Module):
         from diffusers import AutoencoderKL
 
         super().__init__()
-        self.vae: Any = AutoencoderKL(  # type: ignore[no-untyped-call]
+        self.vae: Any = AutoencoderKL(
             block_out_channels=widths,
             down_block_types=("DownEncoderBlock2D",) * len(widths),
             up_block_types=("UpDecoderBlock2D",) * len(widths),

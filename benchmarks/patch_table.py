@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from benchmarks.markdown import form, markdown, mib, percent
+from benchmarks.core.rows import StepRow
+from benchmarks.core.table import Columns, by_case, by_setting, difference, form, mib, percent, quotient, span, table
+from benchmarks.core.ways import PLAIN
 from benchmarks.patch_published import PUBLISHED
-
-START, END = "<!-- results: written by patch.py -->", "<!-- end of patch results -->"
-PLAIN = "compile"
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one way did on one case. Empty fields do not apply, or were not measured.
+class Row(StepRow):
+    """What one way did on one case.
 
     ``status``: "ok", "planned" (nothing ran), "infeasible" (a budget that memcompile refused) or "failed", where ``note`` says
     how. ``scale`` divided the sides of the image. ``entry_bytes``: parameters, buffers and image; ``transient_bytes``: what the
@@ -23,11 +23,8 @@ class Row:
     largest |a - b| over the largest |a|, to eager.
     """
 
-    date: str
-    device: str
-    threads: int
-    torch: str
-    code: str
+    KEY: ClassVar = ("device", "threads", "torch", "case", "dtype", "scale", "way")
+
     case: str
     dtype: str
     scale: int
@@ -54,105 +51,117 @@ class Row:
     note: str = ""
 
     @property
-    def key(self) -> tuple[object, ...]:
-        """A newer row with the same key takes the older one's place."""
-        return *self.setting, self.case, self.dtype, self.scale, self.way
-
-    @property
-    def setting(self) -> tuple[object, ...]:
-        """Where it was measured."""
-        return self.device, self.threads, self.torch
-
-    @property
     def mac_factor(self) -> float | None:
         """Multiply-adds as a multiple of those without patches."""
-        return None if self.macs is None or not self.base_macs else self.macs / self.base_macs
+        return quotient(self.macs, self.base_macs)
 
 
-def table(rows: Sequence[Row]) -> str:
+Ways = Mapping[str, Row]
+
+
+def said(row: Row) -> str:
+    """A row as it comes."""
+    return (
+        f"{row.case:22} {row.way:20} {row.status:8} transient {_kib(row.transient_bytes):>10} KiB"
+        f"  patches {_kib(row.patch_base_bytes)} -> {_kib(row.patch_peak_bytes)} KiB at x {form(row.mac_factor, '.3f')}"
+        f"  step {form(row.seconds, '.4f')} s x{form(row.ratio, '.3f')}"
+        f" [{form(row.ratio_q1, '.3f')}, {form(row.ratio_q3, '.3f')}]"
+        f"  first call {form(row.first_call_seconds, '.1f')} s  error {form(row.max_error, '.1e')}  {row.stages} {row.note}"
+    )
+
+
+def tables(rows: Sequence[Row]) -> str:
     """For each device: the cases that ran, then those that were planned."""
-    parts = []
-    for device, threads, version in dict.fromkeys(row.setting for row in rows):
-        here = [row for row in rows if row.setting == (device, threads, version)]
-        dates = sorted(row.date for row in here)
-        parts += [f"### {device}, {threads} threads, torch {version}, {dates[0]} to {dates[-1]}", ""]
-        cases: dict[tuple[object, ...], dict[str, Row]] = {}
-        for row in here:
-            cases.setdefault((row.case, row.dtype, row.scale), {})[row.way] = row
-        ran = [line for ways in cases.values() if PLAIN in ways for line in _lines(ways)]
-        parts += [markdown(HEAD, ran), ""] if ran else []
-        parts += _planned([ways for ways in cases.values() if PLAIN not in ways])
-    return "\n".join(parts)
+    return by_setting(rows, _tables)
 
 
-HEAD = [
-    "case",
-    "way",
-    "transient",
-    "planned",
-    "extra multiply-adds",
-    "time",
-    "quartiles",
-    "first call",
-    "error",
-    "stages",
-]
+def _tables(rows: Sequence[Row]) -> Iterator[str]:
+    cases = by_case(rows, "case", "dtype", "scale")
+    ran = [Beside(row, ways[PLAIN.name]) for ways in cases if PLAIN.name in ways for row in _plain_first(ways)]
+    if ran:
+        yield table(COLUMNS, ran, lambda item: () if item.plain or item.row.status == "ok" else (item.row.status,), leading=2)
+    planned = [ways for ways in cases if PLAIN.name not in ways]
+    if planned:
+        yield _planned(planned)
 
 
-def _lines(ways: Mapping[str, Row]) -> Iterator[list[str]]:
-    plain = ways[PLAIN]
-    yield [
-        _title(plain),
-        PLAIN,
-        f"{mib(plain.transient_bytes)} MiB",
-        "-",
-        "-",
-        form(plain.seconds, ".3f", " s"),
-        "-",
-        form(plain.first_call_seconds, ".0f", " s"),
-        form(plain.max_error, ".0e"),
-        "-",
-    ]
-    for row in ways.values():
-        if row.way != PLAIN:
-            yield ["", row.way, *(_cells(row, plain) if row.status == "ok" else [row.status, *["-"] * 7])]
+def _plain_first(ways: Ways) -> list[Row]:
+    return [ways[PLAIN.name], *(row for row in ways.values() if row.way != PLAIN.name)]
 
 
-def _cells(row: Row, plain: Row) -> list[str]:
-    share = None
-    if row.transient_bytes is not None and plain.transient_bytes:
-        share = row.transient_bytes / plain.transient_bytes
-    planned = None
-    if row.planned_peak_bytes is not None and row.entry_bytes is not None:
-        planned = row.planned_peak_bytes - row.entry_bytes
-    extra = None if row.mac_factor is None else row.mac_factor - 1
-    return [
-        f"{mib(row.transient_bytes)} MiB ({percent(share)})",
-        mib(planned),
-        percent(extra, ".1f"),
-        form(row.ratio, ".3f", before="x "),
-        "-" if row.ratio is None else f"{form(row.ratio_q1, '.3f')} to {form(row.ratio_q3, '.3f')}",
-        form(row.first_call_ratio, ".2f", before="x "),
-        form(row.max_error, ".0e"),
-        row.stages or "-",
-    ]
+@dataclass(frozen=True)
+class Beside:
+    """A row, and plain torch.compile's of the same case."""
+
+    row: Row
+    reference: Row
+
+    @property
+    def plain(self) -> bool:
+        """Whether the row is the reference."""
+        return self.row is self.reference
+
+    def transient(self) -> str:
+        """Bytes, and their share of plain's."""
+        share = quotient(self.row.transient_bytes, self.reference.transient_bytes)
+        return f"{mib(self.row.transient_bytes)} MiB" + ("" if self.plain else f" ({percent(share)})")
+
+    def extra(self) -> str:
+        """Multiply-adds beside those without patches."""
+        return percent(None if self.row.mac_factor is None else self.row.mac_factor - 1, ".1f")
+
+    def time(self) -> str:
+        """Seconds of plain's, else a multiple of them."""
+        return form(self.row.seconds, ".3f", " s") if self.plain else form(self.row.ratio, ".3f", before="x ")
+
+    def first_call(self) -> str:
+        """The same of the first call."""
+        plain = form(self.row.first_call_seconds, ".0f", " s")
+        return plain if self.plain else form(self.row.first_call_ratio, ".2f", before="x ")
+
+    def quartiles(self) -> str:
+        """Of the time."""
+        return "-" if self.plain or self.row.ratio is None else span(self.row.ratio_q1, self.row.ratio_q3)
 
 
-def _planned(cases: Sequence[Mapping[str, Row]]) -> list[str]:
+COLUMNS: Columns[Beside] = (
+    ("case", lambda item: _title(item.row) if item.plain else ""),
+    ("way", lambda item: item.row.way),
+    ("transient", Beside.transient),
+    ("planned", lambda item: mib(difference(item.row.planned_peak_bytes, item.row.entry_bytes))),
+    ("extra multiply-adds", Beside.extra),
+    ("time", Beside.time),
+    ("quartiles", Beside.quartiles),
+    ("first call", Beside.first_call),
+    ("error", lambda item: form(item.row.max_error, ".0e")),
+    ("stages", lambda item: item.row.stages or "-"),
+)
+
+
+def _planned(cases: Sequence[Ways]) -> str:
     """Peaks of activations at their multiple of multiply-adds."""
-    if not cases:
-        return []
-    columns = list(dict.fromkeys(way for ways in cases for way in ways))
-    head = ["network, planned", "layer by layer", *(way.removeprefix("memcompile ") for way in columns), "published"]
-    return [markdown(head, [_planned_line(ways, columns) for ways in cases]), ""]
+
+    def planned(way: str) -> tuple[str, Callable[[Ways], str]]:
+        return way.removeprefix("memcompile "), lambda ways: _planned_cell(ways.get(way))
+
+    columns: Columns[Ways] = (
+        ("network, planned", lambda ways: _title(_first(ways))),
+        ("layer by layer", lambda ways: _size(_base_bytes(ways))),
+        *map(planned, dict.fromkeys(way for ways in cases for way in ways)),
+        (
+            "published",
+            lambda ways: "; ".join(str(each) for each in PUBLISHED if f"int8-{each.net}" == _first(ways).case) or "-",
+        ),
+    )
+    return table(columns, cases)
 
 
-def _planned_line(ways: Mapping[str, Row], columns: Sequence[str]) -> list[str]:
-    first = next(iter(ways.values()))
-    base = next((row.patch_base_bytes for row in ways.values() if row.patch_base_bytes is not None), None)
-    cells = [_planned_cell(ways.get(column)) for column in columns]
-    published = [str(each) for each in PUBLISHED if f"int8-{each.net}" == first.case]
-    return [_title(first), _size(base), *cells, "; ".join(published) or "-"]
+def _first(ways: Ways) -> Row:
+    return next(iter(ways.values()))
+
+
+def _base_bytes(ways: Ways) -> int | None:
+    return next((row.patch_base_bytes for row in ways.values() if row.patch_base_bytes is not None), None)
 
 
 def _planned_cell(row: Row | None) -> str:
@@ -170,3 +179,7 @@ def _size(size_bytes: int | None) -> str:
     if size_bytes is None:
         return "-"
     return f"{size_bytes / 2**10:.1f} KiB" if size_bytes < 2**22 else f"{size_bytes / 2**20:.1f} MiB"
+
+
+def _kib(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / 2**10:.1f}"

@@ -1,8 +1,7 @@
 """The ways to run one training step: eager, torch.compile, what people do today to save memory, and memcompile.
 
-Several ways are alive together and take turns, so that a noisy machine is equally unkind to all of them. Each way compiles
-through a backend object of its own: in one process Dynamo would otherwise reuse the first way's code for the next one's
-equal model.
+Each way compiles through a backend object of its own: in one process Dynamo would otherwise reuse the first way's code for the
+next one's equal model.
 """
 
 from __future__ import annotations
@@ -11,114 +10,63 @@ import gc
 import math
 import resource
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch._dynamo
 import torch._functorch.config as functorch_config
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch._inductor.compile_fx import compile_fx
-from torch._inductor.utils import fresh_cache
 
-from benchmarks.models import Batch, Case
-from memcompile.runtime.measure import Measurement, measure_peak
+import memcompile
+from benchmarks.core.rows import Row
+from benchmarks.core.steps import Arrays, Step
+from benchmarks.core.ways import EAGER, PLAIN, Way
+from benchmarks.models import Case
+from memcompile.runtime.transfers.engine import Engine
 
-Kind = Literal["eager", "compile", "budget", "checkpoint", "memcompile"]
-ACTIVATION_BUDGETS = (0.5, 0.25, 0.1)
+R = TypeVar("R", bound=Row)
 SEED = 1234
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to run a step. `activation_budget`: PyTorch's fraction; `memory_budget`: memcompile's bytes; `arena`: its scope,
-    memcompile's own choice where empty; `tiers`: what storages may move to; `recompute`: whether ops may run again."""
-
-    name: str
-    kind: Kind
-    activation_budget: float | None = None
-    memory_budget: int | None = None
-    best_effort: bool = False
-    arena: str = ""
-    tiers: dict[str, str] = field(default_factory=dict)
-    recompute: bool = True
-    inductor: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def options(self) -> dict[str, object]:
-        """The options for `torch.compile(backend="memcompile")`."""
-        options: dict[str, object] = {"memory_budget": self.memory_budget}
-        if self.best_effort:
-            options["on_infeasible"] = "best_effort"
-        if self.arena:
-            options["arena"] = self.arena
-        if self.tiers:
-            options["swap"] = self.tiers
-        if not self.recompute:
-            options["rematerialize"] = False
-        if self.inductor:
-            options["inductor"] = self.inductor
-        return options
-
-
-EAGER = Way("eager", "eager")
-PLAIN = Way("compile", "compile")
-CHECKPOINT = Way("checkpoint", "checkpoint")
-PEERS: tuple[Way, ...] = (
-    EAGER,
-    PLAIN,
-    *(Way(f"budget {share:g}", "budget", activation_budget=share) for share in ACTIVATION_BUDGETS),
-    CHECKPOINT,
+LOSS = "loss"
+"""Its name among the gradients."""
+CHECKPOINT = Way("checkpoint", "compile", variant="checkpoint")
+ACTIVATION_BUDGETS = tuple(
+    Way(f"budget {share:g}", "compile", {"activation_memory_budget": share}, variant="budget") for share in (0.5, 0.25, 0.1)
 )
+"""PyTorch's own, a fraction of the activations."""
+PEERS: tuple[Way, ...] = (EAGER, PLAIN, *ACTIVATION_BUDGETS, CHECKPOINT)
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """Loss of a step, and the gradient of each parameter by its name."""
-
-    loss: float
-    by_parameter: Mapping[str, NDArray[Any]]
+def memcompile_way(name: str, budget_bytes: int | None, **options: object) -> Way:
+    """memcompile under a budget."""
+    return Way(name, "memcompile", {"memory_budget": budget_bytes, **options})
 
 
-class Running:
-    """One way of running one case's step, compiled and alive. `module` is the bare model, `model` what is called."""
+class Running(Step[R]):
+    """One way of running one case's training step."""
 
     def __init__(self, case: Case, way: Way, device: str = "cpu", batch_scale: int = 1) -> None:
         self.case = case
-        self.way = way
-        self.device = torch.device(device)
         self.joint_nodes = 0
-        # A GPU's allocator counts everything alive: the weights of other ways in this process come off the measured peak.
-        self._others_bytes = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
-        self.first_call_seconds = math.nan
-        self.loss = math.nan
-        self.module: nn.Module
-        self.batch: Batch
-        self.module, self.batch = case.make(batch_scale, device)
-        if way.kind == "checkpoint":
-            case.checkpoint(self.module)
-        self.model: Any = self._compiled()
+        module, batch = case.make(batch_scale, device)
+        if way.variant == "checkpoint":
+            case.checkpoint(module)
+        super().__init__(way, module, batch)
 
-    def _compiled(self) -> Any:
-        if self.way.kind == "eager":
-            return self.module
-        if self.way.kind == "memcompile":
-            return torch.compile(self.module, backend="memcompile", options=self.way.options)
-        return torch.compile(self.module, backend=self._inductor)
+    def compiled(self) -> Callable[..., Any]:
+        """Through a backend of its own."""
+        if self.way.compiler == "compile":
+            return torch.compile(self.module, backend=self._inductor)
+        return self.way.compiled(self.module)
 
     def _inductor(self, graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
         """Inductor as `backend="inductor"` runs it, under this way's activation budget; counts the joint graph's nodes."""
-        share = self.way.activation_budget
-        patched: AbstractContextManager[None] = nullcontext()
-        if share is not None:
-            patched = functorch_config.patch(activation_memory_budget=share)
-        with patched:
-            return compile_fx(graph, inputs, config_patches={"joint_custom_pre_pass": self._count_nodes})
+        with functorch_config.patch(**self.way.options):
+            found: Any = compile_fx(graph, inputs, config_patches={"joint_custom_pre_pass": self._count_nodes})
+        compiled: Callable[..., Any] = found
+        return compiled
 
     def _count_nodes(self, graph: torch.fx.Graph) -> None:
         self.joint_nodes += len(graph.nodes)
@@ -127,42 +75,23 @@ class Running:
         """Forward and backward from a fixed random state; leaves the gradients in place and returns the loss."""
         torch.manual_seed(seed)
         loss = self.case.loss(self.model(**self.batch))
-        loss.backward()
+        torch.autograd.backward(loss)
         return loss.detach()
 
-    def gradients(self, seed: int = SEED) -> Gradients:
-        """Loss and gradients of a step from a fixed random state."""
+    def results(self, seed: int = SEED) -> Arrays:
+        """Loss and gradients of a step from a fixed random state, by the names of the parameters."""
         self.module.zero_grad(set_to_none=True)
-        loss = self.backward(seed).item()
+        loss = self.backward(seed)
         named = self.module.named_parameters()
         found = {name: p.grad.numpy(force=True) for name, p in named if p.grad is not None}
         self.module.zero_grad(set_to_none=True)
-        return Gradients(loss, found)
+        return {LOSS: loss.numpy(force=True), **found}
 
     def step(self, seed: int = SEED) -> Tensor:
         """What is measured and timed: forward, backward, and the gradients dropped as an optimizer would after its step."""
         loss = self.backward(seed)
         self.module.zero_grad(set_to_none=True)
         return loss
-
-    def first_call(self, cold: bool = True) -> float:
-        """Compile by running one step, from an empty cache when `cold`; seconds. Raises whatever the backend raises."""
-        with fresh_cache() if cold else nullcontext():
-            start = time.perf_counter()
-            self.loss = self.step().item()
-            self.first_call_seconds = time.perf_counter() - start
-        return self.first_call_seconds
-
-    def peak(self) -> Measurement:
-        """The measured peak of `step`, without the other ways' weights."""
-        found = measure_peak(self.step, model=self.module, inputs=self.batch)
-        others = self._others_bytes
-        return replace(found, peak_bytes=found.peak_bytes - others, entry_bytes=found.entry_bytes - others)
-
-    def warm_up(self) -> None:
-        """One step that touches its memory, nothing left to collect."""
-        gc.collect()
-        self.step()
 
     def page_faults(self, steps: int = 5) -> int:
         """How often the processor touches memory in a step that the kernel has to hand out first: the median."""
@@ -184,113 +113,36 @@ class Running:
         self._synchronize()
         return torch.cuda.max_memory_reserved(self.device)
 
-    def timed_step(self) -> float:
-        """Seconds of one step, the device waited for."""
-        self._synchronize()
-        start = time.perf_counter()
-        self.step()
-        self._synchronize()
-        return time.perf_counter() - start
+    def waited_s(self) -> float:
+        """Seconds that the steps so far have waited for transfers."""
+        return sum(mover.waited_s for mover in gc.get_objects() if isinstance(mover, Engine))
 
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def report(self) -> memcompile.Report:
+        """memcompile's, of all its graphs."""
+        return memcompile.report(self.model)
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Step time over the rounds: median seconds, and the quartiles of the ratios to the reference in the same round."""
-
-    seconds: float
-    ratio: float
-    ratio_q1: float
-    ratio_q3: float
+def overhead(report: memcompile.Report, seconds: float) -> float | None:
+    """A step's time by the model, as a share of the step without a plan on top of it."""
+    return seconds / report.base_seconds - 1 if report.base_seconds else None
 
 
-def prepare_process(threads: int | None = None, *, warm: bool = True) -> None:
-    """Settings that the comparison needs: no cached compilation, no silent fall back to eager, and a ``warm`` compiler."""
-    if threads:
-        torch.set_num_threads(threads)
-    torch._dynamo.config.recompile_limit = 64  # one entry for each way and graph
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    if not warm:
-        return
-    with fresh_cache():  # the first compilation of a process starts workers and builds headers: no way should pay for that
-        torch.compile(lambda x: (x * 2).relu().sum())(torch.ones(64, requires_grad=True)).backward()
+def found_by(report: memcompile.Report) -> str:
+    """The solvers of the graphs, and what they proved."""
+    return "; ".join(dict.fromkeys(f"{graph.solver} {graph.status}".strip() for graph in report.graphs))
 
 
-class Named(Protocol):
-    """A way, of whichever benchmark."""
-
-    @property
-    def name(self) -> str:
-        """As rows call it."""
-
-
-class Stepping(Protocol):
-    """A way that can be timed: a `Running` here, or one in another process."""
-
-    @property
-    def way(self) -> Named:
-        """Which way it is."""
-
-    def warm_up(self) -> None:
-        """One step that is not timed."""
-
-    def timed_step(self) -> float:
-        """Seconds of one step."""
-
-
-def interleave(runnings: Sequence[Stepping], reference: Stepping, rounds: int) -> dict[str, Timing]:
-    """Time `runnings` in turns, `reference` among them; a round is one step of each, in rotating order. Way -> timing."""
-    everyone = list(dict.fromkeys([reference, *runnings]))
-    seconds: dict[str, list[float]] = {running.way.name: [] for running in everyone}
-    for running in everyone:
-        running.warm_up()
-    for turn in range(rounds):
-        shift = turn % len(everyone)
-        for running in everyone[shift:] + everyone[:shift]:
-            seconds[running.way.name].append(running.timed_step())
-    return {name: _timing(taken, seconds[reference.way.name]) for name, taken in seconds.items()}
-
-
-def _timing(seconds: Sequence[float], reference: Sequence[float]) -> Timing:
-    ratios = [mine / theirs for mine, theirs in zip(seconds, reference, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    return Timing(statistics.median(seconds), middle, low, high)
-
-
-@dataclass(frozen=True)
-class GradientGap:
-    """How far two ways' gradients are apart: |a - b| / |a| in the 2-norm, for the worst parameter and over all of them."""
-
-    worst: float
-    worst_parameter: str
-    overall: float
-    loss: float  # |loss - loss'| / |loss|
-
-
-def gradient_gap(reference: Gradients, candidate: Gradients) -> GradientGap:
-    """Compare loss and gradients of two ways from the same random state (dropout on: the same seed gives the same masks)."""
-    ours, theirs = reference.by_parameter, candidate.by_parameter
-    if ours.keys() != theirs.keys():
-        raise ValueError(f"gradients of different parameters: {sorted(ours.keys() ^ theirs.keys())}")
-    squares = {name: (_square(ours[name]), _square(ours[name] - theirs[name])) for name in ours}
-    total = sum(size for size, _ in squares.values())
+def gradient_gap(reference: Arrays, candidate: Arrays) -> float:
+    """|a - b| / |a| in the 2-norm, of the loss or of the worst parameter's gradient, from the same random state: the same seed
+    gives the same dropout masks. fp32 rounding through a deep network gives up to 1e-4, a wrong mask about 1."""
+    if reference.keys() != candidate.keys():
+        raise ValueError(f"gradients of different parameters: {sorted(reference.keys() ^ candidate.keys())}")
+    squares = {name: (_square(reference[name]), _square(reference[name] - candidate[name])) for name in reference}
     # A gradient that is zero but for rounding (the bias before a batch norm, the keys' bias in attention) has no direction
     # of its own: its gap is measured against a millionth of the whole gradient at least.
-    floor = 1e-12 * total
-    errors = {name: math.sqrt(gap / max(size, floor)) if gap else 0.0 for name, (size, gap) in squares.items()}
-    worst = max(errors, key=errors.__getitem__)
-    overall = math.sqrt(sum(gap for _, gap in squares.values()) / total)
-    return GradientGap(errors[worst], worst, overall, abs(reference.loss - candidate.loss) / abs(reference.loss))
+    floor = 1e-12 * sum(size for name, (size, _) in squares.items() if name != LOSS)
+    return max(math.sqrt(gap / max(size, floor)) if gap else 0.0 for size, gap in squares.values())
 
 
 def _square(array: NDArray[Any]) -> float:
     return float(np.square(array, dtype=np.float64).sum())
-
-
-def gradients_close(reference: Gradients, candidate: Gradients, tolerance: float = 1e-4) -> bool:
-    """Whether loss and every parameter's gradient agree to fp32 rounding through a deep network; a wrong mask gives about 1."""
-    gap = gradient_gap(reference, candidate)
-    return max(gap.worst, gap.loss) <= tolerance

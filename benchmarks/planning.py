@@ -10,10 +10,6 @@ without weights for the input, and wider. Seconds and overheads are the planner'
 
 from __future__ import annotations
 
-import argparse
-import csv
-import dataclasses
-import datetime
 import functools
 import itertools
 import math
@@ -23,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -32,12 +29,14 @@ import torch
 from torch import Tensor, nn
 
 import memcompile
+from benchmarks.core.command import Benchmark
+from benchmarks.core.rows import PlanRow, Setting
+from benchmarks.core.table import Columns, table
 from benchmarks.models import CASES, gpt2
 from benchmarks.nets import RecurrentChain
-from benchmarks.rows import source_hash
+from benchmarks.peers import found_by
 from memcompile.errors import BudgetInfeasibleError
 
-RESULTS = Path(__file__).resolve().parent / "results" / "planning.csv"
 LAYERS = (2, 4, 8, 12, 16, 24)
 BUDGETS = (80, 50, 35)
 CHAIN_SAVED = 0.95
@@ -48,16 +47,15 @@ Build = Callable[[], tuple[nn.Module, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
-class PlanRow:
+class Row(PlanRow):
     """One plan. `plan_seconds`: from the facts to the plan; `total_seconds`: with capture and all else, Inductor's decisions
     predicted instead of lowered. Overheads: shares of the step without a plan.
 
     `saved_share`: how much of what the step needs on top of its entry the plan does without.
     """
 
-    date: str
-    torch: str
-    code: str
+    KEY: ClassVar = ("model", "budget_bytes")
+
     model: str
     nodes: int
     budget_share: float
@@ -78,7 +76,7 @@ def joint_nodes(report: memcompile.Report) -> int:
     return sum(next(iter(graph.graphs.values()), "").count(" = ") for graph in report.graphs)
 
 
-def plan_row(name: str, build: Build, transient_share: float | None, peak_share: float | None = None) -> PlanRow:
+def plan_row(setting: Setting, name: str, build: Build, transient_share: float | None, peak_share: float | None = None) -> Row:
     """Plan one model at a share of its unplanned peak, or of what that peak has on top of the bytes alive at entry."""
     model, batch = build()
     free = memcompile.plan(model, **batch, options={"memory_budget": None, "lower": False})
@@ -101,10 +99,8 @@ def plan_row(name: str, build: Build, transient_share: float | None, peak_share:
     total_seconds = time.perf_counter() - start
     torch._dynamo.reset()
     base = report.base_seconds or math.nan
-    return PlanRow(
-        date=datetime.date.today().isoformat(),
-        torch=torch.__version__,
-        code=source_hash(),
+    return setting.row(
+        Row,
         model=name,
         nodes=joint_nodes(report),
         budget_share=budget_bytes / unplanned,
@@ -117,7 +113,7 @@ def plan_row(name: str, build: Build, transient_share: float | None, peak_share:
         total_seconds=total_seconds,
         planned_overhead=report.planned_seconds / base - 1,
         bound_overhead=report.lower_bound_seconds / base - 1,
-        solver="; ".join(dict.fromkeys(f"{graph.solver} {graph.status}".strip() for graph in report.graphs)),
+        solver=found_by(report),
     )
 
 
@@ -127,47 +123,52 @@ def chain(steps: int, project: bool, width: int, batch: int = 256) -> tuple[nn.M
     return RecurrentChain(width, project=project), {"x": torch.randn(steps, batch, width)}
 
 
-def _write(row: PlanRow, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow([field.name for field in dataclasses.fields(PlanRow)])
-        writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in dataclasses.astuple(row)])
-    print(
+def said(row: Row) -> str:
+    """A row as it comes."""
+    return (
         f"{row.model:16} {row.nodes:6d} nodes  budget {row.budget_share:6.1%}  {row.status:10}"
         f"  peak {row.unplanned_peak_bytes / 2**20:8.1f} -> {row.planned_peak_bytes / 2**20:8.1f} MiB"
         f" ({row.saved_share:.1%} saved)"
         f"  overhead {row.planned_overhead:6.2%} (bound {row.bound_overhead:.2%})"
-        f"  planned in {row.plan_seconds:.1f} s of {row.total_seconds:.1f} s  {row.solver}",
-        flush=True,
+        f"  planned in {row.plan_seconds:.1f} s of {row.total_seconds:.1f} s  {row.solver}"
     )
 
 
+COLUMNS: Columns[Row] = (
+    ("model", lambda row: row.model),
+    ("nodes", lambda row: str(row.nodes)),
+    ("budget, of the peak", lambda row: f"{row.budget_share:.0%}"),
+    ("planned in", lambda row: f"{row.plan_seconds:.1f} s"),
+    ("planned overhead (bound)", lambda row: f"{row.planned_overhead:.1%} ({row.bound_overhead:.1%})"),
+    ("found by", lambda row: row.solver),
+)
+BENCHMARK = Benchmark("planning", Row, lambda rows: table(COLUMNS, rows), said, prints=True)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Plan what the command line asks for, one row a plan."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Plan what the command line asks for, one row a plan; a newer row takes the older one's place."""
+    parser = BENCHMARK.parser(__doc__)
     parser.add_argument("--only", choices=("growth", "models", "chain"), default=None)
     parser.add_argument("--layers", nargs="+", type=int, default=LAYERS, help="of the growing GPT-2")
     parser.add_argument("--budgets", nargs="+", type=int, default=BUDGETS, metavar="PERCENT", help="of the unplanned peak")
     parser.add_argument("--steps", nargs="+", type=int, default=(1000,), help="of the recurrent chain")
     parser.add_argument("--saved", type=float, default=CHAIN_SAVED, help="share of the chain's activations to do without")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
+    kept = BENCHMARK.kept(args)
+    if kept is None:
+        return
+    setting = Setting.here()
     builds: dict[str, Build] = {}
     if args.only in (None, "growth"):
         builds |= {f"gpt2-{layers}": functools.partial(gpt2, 1, layers) for layers in args.layers}
     if args.only in (None, "models"):
         builds |= {name: case.make for name, case in CASES.items() if not case.breaks}
-    for name, build in builds.items():
-        for percent in args.budgets:
-            _write(plan_row(name, build, None, percent / 100), args.results)
+    for (name, build), percent in itertools.product(builds.items(), args.budgets):
+        kept.put(plan_row(setting, name, build, None, percent / 100))
     if args.only in (None, "chain"):
         for steps, (kind, (project, width)) in itertools.product(args.steps, CHAINS.items()):
-            _write(
-                plan_row(f"chain-{steps}{kind}", functools.partial(chain, steps, project, width), 1 - args.saved), args.results
-            )
+            build = functools.partial(chain, steps, project, width)
+            kept.put(plan_row(setting, f"chain-{steps}{kind}", build, 1 - args.saved))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ inputs that die in it, counted in the lowered code; the heuristics' by the model
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import functools
 import os
 import sys
@@ -19,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -28,30 +27,30 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.branching import GENOTYPES, CellNet, DenseNet, MixtureOfExperts
+from benchmarks.core.command import Benchmark
+from benchmarks.core.rows import PlanRow, Setting
+from benchmarks.core.table import Columns, mib, table
 from benchmarks.models import CASES, images, unet
-from benchmarks.rows import read_rows, source_hash, write_rows
 from memcompile.codegen.inductor.lowering import lower, lower_step
 from memcompile.codegen.inductor.scheduled import Scheduling, own_peak
 from memcompile.compiling.dryrun import captured
 from memcompile.step.facts import StepGraphs
 from memcompile.step.trace import GraphTrace
 
-RESULTS = Path(__file__).resolve().parent / "results" / "schedule.csv"
 HEURISTICS = ("LPMF", "BFS", "DFS")
 Build = Callable[[], tuple[nn.Module, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
-class OrderRow:
+class OrderRow(PlanRow):
     """One graph. `inductor_bytes` and `ours_bytes` are counted in lowered code, the others by the model of it.
 
     `apart_bytes`: Inductor's order with every loop in a function of its own: what is below that is the order's doing.
     `model_gap_bytes`: the largest difference between the two. `apart`: loops that no longer share a function with the next.
     """
 
-    date: str
-    torch: str
-    code: str
+    KEY: ClassVar = ("model", "graph")
+
     model: str
     graph: str
     kernels: int
@@ -73,8 +72,8 @@ class OrderRow:
 class Unmoved(Scheduling):
     """Works out everything, and leaves the order to Inductor."""
 
-    def _ordered(self, before: list[object], chosen: list[object], *rest: object) -> list[object]:  # type: ignore[override]
-        super()._ordered(before, chosen, *rest)  # type: ignore[arg-type]
+    def _ordered(self, before: list[Any], chosen: list[Any], *rest: Any) -> list[Any]:
+        super()._ordered(before, chosen, *rest)
         self.apart.clear()
         return chosen
 
@@ -111,7 +110,7 @@ def builds() -> dict[str, Build]:
     return found
 
 
-def order_rows(name: str, build: Build) -> Iterator[OrderRow]:
+def order_rows(setting: Setting, name: str, build: Build) -> Iterator[OrderRow]:
     """A row for each graph of the model."""
     model, batch = build()
     training = not name.endswith("-inference")
@@ -126,10 +125,8 @@ def order_rows(name: str, build: Build) -> Iterator[OrderRow]:
             inductor_bytes, ours_bytes = own_peak(plain[kind], entry), own_peak(trace, entry)
             gaps = abs(inductor_bytes - found.before_bytes), abs(ours_bytes - found.order.peak_bytes)
             lpmf, bfs, dfs = (found.known_bytes.get(method, 0) for method in HEURISTICS)
-            yield OrderRow(
-                date=datetime.date.today().isoformat(),
-                torch=torch.__version__,
-                code=source_hash(),
+            yield setting.row(
+                OrderRow,
                 model=name,
                 graph=kind,
                 kernels=found.kernels,
@@ -158,37 +155,51 @@ def _traces(graphs: StepGraphs, scheduling: Scheduling) -> dict[str, GraphTrace]
     return dict(zip(("forward", "backward"), halves, strict=True))
 
 
-def table(rows: Sequence[OrderRow]) -> str:
-    """The rows as markdown, peaks in MiB."""
-    lines = [
-        "| model | graph | kernels | Inductor | apart | LPMF | BFS | DFS | ours | less | bound | status | found by | seconds |",
-        "| " + " | ".join(["---"] * 14) + " |",
-    ]
-    for row in rows:
-        peaks = (row.inductor_bytes, row.apart_bytes, row.lpmf_bytes, row.bfs_bytes, row.dfs_bytes, row.ours_bytes)
-        cells = [row.model, row.graph, str(row.kernels), *(f"{peak / 2**20:.2f}" for peak in peaks)]
-        cells += [f"{1 - row.ours_bytes / row.inductor_bytes:.1%}", f"{row.bound_bytes / 2**20:.2f}", row.status, row.method]
-        lines.append("| " + " | ".join([*cells, f"{row.seconds:.2f}"]) + " |")
-    return "\n".join(lines)
+_mib = functools.partial(mib, spec=".2f")
+COLUMNS: Columns[OrderRow] = (
+    ("model", lambda row: row.model),
+    ("graph", lambda row: row.graph),
+    ("kernels", lambda row: str(row.kernels)),
+    ("Inductor", lambda row: _mib(row.inductor_bytes)),
+    ("apart", lambda row: _mib(row.apart_bytes)),
+    ("LPMF", lambda row: _mib(row.lpmf_bytes)),
+    ("BFS", lambda row: _mib(row.bfs_bytes)),
+    ("DFS", lambda row: _mib(row.dfs_bytes)),
+    ("ours", lambda row: _mib(row.ours_bytes)),
+    ("less", lambda row: f"{1 - row.ours_bytes / row.inductor_bytes:.1%}"),
+    ("bound", lambda row: _mib(row.bound_bytes)),
+    ("status", lambda row: row.status),
+    ("found by", lambda row: row.method),
+    ("seconds", lambda row: f"{row.seconds:.2f}"),
+)
+
+
+def tables(rows: Sequence[OrderRow]) -> str:
+    """Peaks in MiB."""
+    return table(COLUMNS, rows)
+
+
+def said(row: OrderRow) -> str:
+    """A row as it comes."""
+    return f"{tables([row]).splitlines()[-1]} model off by {row.model_gap_bytes} bytes"
+
+
+BENCHMARK = Benchmark("schedule", OrderRow, tables, said, prints=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Lower what the command line asks for; a newer row takes the older one's place."""
     known = builds()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = BENCHMARK.parser(__doc__)
     parser.add_argument("--models", nargs="+", choices=sorted(known), default=list(known), metavar="NAME")
-    parser.add_argument("--table", action="store_true", help="print the rows as markdown, lower nothing")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
-    rows = {(row.model, row.graph): row for row in read_rows(OrderRow, args.results)}
-    if args.table:
-        print(table(list(rows.values())))
+    kept = BENCHMARK.kept(args)
+    if kept is None:
         return
+    setting = Setting.here()
     for name in args.models:
-        for row in order_rows(name, known[name]):
-            rows[row.model, row.graph] = row
-            write_rows(OrderRow, rows.values(), args.results)
-            print(table([row]).splitlines()[-1], f"model off by {row.model_gap_bytes} bytes", flush=True)
+        for row in order_rows(setting, name, known[name]):
+            kept.put(row)
 
 
 if __name__ == "__main__":

@@ -14,28 +14,21 @@ shown.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import importlib.metadata
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
 
-import torch
-
-from benchmarks.rows import KeptRows, source_hash
+from benchmarks.core.command import Benchmark
+from benchmarks.core.rows import Setting
 from benchmarks.scratchpad_baselines import belady, greedy, linear
 from benchmarks.scratchpad_ilp import Answer, solve
 from benchmarks.scratchpad_nets import NETWORKS, problem
-from benchmarks.scratchpad_table import END, START, table
-from benchmarks.table import README, between
-from memcompile.machine.device import device_name
+from benchmarks.scratchpad_table import Row, tables
 from memcompile.solvers.order.ordering_solve import STEPS
 from memcompile.solvers.scratchpad.gaps import peak_bytes
 from memcompile.solvers.scratchpad.order import smallest_peak
@@ -43,58 +36,13 @@ from memcompile.solvers.scratchpad.problem import ScratchpadProblem, ScratchpadS
 from memcompile.solvers.scratchpad.search import plan_scratchpad
 from memcompile.solvers.scratchpad.validate import validate
 
-RESULTS = Path(__file__).resolve().parent / "results" / "scratchpad.csv"
+BENCHMARK = Benchmark("scratchpad", Row, tables, str)
 SIZES = ("M_R", "M_H", "M_P")
 SAME = "M_R = M_P"
 ILP = ("ilp_status", "ilp_bytes", "ilp_bound_bytes", "ilp_variables", "ilp_seconds")
 
 
-@dataclass(frozen=True)
-class ScratchpadRow:
-    """One network in one scratchpad. ``*_bytes`` are non-compulsory unless said otherwise.
-
-    ``needed_bytes``: M_R; ``peak_bytes``: M_P. ``bound_bytes``: no order moves fewer, ``order_bound_bytes``: none of this
-    order. ``default_belady`` and so on: order, and what leaves the scratchpad. ``ilp_status``: "optimal", "timeout", "too
-    large", or "" without a run; ``ilp_bytes``: of its best solution, empty without one. ``seconds``: wall clock;
-    ``cpu_seconds``: of the process.
-    """
-
-    date: str
-    machine: str
-    python: str
-    ortools: str
-    code: str
-    net: str
-    size: str
-    ops: int
-    size_bytes: int
-    needed_bytes: int
-    peak_bytes: int
-    compulsory_bytes: int
-    moved_bytes: int
-    order_bound_bytes: int
-    bound_bytes: int
-    status: str
-    method: str
-    seconds: float
-    cpu_seconds: float
-    default_belady: int
-    default_greedy: int
-    peak_belady: int
-    peak_greedy: int
-    ilp_status: str
-    ilp_bytes: int | None
-    ilp_bound_bytes: int | None
-    ilp_variables: int | None
-    ilp_seconds: float | None
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """A newer row with the same key takes the older one's place."""
-        return self.net, self.size
-
-
-def rows(net: str, sizes: Sequence[str], repeats: int, ilp_limit_s: float) -> Iterator[ScratchpadRow]:
+def rows(setting: Setting, net: str, sizes: Sequence[str], repeats: int, ilp_limit_s: float) -> Iterator[Row]:
     """The rows of one network."""
     given = problem(net)
     default = tuple(range(len(given.ops)))
@@ -106,12 +54,8 @@ def rows(net: str, sizes: Sequence[str], repeats: int, ilp_limit_s: float) -> It
         solution, seconds, cpu = _timed(given, size, repeats)
         validate(given, solution)
         ilp = solve(given, size, ilp_limit_s) if ilp_limit_s else Answer("", None, 0, 0, 0.0)
-        yield ScratchpadRow(
-            date=datetime.date.today().isoformat(),
-            machine=device_name(torch.device("cpu")),
-            python=platform.python_version(),
-            ortools=importlib.metadata.version("ortools"),
-            code=source_hash(),
+        yield setting.row(
+            Row,
             net=net,
             size=name,
             ops=len(given.ops),
@@ -153,26 +97,23 @@ def _timed(given: ScratchpadProblem, size: int, repeats: int) -> tuple[Scratchpa
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Plan what the command line asks for; a newer row takes the older one's place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = BENCHMARK.parser(__doc__)
     parser.add_argument("--nets", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ilp-limit", type=float, default=60.0, metavar="SECONDS")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="write the table into README.md, plan nothing")
     args = parser.parse_args(argv)
-    kept = KeptRows(ScratchpadRow, args.results)
-    if args.table:
-        README.write_text(between(README.read_text(), START, END, table(list(kept))))
+    kept = BENCHMARK.kept(args)
+    if kept is None:
         return
     _compile()
+    setting = Setting.here()
     for net in args.nets:
-        for row in rows(net, args.sizes, args.repeats, args.ilp_limit):
+        for row in rows(setting, net, args.sizes, args.repeats, args.ilp_limit):
             before = kept.find(row)
             if not args.ilp_limit and before is not None:
                 row = replace(row, **{name: getattr(before, name) for name in ILP})
             kept.put(row)
-            print(row, file=sys.stderr, flush=True)
 
 
 def _compile() -> None:

@@ -168,7 +168,8 @@ class Inverted(nn.Module):
         if self.gate is not None:
             y = y * self.gate(y)
         y = self.project(y)
-        return x + y if self.residual else y
+        out: Tensor = x + y if self.residual else y
+        return out
 
 
 class LiteSegmenter(nn.Module):
@@ -239,11 +240,12 @@ class Layer(nn.Module):
         if self.first:
             y = self.norms[0](x)
             x = x + self.attend(y, y)
-            return x + self.feed(self.norms[1](x))
+            done: Tensor = x + self.feed(self.norms[1](x))
+            return done
         x = self.norms[0](x + self.attend(x, x))
         if self.look is not None and source is not None:
             x = self.norms[1](x + self.look(x, source))
-        done: Tensor = self.norms[-1](x + self.feed(x))
+        done = self.norms[-1](x + self.feed(x))
         return done
 
 

@@ -13,137 +13,124 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import os
+import functools
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # the first call's seconds are those of compiling
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
 
-import torch
+from benchmarks.core.command import Benchmark
+from benchmarks.core.rows import Kept, Setting
+from benchmarks.core.steps import Arrays
+from benchmarks.core.table import difference, quotient
+from benchmarks.core.turns import Turns
+from benchmarks.core.ways import PLAIN, Way
+from benchmarks.core.workers import Remote
+from benchmarks.models import CASES, Case
+from benchmarks.peers import CHECKPOINT, Running, found_by, gradient_gap, memcompile_way, overhead
+from benchmarks.swap_table import Row, said, tables
 
-from benchmarks.models import CASES
-from benchmarks.peers import CHECKPOINT, PLAIN, Gradients, Way, gradient_gap
-from benchmarks.rows import KeptRows, Setting
-from benchmarks.swap_table import Row, tables
-from benchmarks.table import README, between
-from benchmarks.turns import Turns
-from benchmarks.workers import Prepared, Remote, Worker
-
-RESULTS = Path(__file__).resolve().parent / "results" / "swap.csv"
-START, END = "<!-- results: written by swap.py -->", "<!-- end of swap results -->"
+BENCHMARK = Benchmark("swap", Row, tables, said)
 
 
-class Benchmark:
-    """One model. Plain torch.compile first: everything else is measured against it."""
+class Training(Running[Row]):
+    """A training step that fills its row. ``activations_bytes``: what plain's peak has above parameters and batch."""
 
-    def __init__(self, model: str, setting: Setting, results: KeptRows[Row], args: argparse.Namespace) -> None:
-        self.model, self.setting, self.results, self.args = model, setting, results, args
-        self.turns: Turns[Row] = Turns(self._put, PLAIN.name)
-        self.plain: Prepared | None = None
-        self.gradients: Gradients | None = None
-        self.waited_s: dict[str, float] = {}
+    def __init__(self, activations_bytes: int | None, case: Case, way: Way, device: str, batch_scale: int) -> None:
+        super().__init__(case, way, device, batch_scale)
+        self.activations_bytes = activations_bytes
+
+    def measured(self, row: Row) -> Row:
+        """Peak, first call, and memcompile's plan; of the first graph that moves storages, what its plan says of that."""
+        first_call_seconds, peak = self.first_call(), self.peak()
+        row = replace(row, entry_bytes=peak.entry_bytes, peak_bytes=peak.peak_bytes, first_call_seconds=first_call_seconds)
+        if not self.way.ours:
+            return row
+        report = self.report()
+        row = replace(
+            row,
+            planned_peak_bytes=report.planned_peak_bytes,
+            planned_overhead=overhead(report, report.planned_seconds),
+            plan_seconds=sum(item.compile_seconds for item in report.passes),
+            note=found_by(report),
+        )
+        moving = next((graph.plan for graph in report.graphs if "moves" in graph.plan), None)
+        if moving is None:
+            return row
+        return replace(
+            row,
+            moved_bytes=int(moving["moved_bytes"]),
+            away_share=quotient(moving["away_bytes"], self.activations_bytes),
+            link_seconds=moving["link_seconds"],
+            hidden_planned=moving["hidden_share"],
+        )
+
+
+class Ways(Turns[Row]):
+    """The ways of one model. Plain torch.compile first: everything else is measured against it."""
+
+    def __init__(self, model: str, setting: Setting, kept: Kept[Row], args: argparse.Namespace) -> None:
+        super().__init__(kept, setting)
+        self.model, self.args = model, args
+        self.gradients: Arrays = {}
 
     def run(self) -> None:
         """All ways, then their steps in turns."""
-        self._prepare(PLAIN)
-        if self.plain is None:
+        plain = self._start(PLAIN)
+        if plain.status != "ok":
             return
-        self._prepare(CHECKPOINT)
-        peak = self.plain.peak.peak_bytes
+        self._start(CHECKPOINT)
+        peak, tiers = plain.peak_bytes or 0, self.args.tiers
         for percent in self.args.budgets:
-            self._at_budget(f"{percent}%", peak * percent // 100)
+            self._start(memcompile_way(f"recompute {percent}%", peak * percent // 100))
+            self._start(memcompile_way(f"swap {percent}%", peak * percent // 100, swap=tiers))
         for percent in self.args.alone:
-            budget = peak * percent // 100
-            way = Way(f"moves alone {percent}%", "memcompile", memory_budget=budget, tiers=self.args.tiers, recompute=False)
-            self._prepare(way)
+            self._start(memcompile_way(f"moves alone {percent}%", peak * percent // 100, swap=tiers, rematerialize=False))
         if self.args.floors:
-            self._prepare(Way("recompute floor", "memcompile", memory_budget=1))  # refused: the floor is what it says
-        floor = self.turns.rows["recompute floor"].floor_bytes if self.args.floors else None
-        for share in self.args.floors if floor else ():
-            self._prepare(Way(f"swap {share:g} floor", "memcompile", memory_budget=int(floor * share), tiers=self.args.tiers))
+            floor = self._start(memcompile_way("recompute floor", 1)).floor_bytes  # refused: the floor is what it says
+            for share in self.args.floors if floor else ():
+                self._start(memcompile_way(f"swap {share:g} floor", int((floor or 0) * share), swap=tiers))
         if self.args.rounds:
-            before = {name: self._waited(worker) for name, worker in self.turns.alive.items()}
-            self.turns.time(self.args.rounds)
-            for name, worker in self.turns.alive.items():
-                self._put(self._hidden(name, (self._waited(worker) - before[name]) / (self.args.rounds + 1)))
+            before = self._waited()
+            self.time(self.args.rounds)
+            for name, waited_s in self._waited().items():
+                self._hidden(name, (waited_s - before[name]) / (self.args.rounds + 1))
 
-    def close(self) -> None:
-        """End the ways' processes."""
-        self.turns.close()
+    def _start(self, way: Way) -> Row:
+        plain = self.rows.get(PLAIN.name)
+        activations_bytes = difference(plain.peak_bytes, plain.entry_bytes) if plain else None
+        args = activations_bytes, CASES[self.model], way, self.args.device, self.args.batch_scale
+        return self.prepare(way, functools.partial(Training, *args))
 
-    def _at_budget(self, name: str, budget_bytes: int) -> None:
-        self._prepare(Way(f"recompute {name}", "memcompile", memory_budget=budget_bytes))
-        self._prepare(Way(f"swap {name}", "memcompile", memory_budget=budget_bytes, tiers=self.args.tiers))
+    def row(self, way: Way) -> Row:
+        """Of the model."""
+        return self.setting.row(Row, ours=way.ours, model=self.model, way=way.name, budget_bytes=way.budget_bytes)
 
-    def _prepare(self, way: Way) -> None:
-        row = dataclasses.replace(self._row(way), budget_bytes=way.memory_budget)
-        worker = Worker(self.model, way, self.args.device, self.args.batch_scale, self.setting.threads)
-        self.turns.prepare(worker, row, self._measured)
-
-    def _row(self, way: Way) -> Row:
-        here = self.setting.row(self.model, way.name, uses_memcompile=way.kind == "memcompile")
-        return Row(here.date, here.device, here.threads, here.torch, here.code, here.model, here.way)
-
-    def _measured(self, remote: Remote, row: Row) -> Row:
-        assert isinstance(remote, Worker)
-        found = remote.prepare()
-        if remote.way is PLAIN:
-            self.plain, self.gradients = found, remote.gradients()
-        assert self.plain is not None
-        assert self.gradients is not None
-        gap = gradient_gap(self.gradients, remote.gradients())
-        row = dataclasses.replace(
+    def completed(self, way: Way, worker: Remote, row: Row) -> Row:
+        """Beside plain: peak and gradients."""
+        if way == PLAIN:
+            self.gradients = worker.ask("results")
+        return replace(
             row,
-            entry_bytes=found.peak.entry_bytes,
-            peak_bytes=found.peak.peak_bytes,
-            peak_share=found.peak.peak_bytes / self.plain.peak.peak_bytes,
-            first_call_seconds=found.first_call_seconds,
-            gradient_gap=max(gap.worst, gap.loss),
-        )
-        plan = found.planned
-        if plan is None:
-            return row
-        swap = plan.swap
-        activations = self.plain.peak.peak_bytes - self.plain.peak.entry_bytes
-        row = dataclasses.replace(
-            row,
-            planned_peak_bytes=plan.peak_bytes,
-            planned_overhead=plan.overhead,
-            plan_seconds=plan.plan_seconds,
-            note=plan.how,
-        )
-        if not swap:
-            return row
-        return dataclasses.replace(
-            row,
-            moved_bytes=int(swap["moved_bytes"]),
-            away_share=swap["away_bytes"] / activations,
-            link_seconds=swap["link_seconds"],
-            hidden_planned=swap["hidden_share"],
+            peak_share=self.to_reference("peak_bytes", row),
+            gradient_gap=gradient_gap(self.gradients, worker.ask("results")),
         )
 
-    def _hidden(self, name: str, waited_s: float) -> Row:
-        row = self.turns.rows[name]
-        if not row.link_seconds:
-            return row
-        return dataclasses.replace(row, waited_seconds=waited_s, hidden=max(0.0, 1 - waited_s / row.link_seconds))
+    def _waited(self) -> dict[str, float]:
+        return {name: worker.ask("waited_s") for name, worker in self.alive.items()}
 
-    def _waited(self, worker: Remote) -> float:
-        return float(worker.ask("waited_s"))
-
-    def _put(self, row: Row) -> None:
-        self.results.put(row)
-        print(" ".join(f"{field.name}={getattr(row, field.name)}" for field in dataclasses.fields(row)[5:]), flush=True)
+    def _hidden(self, name: str, waited_s: float) -> None:
+        row = self.rows[name]
+        if row.link_seconds:
+            self.put(name, row, waited_seconds=waited_s, hidden=max(0.0, 1 - waited_s / row.link_seconds))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = BENCHMARK.parser(__doc__, "rounds", "device", "batch-scale")
+    parser.set_defaults(rounds=7)
     parser.add_argument("--models", nargs="+", choices=CASES, default=["gpt2", "resnet50"], metavar="MODEL")
     parser.add_argument(
         "--budgets", nargs="*", type=int, default=[60, 45, 35], metavar="PERCENT", help="of plain's measured peak"
@@ -152,28 +139,22 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--floors", nargs="*", type=float, default=[0.9, 0.75], metavar="SHARE", help="of recomputation's floor"
     )
     parser.add_argument("--alone", nargs="*", type=int, default=[45], metavar="PERCENT", help="the same, nothing is recomputed")
-    parser.add_argument("--rounds", type=int, default=7, help="steps of each way; 0: no timing")
     parser.add_argument("--disk", default="", help="directory to move to; default: a temporary one")
     parser.add_argument("--host", default="16GiB", help="pinned memory to move to, on a GPU")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-scale", type=int, default=1, help="multiplies every batch (a GPU wants more)")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="only write the table from the CSV")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what the command line asks for."""
     args = _arguments(argv)
-    results = KeptRows(Row, args.results)
-    if args.table:
-        README.write_text(between(README.read_text(), START, END, tables(list(results))))
+    kept = BENCHMARK.kept(args)
+    if kept is None:
         return
     with tempfile.TemporaryDirectory() as folder:
         args.tiers = {"disk": args.disk or folder, **({"host": args.host} if args.device != "cpu" else {})}
         for model in args.models:
-            with contextlib.closing(Benchmark(model, Setting.here(args.device), results, args)) as benchmark:
-                benchmark.run()
+            with contextlib.closing(Ways(model, Setting.here(args.device), kept, args)) as ways:
+                ways.run()
 
 
 if __name__ == "__main__":

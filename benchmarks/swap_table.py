@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
-from benchmarks.markdown import form, markdown, mib, percent
+from benchmarks.core.rows import StepRow
+from benchmarks.core.table import Columns, by_setting, form, mib, percent, span, table
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one way did on one model. Empty fields do not apply, or were not measured.
+class Row(StepRow):
+    """What one way did on one model.
 
     ``status``: "ok", "infeasible" (``floor_bytes`` says what is reachable), "failed" (``note`` says how). Ratios are to plain
     torch.compile in the same round, median and quartiles. ``away_share``: bytes that are moved away at once, as a share of what
@@ -19,11 +21,8 @@ class Row:
     ``gradient_gap``: |g - g'| / |g| of the worst parameter against plain torch.compile from the same random state.
     """
 
-    date: str
-    device: str
-    threads: int
-    torch: str
-    code: str
+    KEY: ClassVar = ("device", "threads", "torch", "model", "way")
+
     model: str
     way: str
     status: str = "ok"
@@ -49,41 +48,33 @@ class Row:
     gradient_gap: float | None = None
     note: str = ""
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        """A newer row with the same key takes the older one's place."""
-        return self.device, self.threads, self.torch, self.model, self.way
+
+def said(row: Row) -> str:
+    """A row as it comes."""
+    return " ".join(f"{field.name}={getattr(row, field.name)}" for field in fields(row)[5:])
 
 
 def tables(rows: Sequence[Row]) -> str:
     """One table for each machine, a way a line."""
-    parts = []
-    for device, threads, version in dict.fromkeys((row.device, row.threads, row.torch) for row in rows):
-        here = [row for row in rows if (row.device, row.threads, row.torch) == (device, threads, version)]
-        dates = sorted(row.date for row in here)
-        parts += [f"### {device}, {threads} threads, torch {version}, {dates[0]} to {dates[-1]}", "", _table(here), ""]
-    return "\n".join(parts)
+    return by_setting(rows, lambda here: [table(COLUMNS, here, _failed, leading=3)])
 
 
-def _table(rows: Sequence[Row]) -> str:
-    head = ["model", "way", "budget", "planned", "measured", "away", "step", "quartiles", "planned step", "hidden (planned)"]
-    return markdown([*head, "gradients"], [_line(row) for row in rows])
+COLUMNS: Columns[Row] = (
+    ("model", lambda row: row.model),
+    ("way", lambda row: row.way),
+    ("budget", lambda row: mib(row.budget_bytes if (row.budget_bytes or 0) > 1 else None)),
+    ("planned", lambda row: mib(row.planned_peak_bytes)),
+    ("measured", lambda row: f"{mib(row.peak_bytes)} ({percent(row.peak_share)})"),
+    ("away", lambda row: percent(row.away_share)),
+    ("step", lambda row: form(row.ratio, ".3f", before="x ")),
+    ("quartiles", lambda row: span(row.ratio_q1, row.ratio_q3)),
+    ("planned step", lambda row: form(None if row.planned_overhead is None else 1 + row.planned_overhead, ".3f", before="x ")),
+    ("hidden (planned)", lambda row: "-" if row.hidden is None else f"{percent(row.hidden)} ({percent(row.hidden_planned)})"),
+    ("gradients", lambda row: form(row.gradient_gap, ".0e")),
+)
 
 
-def _line(row: Row) -> list[str]:
-    name = [row.model, row.way, mib(row.budget_bytes if (row.budget_bytes or 0) > 1 else None)]
-    if row.status != "ok":
-        what = f"floor {mib(row.floor_bytes)}" if row.status == "infeasible" else row.note
-        return [*name, row.status, what, *["-"] * 6]
-    planned = None if row.planned_overhead is None else 1 + row.planned_overhead
-    return [
-        *name,
-        mib(row.planned_peak_bytes),
-        f"{mib(row.peak_bytes)} ({percent(row.peak_share)})",
-        percent(row.away_share),
-        form(row.ratio, ".3f", before="x "),
-        f"{form(row.ratio_q1, '.3f')} to {form(row.ratio_q3, '.3f')}",
-        form(planned, ".3f", before="x "),
-        "-" if row.hidden is None else f"{percent(row.hidden)} ({percent(row.hidden_planned)})",
-        form(row.gradient_gap, ".0e"),
-    ]
+def _failed(row: Row) -> Sequence[str]:
+    if row.status == "ok":
+        return ()
+    return row.status, f"floor {mib(row.floor_bytes)}" if row.status == "infeasible" else row.note

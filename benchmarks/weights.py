@@ -14,146 +14,91 @@ memory it would not be there. A process that maps it keeps its pages all the sam
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import datetime
 import functools
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # the first call's seconds are those of compiling
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
 
-import torch
+from benchmarks.core.command import Benchmark
+from benchmarks.core.rows import Kept, Setting
+from benchmarks.core.steps import Arrays, max_error
+from benchmarks.core.turns import Turns
+from benchmarks.core.ways import Way
+from benchmarks.core.workers import Remote
+from benchmarks.weights_running import CASES, PLAIN, Bound, Case, Running, ways_of, write_checkpoint
+from benchmarks.weights_table import Row, said, tables
 
-from benchmarks.rows import KeptRows, Setting
-from benchmarks.stepping import max_error
-from benchmarks.table import README, between
-from benchmarks.turns import Turns
-from benchmarks.weights_running import CASES, Bound, Case, Prepared, Running, Way, has_accelerate, write_checkpoint
-from benchmarks.weights_table import END, START, Row, table
-from benchmarks.workers import Remote
-
-RESULTS = Path(__file__).resolve().parent / "results" / "weights.csv"
-EAGER, PLAIN = Way("eager, in memory", "eager"), Way("compile, in memory", "compile")
-PEERS = (Way("eager, mmap", "mmap"), Way("hooks, safetensors", "hooks"), Way("accelerate", "accelerate"))
+BENCHMARK = Benchmark("weights", Row, tables, said)
 
 
-class Results(KeptRows[Row]):
-    """The rows by what they measure; each is said as it comes."""
+class Ways(Turns[Row]):
+    """The ways of one case."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(Row, path)
-
-    def put(self, row: Row) -> None:
-        """Add it, and write the file."""
-        super().put(row)
-        share = "-" if row.bound_share is None else f"{row.bound_share:.2f}"
-        print(
-            f"{row.case:20} {row.way:24} {row.status:8} peak {row.peak_bytes} of {row.budget_bytes}, planned "
-            f"{row.planned_peak_bytes}, step {row.seconds} s, reads {row.read_bytes} at {row.read_bytes_per_s} B/s, disk "
-            f"{row.bound_bytes_per_s}, share {share}, error {row.max_error} {row.note}",
-            flush=True,
-        )
-
-
-class Benchmark(Turns[Row]):
-    """One case: prepares its ways one after the other, keeps them alive, then times them in turns."""
-
-    def __init__(self, case: Case, scale: int, setting: Setting, results: Results, checkpoint: Path) -> None:
-        super().__init__(results.put, PLAIN.name)
-        self.case, self.scale, self.setting, self.checkpoint = case, scale, setting, checkpoint
+    def __init__(self, case: Case, scale: int, setting: Setting, kept: Kept[Row], checkpoint: Path) -> None:
+        super().__init__(kept, setting, PLAIN.name)
+        self.case, self.scale, self.checkpoint = case, scale, checkpoint
         self.weight_bytes = write_checkpoint(case, checkpoint)
         self.bound = Bound(checkpoint)
         self.best_bytes_per_s = 0.0
-        self.reference: Any = None
+        self.plain: Arrays = {}
 
     def run(self, ways: Sequence[Way], rounds: int) -> None:
         """Prepare and time."""
         for way in ways:
-            make = functools.partial(Running, self.case, way, self.checkpoint, self.weight_bytes)
-            self.prepare(Remote(way, make, self.setting.threads), self._row(way), functools.partial(self._measured, way))
+            own = way if way.share is None else way.within(int(way.share * self.weight_bytes))
+            self.prepare(own, functools.partial(Running, self.case, own, self.checkpoint))
         self._measure_disk()
-        if rounds:
-            self.time(rounds)
+        self.time(rounds)
         self._measure_disk()
-        for row in list(self.rows.values()):
-            self.put(dataclasses.replace(row, bound_bytes_per_s=self.best_bytes_per_s))
+        for way_name, row in list(self.rows.items()):
+            self.put(way_name, row, bound_bytes_per_s=self.best_bytes_per_s)
 
     def _measure_disk(self) -> None:
         self.best_bytes_per_s = max(self.best_bytes_per_s, self.bound.bytes_per_s())
 
-    def _measured(self, way: Way, worker: Remote, row: Row) -> Row:
-        found: Prepared = worker.ask("prepare")
-        results = worker.ask("results")
+    def row(self, way: Way) -> Row:
+        """Of the case, at its scale."""
+        columns = {"case": self.case.name, "scale": self.scale, "tokens": self.case.tokens, "way": way.name}
+        sizes = {"weight_bytes": self.weight_bytes, "budget_bytes": way.budget_bytes}
+        return self.setting.row(Row, ours=way.ours, **columns, **sizes)
+
+    def completed(self, way: Way, worker: Remote, row: Row) -> Row:
+        """Its error beside plain."""
+        results: Arrays = worker.ask("results")
         if way == PLAIN:
-            self.reference = results
-        anonymous, files = worker.ask("resident")
+            self.plain = results
         self._measure_disk()
-        return dataclasses.replace(
-            row,
-            peak_bytes=found.peak_bytes,
-            planned_peak_bytes=found.planned_peak_bytes,
-            first_call_seconds=found.first_call_seconds,
-            read_bytes=found.read_bytes,
-            resident_bytes=found.resident_bytes,
-            link_bytes_per_s=found.link_bytes_per_s,
-            anonymous_bytes=anonymous,
-            file_bytes=files,
-            max_error=None if self.reference is None else max_error(self.reference, results),
-        )
-
-    def _row(self, way: Way) -> Row:
-        setting, case = self.setting, self.case
-        code = setting.code if way.kind in ("memcompile", "checkpoint") else ""
-        origin = (datetime.date.today().isoformat(), setting.device, setting.threads, setting.torch, code)
-        row = Row(*origin, case.name, self.scale, case.tokens, way.name, weight_bytes=self.weight_bytes)
-        share = way.budget_share
-        return row if share is None else dataclasses.replace(row, budget_bytes=int(share * self.weight_bytes))
-
-
-def ways_of(shares: Sequence[float]) -> list[Way]:
-    """In order: plain torch.compile first, which the others are compared with."""
-    peers = [way for way in PEERS if way.kind != "accelerate" or has_accelerate()]
-    ours = [Way(f"memcompile in {share * 100:g} %", "memcompile", share) for share in shares]
-    in_place = [Way(f"checkpoint in {share * 100:g} %", "checkpoint", share) for share in shares[:1]]
-    return [PLAIN, EAGER, *peers, *ours, *in_place, Way("memcompile, no budget", "memcompile")]
+        return replace(row, max_error=max_error(self.plain, results) if self.plain else None)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = BENCHMARK.parser(__doc__, "rounds", "threads")
+    parser.set_defaults(rounds=9)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
     parser.add_argument("--shares", nargs="+", type=float, default=[0.25], help="budgets, as shares of the weights' bytes")
-    parser.add_argument("--rounds", type=int, default=9, help="steps of each way")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: as torch chooses")
     parser.add_argument("--scale", type=int, default=1, help="divides the sides of the weights, for a trial")
     parser.add_argument("--directory", type=Path, default=None, help="where the weights are; it needs twice their bytes")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="only write the table in benchmarks/README.md")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, or write the table."""
     args = _arguments(argv)
-    results = Results(args.results)
-    if args.table:
-        README.write_text(between(README.read_text(), START, END, table(list(results))))
+    kept = BENCHMARK.kept(args)
+    if kept is None:
         return
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    setting = Setting.here("cpu")
+    setting = Setting.here()
     for name in args.cases:
         case = CASES[name].scaled(args.scale) if args.scale > 1 else CASES[name]
         with tempfile.TemporaryDirectory(prefix="memcompile-weights-", dir=args.directory) as folder:
-            checkpoint = Path(folder) / "model.safetensors"
-            with closing(Benchmark(case, args.scale, setting, results, checkpoint)) as benchmark:
-                benchmark.run(ways_of(args.shares), args.rounds)
+            ways = Ways(case, args.scale, setting, kept, Path(folder) / "model.safetensors")
+            with closing(ways):
+                ways.run(ways_of(args.shares), args.rounds)
 
 
 if __name__ == "__main__":

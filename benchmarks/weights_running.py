@@ -1,4 +1,4 @@
-"""One way of running a decoder whose weights do not fit, compiled and alive, at the other end of a pipe (`workers.Remote`)."""
+"""The ways of the benchmark of weights that do not fit, and one of them running a decoder."""
 
 from __future__ import annotations
 
@@ -7,33 +7,43 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.utils import fresh_cache
 
 import memcompile
-from memcompile.runtime.measure import measure_peak
+from benchmarks.core.steps import Step
+from benchmarks.core.ways import Way
+from benchmarks.weights_table import Row
+from memcompile.runtime.measure import Measurement, measure_peak
 from memcompile.runtime.transfers.memory import aligned_memory
 
-Kind = Literal["eager", "compile", "mmap", "hooks", "accelerate", "memcompile", "checkpoint"]
 BLOCK_BYTES = 4 * 2**20
 BOUND_BYTES = 2**29
 """What is read to know the disk's bandwidth, at most."""
 
 
-@dataclass(frozen=True)
-class Way:
-    """``budget_share``: of the bytes of the weights, for memcompile."""
+EAGER, PLAIN = Way("eager, in memory", "eager"), Way("compile, in memory", "compile")
+PEERS = (
+    Way("eager, mmap", "eager", variant="mmap"),
+    Way("hooks, safetensors", "eager", variant="hooks"),
+    Way("accelerate", "eager", variant="accelerate"),
+)
 
-    name: str
-    kind: Kind
-    budget_share: float | None = None
+
+def ways_of(shares: Sequence[float]) -> list[Way]:
+    """In order: plain torch.compile first, which the others are compared with."""
+    peers = [way for way in PEERS if way.variant != "accelerate" or has_accelerate()]
+    ours = [Way(f"memcompile in {share * 100:g} %", "memcompile", share=share) for share in shares]
+    in_place = [
+        Way(f"checkpoint in {share * 100:g} %", "memcompile", variant="checkpoint", share=share) for share in shares[:1]
+    ]
+    return [PLAIN, EAGER, *peers, *ours, *in_place, Way("memcompile, no budget", "memcompile")]
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,8 @@ class Case:
         from transformers import LlamaForCausalLM
 
         torch.manual_seed(0)
-        return LlamaForCausalLM(self.config()).eval()
+        model: nn.Module = LlamaForCausalLM(self.config())
+        return model.eval()
 
     def empty(self) -> nn.Module:
         """With weights on the meta device, buffers in memory."""
@@ -84,9 +95,9 @@ class Case:
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
         with torch.device("meta"):
-            model = LlamaForCausalLM(self.config()).eval()
-        model.model.rotary_emb = LlamaRotaryEmbedding(self.config())
-        return model
+            model: nn.Module = LlamaForCausalLM(self.config())
+        model.get_submodule("model").rotary_emb = LlamaRotaryEmbedding(self.config())
+        return model.eval()
 
 
 CASES = {case.name: case for case in (Case("decoder, 4 tokens", 8, 2048, 4), Case("decoder, 256 tokens", 8, 2048, 256))}
@@ -102,105 +113,76 @@ def write_checkpoint(case: Case, path: Path) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Bytes that the step holds: by torch's allocator, as planned, and resident in the process, anonymous and of files.
-
-    ``read_bytes``: in a step, by plan; ``resident_bytes``: weights that stay.
-    """
-
-    peak_bytes: int
-    first_call_seconds: float
-    planned_peak_bytes: int | None = None
-    read_bytes: int | None = None
-    resident_bytes: int | None = None
-    link_bytes_per_s: float | None = None
-
-
-class Running:
+class Running(Step[Row]):
     """A model that is alive in this process."""
 
-    def __init__(self, case: Case, way: Way, checkpoint: Path, weight_bytes: int) -> None:
-        self.way, self.checkpoint, self.weight_bytes = way, checkpoint, weight_bytes
-        self.module = self._module(case)
+    def __init__(self, case: Case, way: Way, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
         generator = torch.Generator().manual_seed(1)
-        self.tokens = torch.randint(0, case.vocabulary, (1, case.tokens), generator=generator)
-        self.model: Callable[..., Any] = self._compiled()
-
-    def _module(self, case: Case) -> nn.Module:
-        kind = self.way.kind
-        if kind in ("eager", "compile", "memcompile"):
-            model = case.make()
-            if kind == "memcompile":
-                memcompile.offload_parameters(model, directory=self.checkpoint.parent)
-            return model
-        model = case.empty()
-        if kind == "mmap":
-            from safetensors.torch import load_file
-
-            model.load_state_dict(load_file(str(self.checkpoint)), assign=True)
-        elif kind == "hooks":
-            hook_loads(model, self.checkpoint)
-        elif kind == "accelerate":
-            return _accelerated(model, self.checkpoint)
-        elif kind == "checkpoint":
-            memcompile.offload_parameters(model, checkpoint=self.checkpoint)
-        return model
-
-    def _compiled(self) -> Callable[..., Any]:
-        if self.way.kind == "compile":
-            return torch.compile(self.module)
-        if self.way.kind not in ("memcompile", "checkpoint"):
-            return self.module
-        share = self.way.budget_share
-        options = {} if share is None else {"memory_budget": int(share * self.weight_bytes)}
-        return torch.compile(self.module, backend="memcompile", options=options)
+        tokens = torch.randint(0, case.vocabulary, (1, case.tokens), generator=generator)
+        super().__init__(way, module_of(case, way, checkpoint), {"input_ids": tokens})
 
     def step(self) -> Tensor:
         """The logits."""
         with torch.no_grad():
-            logits: Tensor = self.model(self.tokens).logits
+            logits: Tensor = self.model(**self.batch).logits
         return logits
 
-    def prepare(self) -> Prepared:
-        """Compile, and measure the peak."""
-        with fresh_cache():
-            start = time.perf_counter()
-            self.step()
-            seconds = time.perf_counter() - start
-        own = nn.Module() if self.way.kind in ("hooks", "accelerate") else self.module  # nothing of theirs is alive at entry
-        peak = measure_peak(self.step, model=own, inputs=self.tokens).peak_bytes
-        if self.way.kind not in ("memcompile", "checkpoint"):
-            return Prepared(peak, seconds)
-        graph = memcompile.report(self.model).graphs[-1]
-        found = graph.plan["weights"]
-        planned = graph.planned_peak_bytes
-        speed = found["link"]["read_bytes_per_s"]
-        return Prepared(peak, seconds, planned, found["streamed_bytes"], found["resident_bytes"], speed)
+    def peak(self) -> Measurement:
+        """Of the peers that read their weights, nothing is alive at entry."""
+        own = nn.Module() if self.way.variant in ("hooks", "accelerate") else self.module
+        return measure_peak(self.step, model=own, inputs=self.batch)
 
-    def resident(self) -> tuple[int, int]:
-        """Bytes of the process in memory: anonymous, and pages of files."""
+    def measured(self, row: Row) -> Row:
+        """Peak, first call, bytes of the process, and memcompile's reads."""
+        row = replace(row, first_call_seconds=self.first_call(), peak_bytes=self.peak().peak_bytes)
+        if self.way.ours:
+            graph = memcompile.report(self.model).graphs[-1]
+            found = graph.plan["weights"]
+            row = replace(
+                row,
+                planned_peak_bytes=graph.planned_peak_bytes,
+                read_bytes=found["streamed_bytes"],
+                resident_bytes=found["resident_bytes"],
+                link_bytes_per_s=found["link"]["read_bytes_per_s"],
+            )
+        anonymous, files = self.process_bytes()
+        return replace(row, anonymous_bytes=anonymous, file_bytes=files)
+
+    def process_bytes(self) -> tuple[int, int]:
+        """In memory after a step: anonymous, and pages of files."""
         self.step()
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
         anonymous, files = (int(lines[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
         return anonymous, files
 
-    def results(self) -> dict[str, Any]:
-        """The logits."""
-        return {"logits": self.step().float().numpy(force=True)}
-
-    def warm_up(self) -> None:
-        """One step that is not timed."""
-        self.step()
-
     def timed_step(self) -> float:
-        """Seconds of one step, its files not in the page cache unless the process maps them."""
+        """Its files are not in the page cache unless the process maps them."""
         for path in self.checkpoint.parent.rglob("*"):
             if path.is_file():  # accelerate has one for each weight
                 forget(path)
-        start = time.perf_counter()
-        self.step()
-        return time.perf_counter() - start
+        return super().timed_step()
+
+
+def module_of(case: Case, way: Way, checkpoint: Path) -> nn.Module:
+    """The model, its weights where the way has them."""
+    if not way.variant:
+        model = case.make()
+        if way.ours:
+            memcompile.offload_parameters(model, directory=checkpoint.parent)
+        return model
+    model = case.empty()
+    if way.variant == "mmap":
+        from safetensors.torch import load_file
+
+        model.load_state_dict(load_file(str(checkpoint)), assign=True)
+    elif way.variant == "hooks":
+        hook_loads(model, checkpoint)
+    elif way.variant == "accelerate":
+        return _accelerated(model, checkpoint)
+    elif way.variant == "checkpoint":
+        memcompile.offload_parameters(model, checkpoint=checkpoint)
+    return model
 
 
 def forget(path: Path) -> None:
@@ -216,7 +198,7 @@ def hook_loads(model: nn.Module, checkpoint: Path) -> None:
     """What accelerate's disk offload does: before a module runs its weights are read, after it they are dropped."""
     from safetensors import safe_open
 
-    reader = safe_open(str(checkpoint), framework="pt")
+    reader: Any = safe_open(str(checkpoint), framework="pt")
 
     def before(module: nn.Module, _args: Any, names: dict[str, str]) -> None:
         for name, full in names.items():
@@ -267,7 +249,7 @@ class Bound:
 
             def read(index: int) -> None:
                 for block in range(index, count, threads):
-                    moved[index] += os.preadv(fd, [self.buffers[index]], block * BLOCK_BYTES)
+                    moved[index] += os.preadv(fd, [self.buffers[index].data], block * BLOCK_BYTES)
 
             readers = [threading.Thread(target=read, args=(index,)) for index in range(threads)]
             start = time.perf_counter()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from benchmarks.markdown import form, markdown, mib, percent
-
-START, END = "<!-- results: written by weights.py -->", "<!-- end of weights results -->"
+from benchmarks.core.rows import StepRow
+from benchmarks.core.table import Columns, by_case, by_setting, form, mib, percent, quotient, table
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one way did on one case. Empty fields do not apply, or were not measured.
+class Row(StepRow):
+    """What one way did on one case.
 
     ``peak_bytes``: measured, of torch's allocator and what is alive at entry; a mapped file counts there with all it maps.
     ``anonymous_bytes`` and ``file_bytes``: resident in the process after a step. ``read_bytes``: in a step, by plan;
@@ -20,11 +20,8 @@ class Row:
     ``max_error``: the largest |a - b| over the largest |a|, to plain torch.compile; ratios are to it too.
     """
 
-    date: str
-    device: str
-    threads: int
-    torch: str
-    code: str
+    KEY: ClassVar = ("device", "threads", "case", "scale", "way")
+
     case: str
     scale: int
     tokens: int
@@ -49,74 +46,55 @@ class Row:
     note: str = ""
 
     @property
-    def key(self) -> tuple[object, ...]:
-        """A newer row with the same key takes the older one's place."""
-        return self.device, self.threads, self.case, self.scale, self.way
-
-    @property
-    def setting(self) -> tuple[str, int, str]:
-        """Where it was measured."""
-        return self.device, self.threads, self.torch
-
-    @property
     def read_bytes_per_s(self) -> float | None:
         """Over a whole step."""
-        return None if self.read_bytes is None or not self.seconds else self.read_bytes / self.seconds
+        return quotient(self.read_bytes, self.seconds)
 
     @property
     def bound_share(self) -> float | None:
         """Of what the disk can do alone."""
-        found = self.read_bytes_per_s
-        return None if found is None or not self.bound_bytes_per_s else found / self.bound_bytes_per_s
+        return quotient(self.read_bytes_per_s, self.bound_bytes_per_s)
+
+    @property
+    def process_bytes(self) -> int | None:
+        """Resident in the process."""
+        return None if self.anonymous_bytes is None else self.anonymous_bytes + (self.file_bytes or 0)
 
 
-HEAD = [
-    "case",
-    "way",
-    "budget",
-    "planned",
-    "measured",
-    "process",
-    "step",
-    "tokens/s",
-    "read in a step",
-    "GB/s",
-    "disk alone",
-    "share",
-    "error",
-]
+def said(row: Row) -> str:
+    """A row as it comes."""
+    return (
+        f"{row.case:20} {row.way:24} {row.status:8} peak {row.peak_bytes} of {row.budget_bytes}, planned "
+        f"{row.planned_peak_bytes}, step {row.seconds} s, reads {row.read_bytes} at {row.read_bytes_per_s} B/s, disk "
+        f"{row.bound_bytes_per_s}, share {form(row.bound_share, '.2f')}, error {row.max_error} {row.note}"
+    )
 
 
-def table(rows: Sequence[Row]) -> str:
+def tables(rows: Sequence[Row]) -> str:
     """For each device one table, cases in their order."""
-    parts = []
-    for device, threads, version in dict.fromkeys(row.setting for row in rows):
-        here = [row for row in rows if row.setting == (device, threads, version)]
-        dates = sorted(row.date for row in here)
-        parts += [f"### {device}, {threads} threads, torch {version}, {dates[0]} to {dates[-1]}", ""]
-        cases = dict.fromkeys((row.case, row.scale) for row in here)
-        lines = [line for case in cases for line in _lines([row for row in here if (row.case, row.scale) == case])]
-        parts += [markdown(HEAD, lines), ""]
-    return "\n".join(parts)
+    return by_setting(rows, lambda here: [_table(by_case(here, "case", "scale"))])
 
 
-def _lines(rows: Sequence[Row]) -> Iterator[list[str]]:
-    for row in rows:
+def _table(cases: Sequence[dict[str, Row]]) -> str:
+    first = [next(iter(ways.values())) for ways in cases]
+
+    def title(row: Row) -> str:
         trial = "" if row.scale == 1 else f" / {row.scale}"
-        process = None if row.anonymous_bytes is None else row.anonymous_bytes + (row.file_bytes or 0)
-        found = row.read_bytes_per_s
-        yield [
-            f"{row.case}{trial} ({mib(row.weight_bytes)} MiB)" if row is rows[0] else "",
-            row.way,
-            mib(row.budget_bytes),
-            mib(row.planned_peak_bytes),
-            mib(row.peak_bytes) if row.status == "ok" else row.status,
-            mib(process),
-            form(row.seconds, ".3f", " s"),
-            form(None if row.seconds is None else row.tokens / row.seconds, ".1f"),
-            mib(row.read_bytes),
-            form(None if found is None else found / 1e9, ".2f"),
-            form(None if row.bound_bytes_per_s is None or found is None else row.bound_bytes_per_s / 1e9, ".2f"),
-            percent(row.bound_share),
-            form(row.max_error, ".0e"),
-        ]
+        return f"{row.case}{trial} ({mib(row.weight_bytes)} MiB)" if row in first else ""
+
+    columns: Columns[Row] = (
+        ("case", title),
+        ("way", lambda row: row.way),
+        ("budget", lambda row: mib(row.budget_bytes)),
+        ("planned", lambda row: mib(row.planned_peak_bytes)),
+        ("measured", lambda row: mib(row.peak_bytes) if row.status == "ok" else row.status),
+        ("process", lambda row: mib(row.process_bytes)),
+        ("step", lambda row: form(row.seconds, ".3f", " s")),
+        ("tokens/s", lambda row: form(quotient(row.tokens, row.seconds), ".1f")),
+        ("read in a step", lambda row: mib(row.read_bytes)),
+        ("GB/s", lambda row: form(quotient(row.read_bytes_per_s, 1e9), ".2f")),
+        ("disk alone", lambda row: form(None if row.bound_share is None else quotient(row.bound_bytes_per_s, 1e9), ".2f")),
+        ("share", lambda row: percent(row.bound_share)),
+        ("error", lambda row: form(row.max_error, ".0e")),
+    )
+    return table(columns, (row for ways in cases for row in ways.values()))

@@ -55,7 +55,7 @@ def interpolating(network: SuperResolution) -> SuperResolution:
     doublings = list(network.doublings)
     with torch.no_grad():
         for layer in (network.first, *doublings, *network.last):
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
                 layer.weight[:3] = 0
                 layer.bias[:3] = 0
                 for channel in range(3):

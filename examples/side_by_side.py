@@ -57,7 +57,7 @@ def contend(
     build: Callable[[], nn.Module],
     x: Tensor,
     compiler: str = EAGER,
-    options: Mapping[str, object] | None = None,
+    options: Mapping[str, Any] | None = None,
     folder: Path | None = None,
 ) -> Contender:
     """Run a way in a process of its own: compile, measure the peak, take the time. Raises `MemcompileError`.
@@ -79,7 +79,7 @@ def _ran(
     pixels: NDArray[Any],
     device: str,
     compiler: str,
-    options: Mapping[str, object] | None,
+    options: Mapping[str, Any] | None,
     folder: Path | None,
 ) -> Contender | str:
     """One way, in its process; a text where memcompile refuses."""

@@ -33,17 +33,16 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import memcompile
-from benchmarks import peers
+from benchmarks.core.ways import EAGER, PLAIN, Way
+from benchmarks.core.workers import Quick, Remote, WayFailedError
 from benchmarks.models import CASES, Batch, Case, windows
-from benchmarks.workers import Remote, WayFailedError
+from benchmarks.peers import ACTIVATION_BUDGETS, CHECKPOINT, Running, memcompile_way
 from memcompile.errors import MemcompileError
 from memcompile.runtime.measure import measure_peak
 from memcompile.units import format_bytes
 
 BUDGET_SHARES = (0.8, 0.65, 0.5)
 """Budgets of the side-by-side, as shares of plain torch.compile's measured peak."""
-ACTIVATION_BUDGETS = (0.5, 0.1)
-"""Settings of PyTorch's own budget: the one with the lowest peak is shown."""
 LEARNING_RATE = 1e-3
 SEED = 1234
 
@@ -77,20 +76,21 @@ def build_model(size: Size) -> nn.Module:
     )
     model = GPT2LMHeadModel(config)
     model.loss_type = "ForCausalLM"  # the default anyway; when it is not named, the model logs a warning in every step
-    return model.train()
+    trained: nn.Module = model.train()
+    return trained
 
 
 def batches(size: Size, steps: int, device: torch.device) -> list[Batch]:
     """`steps` batches of random windows of the text, each with memory of its own: a view keeps all the others alive."""
     tokens = windows(size.batch * steps, size.sequence).to(device)
-    return [{"input_ids": part, "labels": part} for part in map(torch.clone, tokens.split(size.batch))]
+    return [{"input_ids": part, "labels": part} for part in map(torch.clone, torch.split(tokens, size.batch))]
 
 
 def train_step(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> Tensor:
     """Forward, backward, AdamW; the loss. The seed fixes the dropout masks."""
     torch.manual_seed(seed)
-    loss = model(**batch).loss
-    loss.backward()
+    loss: Tensor = model(**batch).loss
+    torch.autograd.backward(loss)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()
@@ -128,7 +128,7 @@ class _progress:
         self.bar = Progress(*columns, TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), console=console)
         self.task = self.bar.add_task(first, total=steps, loss="")
 
-    def __enter__(self) -> Callable[[float], None]:
+    def __enter__(self) -> Callable[..., None]:
         self.bar.start()
         return self.advance
 
@@ -158,11 +158,11 @@ class Ready:
     first_call_seconds: float
 
 
-class Contender(peers.Running):
+class Contender(Running[Any]):
     """One way in the side-by-side, training its own copy of the model in a process of its own: nothing that another way keeps
     (arenas, compiled code, memory of the heap) is counted for it."""
 
-    def __init__(self, size: Size, steps: int, way: peers.Way, device: str) -> None:
+    def __init__(self, size: Size, steps: int, way: Way, device: str) -> None:
         super().__init__(case_of(size), way, device)
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=LEARNING_RATE)
         self.data = enumerate(batches(size, steps, self.device))
@@ -170,7 +170,7 @@ class Contender(peers.Running):
     def ready(self) -> Ready:
         """Compile, and measure the peak."""
         self.first_call(cold=False)  # kernels that two ways share are compiled once
-        planned = memcompile.report(self.model).planned_peak_bytes if self.way.kind == "memcompile" else None
+        planned = self.report().planned_peak_bytes if self.way.ours else None
         return Ready(self.peak().peak_bytes, planned, self.first_call_seconds)
 
     def train(self) -> tuple[float, float]:
@@ -181,15 +181,11 @@ class Contender(peers.Running):
         return time.perf_counter() - start, loss
 
 
-class _Remote(Remote):
-    warm = False
-
-
 @dataclass
 class Trained:
     """What the parent knows of a contender."""
 
-    way: peers.Way
+    way: Way
     remote: Remote
     ready: Ready
     seconds: list[float] = field(default_factory=list)
@@ -201,10 +197,10 @@ class Trained:
         self.seconds.append(seconds)
 
 
-def prepared(size: Size, steps: int, device: torch.device, way: peers.Way) -> Trained:
+def prepared(size: Size, steps: int, device: torch.device, way: Way) -> Trained:
     """A way, compiled and measured in its process. Raises `WayFailedError`."""
     with console.status(f"{way.name}: compiling and measuring"):
-        remote = _Remote(way, functools.partial(Contender, size, steps, way, str(device)))
+        remote = Quick(way.name, functools.partial(Contender, size, steps, way, str(device)))
         ready = remote.ask("ready")
     console.print(f"  [dim]{way.name}: ready after {ready.first_call_seconds:.0f} s[/]")
     return Trained(way, remote, ready)
@@ -213,19 +209,19 @@ def prepared(size: Size, steps: int, device: torch.device, way: peers.Way) -> Tr
 def contenders(size: Size, steps: int, device: torch.device) -> Iterator[Trained | str]:
     """Every way of the side-by-side, compiled and measured one after the other; a text for one that could not run."""
     prepare = functools.partial(prepared, size, steps, device)
-    yield prepare(peers.EAGER)
-    plain = prepare(peers.PLAIN)
+    yield prepare(EAGER)
+    plain = prepare(PLAIN)
     yield plain
-    settings = [prepare(way) for way in peers.PEERS if way.activation_budget in ACTIVATION_BUDGETS]
+    settings = [prepare(way) for way in (ACTIVATION_BUDGETS[0], ACTIVATION_BUDGETS[-1])]  # the lowest peak is shown
     lowest = min(settings, key=lambda each: each.ready.peak_bytes)
     for other in settings:
         if other is not lowest:
             other.remote.close()
     yield lowest
-    yield prepare(peers.CHECKPOINT)
+    yield prepare(CHECKPOINT)
     for share in BUDGET_SHARES:
         budget_bytes = int(share * plain.ready.peak_bytes)
-        way = peers.Way(f"memcompile {format_bytes(budget_bytes)} ({share:.0%})", "memcompile", memory_budget=budget_bytes)
+        way = memcompile_way(f"memcompile {format_bytes(budget_bytes)} ({share:.0%})", budget_bytes)
         try:
             yield prepare(way)
         except WayFailedError as error:
@@ -249,7 +245,7 @@ def side_by_side(size: Size, steps: int, device: torch.device) -> Table:
     table = Table(title=f"side by side: {steps} steps from the same weights", caption=_caption(found), title_justify="left")
     for name in ("way", "planned peak", "measured peak", "of plain", "step", "of plain", "final loss"):
         table.add_column(name, justify="left" if name == "way" else "right")
-    plain = next(each for each in ways if each.way is peers.PLAIN)
+    plain = next(each for each in ways if each.way == PLAIN)
     for each in ways:
         table.add_row(*_cells(each, plain), style="bold" if each.ready.planned_peak_bytes else None)
     return table
@@ -259,7 +255,7 @@ def _cells(own: Trained, plain: Trained) -> list[str]:
     ratios = [mine / theirs for mine, theirs in zip(own.seconds, plain.seconds, strict=True)]
     name, planned = own.way.name, own.ready.planned_peak_bytes
     return [
-        f"activation_memory_{name}" if own.way.kind == "budget" else name,
+        f"activation_memory_{name}" if own.way in ACTIVATION_BUDGETS else name,
         format_bytes(planned) if planned else "",
         format_bytes(own.ready.peak_bytes),
         f"{own.ready.peak_bytes / plain.ready.peak_bytes:.2f}",

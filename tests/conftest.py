@@ -31,7 +31,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def cold_workers(monkeypatch):
     """Processes of the benchmarks do not start their compiler first: nobody reads the times of their first calls."""
-    from benchmarks.workers import Remote
+    from benchmarks.core.workers import Remote
 
     monkeypatch.setattr(Remote, "warm", False)
 

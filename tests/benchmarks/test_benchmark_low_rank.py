@@ -8,6 +8,7 @@ import math
 import sys
 import types
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,19 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the benchmarks are no installed package
 
 import memcompile
-from benchmarks import low_rank, low_rank_nets, low_rank_peers, low_rank_running, stepping
+from benchmarks import low_rank, low_rank_nets, low_rank_peers
+from benchmarks.core import steps, turns
+from benchmarks.core.rows import Kept, Setting, read_rows
+from benchmarks.core.table import between
+from benchmarks.core.ways import EAGER, PLAIN, Way
+from benchmarks.core.workers import Remote, WayFailedError
 from benchmarks.low_rank_cases import CASES, Case, Size
-from benchmarks.low_rank_running import EAGER, MEMCOMPILE, PLAIN, UNSTREAMED, Prepared, Running, Way
-from benchmarks.low_rank_table import END, START, Row, table
-from benchmarks.rows import Setting, read_rows
-from benchmarks.table import between
-from benchmarks.workers import WayFailedError
+from benchmarks.low_rank_running import DENSE, MEMCOMPILE, UNSTREAMED, Running
+from benchmarks.low_rank_table import Row, tables
 
 pytestmark = pytest.mark.usefixtures("cold_workers")
 
 TINY = Size(scale=1, layers=1)
-DENSE = Way("dense", "dense")
 CHOSEN = low_rank.Chosen("cpu", TINY, torch.float32, rounds=2, ways=("dense", "memcompile"))
 
 
@@ -48,6 +50,10 @@ def feed_forward() -> nn.Module:
 
 def running(of: Case, way: Way) -> Running:
     return Running(of, way, "cpu", TINY, torch.float32)
+
+
+def measured(each: Running) -> Row:
+    return each.measured(row(each.way.name))
 
 
 @pytest.mark.parametrize(
@@ -123,18 +129,18 @@ def test_all_ways_agree(fresh_dynamo):
     memcompile.release()  # what other tests left idle would be counted
     of = case(feed_forward, 128, 32)
     ways = {way.name: running(of, way) for way in (EAGER, PLAIN, DENSE, MEMCOMPILE)}
-    found = {name: each.prepare() for name, each in ways.items()}
+    found = {name: measured(each) for name, each in ways.items()}
     reference = ways["eager"].results()
     assert reference["output"].shape == (128, 32)
     for each in ways.values():
-        assert low_rank._error(reference, each.results(), each.way) < 1e-5
+        assert low_rank.error(reference, each.results(), each.way) < 1e-5
     factors = 2 * 4 * (32 + 64) + 32 + 64
     assert found["eager"].entry_bytes == found["memcompile"].entry_bytes == 4 * (factors + 128 * 32)
     assert found["dense"].entry_bytes == 4 * (2 * 32 * 64 + 32 + 64 + 128 * 32)
     least = 4 * 128 * (64 + 4)  # the hidden, and what it is made of or contracted to
     assert all(prepared.peak_bytes - prepared.entry_bytes >= least for prepared in found.values())
     assert found["memcompile"].planned_peak_bytes == found["memcompile"].peak_bytes
-    assert found["memcompile"].tiles == ()  # too small for blocks
+    assert found["memcompile"].blocks == ""  # too small for blocks
     assert found["eager"].first_call_seconds is None
     assert found["compile"].first_call_seconds > 0
 
@@ -142,12 +148,12 @@ def test_all_ways_agree(fresh_dynamo):
 def test_a_layer_alone_can_be_dense(fresh_dynamo):
     of = case(lambda: low_rank_nets.Monarch(12, 20, 4, 6), 5, 12)
     ways = [running(of, way) for way in (EAGER, DENSE)]
-    assert low_rank._error(*(each.results() for each in ways), DENSE) < 1e-5
+    assert low_rank.error(*(each.results() for each in ways), DENSE) < 1e-5
 
 
 def test_what_runs_in_blocks_is_read_off_the_report(fresh_dynamo):
-    found = running(case(lambda: low_rank_nets.FeedForward(8, 2048, 2), 2048, 8), MEMCOMPILE).prepare()
-    ((blocks, rows),) = found.tiles
+    found = measured(running(case(lambda: low_rank_nets.FeedForward(8, 2048, 2), 2048, 8), MEMCOMPILE))
+    blocks, rows = int(found.blocks), int(found.block_rows)
     assert blocks > 1
     assert rows * (blocks - 1) < 2048 <= rows * blocks
     assert found.peak_bytes - found.entry_bytes < 4 * 2048 * 2048  # the hidden is never whole
@@ -159,10 +165,10 @@ def test_a_training_step_compares_gradients(fresh_dynamo):
 
     of = Case("small", "", lambda _size: (module(), {"x": torch.randn(64, 32), "target": torch.randn(64, 32)}), training=True)
     eager, ours = running(of, EAGER), running(of, MEMCOMPILE)
-    assert ours.prepare().peak_bytes > 0
+    assert measured(ours).peak_bytes > 0
     reference = eager.results()
     assert reference.keys() == {"output", *dict(eager.module.named_parameters())}
-    assert low_rank._error(reference, ours.results(), MEMCOMPILE) < 1e-5
+    assert low_rank.error(reference, ours.results(), MEMCOMPILE) < 1e-5
     assert all(p.grad is None for p in eager.module.parameters())
 
 
@@ -173,21 +179,21 @@ def test_a_planned_case_allocates_nothing():
         return module, {"x": torch.randn(1024, 64)}
 
     of = Case("small", "", build, planned=True)
-    whole, ours = (running(of, way).prepare() for way in (UNSTREAMED, MEMCOMPILE))
+    whole, ours = (measured(running(of, way)) for way in (UNSTREAMED, MEMCOMPILE))
     assert whole.peak_bytes is ours.peak_bytes is None
     assert whole.entry_bytes == ours.entry_bytes == 4 * (3 * 4 * (64 + 4096) + 1024 * 64)
-    assert whole.tiles == () != ours.tiles
+    assert whole.blocks == "" != ours.blocks
     assert ours.planned_peak_bytes < whole.planned_peak_bytes
 
 
 def test_the_error_is_the_worst_tensor():
     reference = {"output": np.array([4.0, -2.0]), "weight": np.array([1.0])}
     candidate = {"output": np.array([4.0, -1.0]), "weight": np.array([1.5])}
-    assert stepping.max_error(reference, candidate) == 0.5
-    assert math.isnan(stepping.max_error(reference, {**candidate, "output": np.array([math.nan, 0.0])}))
+    assert steps.max_error(reference, candidate) == 0.5
+    assert math.isnan(steps.max_error(reference, {**candidate, "output": np.array([math.nan, 0.0])}))
     with pytest.raises(ValueError, match="weight"):
-        stepping.max_error(reference, {"output": candidate["output"]})
-    assert low_rank._error(reference, {"output": candidate["output"]}, DENSE) == 0.25
+        steps.max_error(reference, {"output": candidate["output"]})
+    assert low_rank.error(reference, {"output": candidate["output"]}, DENSE) == 0.25
 
 
 def test_ways_of_a_case():
@@ -247,13 +253,16 @@ def test_a_peer_gets_the_factors_in_its_layout(monkeypatch):
 class Fake:
     """A worker whose answers are given; it steps ``steps`` times and then fails."""
 
-    def __init__(self, way: Way, steps: int = 1000, refuses: bool = False) -> None:
+    def __init__(self, way: str, steps: int = 1000, refuses: bool = False) -> None:
         self.way, self.steps, self.refuses = way, steps, refuses
 
-    def ask(self, what: str):
+    def ask(self, what: str, *rows: Row):
         if self.refuses:
             raise WayFailedError("RuntimeError: no such kernel")
-        return Prepared(100, 300, 2.0, 290, ((3, 352),)) if what == "prepare" else {"output": np.ones(3, dtype=np.float32)}
+        if what == "results":
+            return {"output": np.ones(3, dtype=np.float32)}
+        found = {"entry_bytes": 100, "peak_bytes": 300, "transient_bytes": 200, "first_call_seconds": 2.0}
+        return dataclasses.replace(rows[0], planned_peak_bytes=290, blocks="3", block_rows="352", **found)
 
     def warm_up(self) -> None:
         self.timed_step()
@@ -262,20 +271,20 @@ class Fake:
         self.steps -= 1
         if self.steps < 0:
             raise WayFailedError("its process ended with exit code -9")
-        return 0.5 if self.way == MEMCOMPILE else 1.0
+        return 0.5 if self.way == "memcompile" else 1.0
 
     def close(self) -> None:
         self.steps = 0
 
 
-@pytest.mark.parametrize("dying", [Fake(DENSE, refuses=True), Fake(DENSE, steps=2)], ids=["compiling", "timing"])
+@pytest.mark.parametrize("dying", [Fake("dense", refuses=True), Fake("dense", steps=2)], ids=["compiling", "timing"])
 def test_a_failing_way_is_a_row_and_stops_no_other(dying, tmp_path, monkeypatch):
-    made = {DENSE.name: dying}
-    monkeypatch.setattr(low_rank, "remote", lambda _name, way, *_rest: made.setdefault(way.name, Fake(way)))
+    made = {"dense": dying}
+    monkeypatch.setattr(turns, "Remote", lambda way, *_rest: made.setdefault(way, Fake(way)))
     path = tmp_path / "rows.csv"
     of = CASES["ffn-r64-L256"]
-    with closing(low_rank.Benchmark(of, Setting("cpu", 2, "2.13.0", "abc"), low_rank.Results(path), CHOSEN)) as benchmark:
-        benchmark.run()
+    with closing(low_rank.Ways(of, Setting("cpu", 2, "2.13.0", "abc"), Kept(Row, path), CHOSEN)) as ways:
+        ways.run()
     found = {each.way: each for each in read_rows(Row, path)}
     assert found["dense"].status == "failed"
     assert found["dense"].note
@@ -309,7 +318,8 @@ def test_the_table_has_a_line_for_each_case():
         dataclasses.replace(row(way, status="planned", entry_bytes=2**20, transient_bytes=size), case="large")
         for way, size in (("memcompile low_rank=False", 2**22), ("memcompile", 2**20))
     ]
-    text = between(f"above\n{START}\nold\n{END}\nbelow\n", START, END, table([*rows, *planned]))
+    page = "above\n<!-- results: written by low_rank.py -->\nold\n<!-- end of low_rank results -->\nbelow\n"
+    text = between(page, "low_rank", tables([*rows, *planned]))
     assert "old" not in text
     assert "| net | 1.0 MiB | 0.250 s | 2.00 at 1.50 | failed | 0.2 MiB (25 %) | 0.2 | x 0.900 | 0.800 to 1.000 |" in text
     assert "| 2: 3 x 352, 2 x 16 | - | 4e-07 |" in text
@@ -317,13 +327,14 @@ def test_the_table_has_a_line_for_each_case():
 
 
 def test_an_empty_table_can_be_written():
-    assert table([]) == ""
+    assert tables([]) == ""
 
 
 @pytest.mark.slow
 def test_a_way_in_a_process_of_its_own():
-    with closing(low_rank_running.remote("monarch-vit", PLAIN, "cpu", Size(scale=64), torch.float32, 1)) as worker:
-        prepared = worker.ask("prepare")
-        assert prepared.peak_bytes > prepared.entry_bytes > 0
+    make = partial(Running, CASES["monarch-vit"], PLAIN, "cpu", Size(scale=64), torch.float32)
+    with closing(Remote("compile", make, 1)) as worker:
+        found = worker.ask("measured", row("compile"))
+        assert found.peak_bytes > found.entry_bytes > 0
         assert worker.ask("results")["output"].shape == (3, 3072)
         assert worker.timed_step() > 0

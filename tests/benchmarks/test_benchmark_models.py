@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,18 @@ from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the benchmarks are no installed package
 
-from benchmarks import models, nets, peers, rows, table
-from benchmarks.workers import WayFailedError, Worker
+from benchmarks import models, nets, peers, rematerialize
+from benchmarks.core.rows import Kept
+from benchmarks.core.turns import Timing, interleave
+from benchmarks.core.ways import EAGER, PLAIN
+from benchmarks.core.workers import Remote, WayFailedError, prepare_process
+from benchmarks.rematerialize_table import Row, best_peer
 
 pytestmark = pytest.mark.usefixtures("cold_workers")
 
 
-def row(way: str, **fields) -> rows.Row:
-    return rows.Row("2026-01-01", "cpu", 2, "2.13.0", "", "net", way, **fields)
+def row(way: str, **fields) -> Row:
+    return Row("2026-01-01", "cpu", 2, "2.13.0", "", "net", way, **fields)
 
 
 def small_lstm(dropout: bool = True) -> models.Case:
@@ -116,10 +121,10 @@ class Tower(torch.nn.Module):
 @torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False)  # put back what the benchmark sets
 def test_ways_compile_apart_and_take_turns():
     """Equal models must not share compiled code: with the checkpointed and the budgeted way, other peaks come out."""
-    peers.prepare_process()
+    prepare_process()
     build = lambda scale: (Tower(), {"x": torch.randn(512 * scale, 64)})  # noqa: E731
     case = dataclasses.replace(models.CASES["lstm"], name="tower", build=build)
-    ways = (peers.PLAIN, peers.CHECKPOINT, peers.Way("budget 0.1", "budget", activation_budget=0.1))
+    ways = (PLAIN, peers.CHECKPOINT, peers.ACTIVATION_BUDGETS[-1])
     runnings = [peers.Running(case, way) for way in ways]
     for running in runnings:
         assert running.first_call() > 0
@@ -127,35 +132,33 @@ def test_ways_compile_apart_and_take_turns():
     assert runnings[0].joint_nodes > 30
     assert checkpointed < 0.7 * plain
     assert budgeted not in (plain, checkpointed)
-    assert all(peers.gradients_close(runnings[0].gradients(), other.gradients()) for other in runnings[1:])
-    timings = peers.interleave(runnings, runnings[0], rounds=3)
+    assert all(peers.gradient_gap(runnings[0].results(), other.results()) < 1e-4 for other in runnings[1:])
+    timings = interleave({each.way.name: each for each in runnings}, PLAIN.name, rounds=3)
     assert timings["compile"].ratio == timings["compile"].ratio_q3 == 1.0
     assert set(timings) == {"compile", "checkpoint", "budget 0.1"}
 
 
 def test_gradient_gap_sees_a_wrong_mask():
-    plain = peers.Running(small_lstm(), peers.EAGER)
-    other = peers.Running(small_lstm(), peers.EAGER)
-    assert peers.gradient_gap(plain.gradients(), other.gradients()).worst == 0.0
+    plain = peers.Running(small_lstm(), EAGER)
+    other = peers.Running(small_lstm(), EAGER)
+    assert peers.gradient_gap(plain.results(), other.results()) == 0.0
     other.module.drop.forward = lambda x: x * (torch.rand_like(x) > 0.3) / 0.7  # other masks, the same distribution
-    gap = peers.gradient_gap(plain.gradients(), other.gradients())
-    assert gap.worst > 0.1
-    assert not peers.gradients_close(plain.gradients(), other.gradients())
+    assert peers.gradient_gap(plain.results(), other.results()) > 0.1
 
 
 def test_timing_is_the_median_of_paired_ratios():
     """A slow third round hits both and leaves the ratio alone."""
-    timing = peers._timing([2.2, 2.0, 40.0], [2.0, 2.0, 40.0])
+    timing = Timing.of([2.2, 2.0, 40.0], [2.0, 2.0, 40.0])
     assert (timing.seconds, timing.ratio) == (2.2, 1.0)
     assert math.isclose(timing.ratio_q3, 1.05)
 
 
 def test_results_survive_writing_and_reading(tmp_path):
-    results = rows.Results(tmp_path / "deep" / "rows.csv")
+    results = Kept(Row, tmp_path / "deep" / "rows.csv")
     results.put(row("compile", measured_peak_bytes=1000, ratio=1.0))
     results.put(row("memcompile 60%", budget_bytes=600, budget_share=0.6, status="infeasible", note='a, "b"'))
     results.put(row("compile", measured_peak_bytes=1001, peak_share=1.0))
-    again = list(rows.Results(results.path))
+    again = list(Kept(Row, results.path))
     assert again == list(results)
     assert [each.measured_peak_bytes for each in again] == [1001, None]
 
@@ -168,7 +171,7 @@ def test_the_best_peer_keeps_the_budget():
         row("eager", measured_peak_bytes=100, ratio=0.5),
         row("memcompile 60%", measured_peak_bytes=300, ratio=0.9, budget_bytes=600),
     ]
-    assert [getattr(table.best_peer(found, "net", size), "way", None) for size in (1000, 800, 599, 300)] == [
+    assert [getattr(best_peer(found, "net", size), "way", None) for size in (1000, 800, 599, 300)] == [
         "compile",
         "budget 0.1",
         "checkpoint",
@@ -178,14 +181,19 @@ def test_the_best_peer_keeps_the_budget():
 
 def test_the_table_goes_between_the_markers(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"above\n{table.START}\nold\n{table.END}\nbelow\n")
+    readme.write_text(
+        "above\n<!-- results: written by rematerialize.py -->\nold\n<!-- end of rematerialize results -->\nbelow\n"
+    )
+    kept = Kept(Row, tmp_path / "rows.csv")
     found = [
         row("compile", measured_peak_bytes=2**30, ratio=1.0, peak_share=1.0, nodes=1000, step_seconds=1.5),
         row("checkpoint", measured_peak_bytes=2**29, ratio=1.04, peak_share=0.5),
         row("memcompile 25%", budget_bytes=2**28, budget_share=0.25, status="infeasible", floor_bytes=3 * 2**27),
         row("memcompile 60%", budget_bytes=6 * 2**27, budget_share=0.6, measured_peak_bytes=2**29, ratio=1.02),
     ]
-    table.write_table(found, readme)
+    for each in found:
+        kept.put(each)
+    rematerialize.main(["--table", "--results", str(kept.path), "--readme", str(readme)])
     text = readme.read_text()
     assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
     assert "0.50 at 1.04" in text and "floor 384.0 MiB" in text and "checkpoint: 0.50 at 1.04" in text
@@ -194,16 +202,17 @@ def test_the_table_goes_between_the_markers(tmp_path):
 @pytest.mark.slow
 def test_a_way_in_a_process_of_its_own():
     """Its errors and its death come back as the failure of that way alone."""
-    wrong = peers.Way("wrong", "memcompile", inductor={"no.such.setting": 1})
-    with closing(Worker("lstm", peers.EAGER)) as eager, closing(Worker("lstm", wrong)) as failing:
-        prepared = eager.prepare()
-        assert prepared.peak.peak_bytes > prepared.peak.entry_bytes > 0
-        assert prepared.planned is None
+    wrong = peers.memcompile_way("wrong", None, inductor={"no.such.setting": 1})
+    remotes = [Remote(way.name, partial(rematerialize.Training, models.CASES["lstm"], way)) for way in (EAGER, wrong)]
+    with closing(remotes[0]) as eager, closing(remotes[1]) as failing:
+        measured = eager.ask("measured", row("eager"))
+        assert measured.measured_peak_bytes > measured.entry_bytes > 0
+        assert measured.planned_peak_bytes is measured.first_call_seconds is None
         assert eager.timed_step() > 0
         module, _ = models.CASES["lstm"].make()
-        assert eager.gradients().by_parameter.keys() == dict(module.named_parameters()).keys()
+        assert eager.ask("results").keys() == {peers.LOSS, *dict(module.named_parameters())}
         with pytest.raises(WayFailedError, match=r"no\.such\.setting") as caught:
-            failing.prepare()
+            failing.ask("measured", row("wrong"))
         assert caught.value.floor_bytes is None
         eager._process.kill()
         with pytest.raises(WayFailedError, match="exit code -9"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,15 +17,17 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the benchmarks are no installed package
 
 from benchmarks import patch, patch_running
+from benchmarks.core import turns
+from benchmarks.core.rows import Kept, Setting, read_rows
+from benchmarks.core.table import between
+from benchmarks.core.ways import EAGER, PLAIN, Way
+from benchmarks.core.workers import WayFailedError
 from benchmarks.patch_cases import CASES, Case
 from benchmarks.patch_configs import ARCHITECTURES
 from benchmarks.patch_nets import Classifier, Segmenter, SuperResolution, VaeDecoder, initialised, macs, parameters
 from benchmarks.patch_published import PUBLISHED
-from benchmarks.patch_running import EAGER, PLAIN, TILING, Patched, Prepared, Running, Way, within_overhead, within_share
-from benchmarks.patch_table import END, START, Row, table
-from benchmarks.rows import Setting, read_rows
-from benchmarks.table import between
-from benchmarks.workers import WayFailedError
+from benchmarks.patch_running import TILING, Running, planned, with_patches, within_overhead, within_share
+from benchmarks.patch_table import Row, tables
 from memcompile.errors import MemcompileError
 
 pytestmark = pytest.mark.usefixtures("cold_workers")
@@ -32,7 +35,14 @@ pytestmark = pytest.mark.usefixtures("cold_workers")
 SETTING = Setting("cpu", 2, "2.13.0", "abc")
 CHOSEN = patch.Chosen("cpu", 1, torch.float32, 2, overheads=(0.1,), shares=(0.5,))
 OURS, HALF = within_overhead(0.1), within_share(0.5)
-PATCHED = Patched(2**18, 2**20, 110, 100, 0.5, "patches 4 x 4, layerwise")
+PATCHED = {
+    "patch_peak_bytes": 2**18,
+    "patch_base_bytes": 2**20,
+    "macs": 110,
+    "base_macs": 100,
+    "plan_seconds": 0.5,
+    "stages": "patches 4 x 4, layerwise",
+}
 
 
 def row(way: str, case: str = "net", **fields) -> Row:
@@ -142,7 +152,7 @@ def test_tiles_are_half_as_wide_as_the_picture_and_change_it():
 
 def test_ways_are_the_options_that_users_write():
     assert OURS.options == {"patch": {"max_overhead": 0.1}}
-    assert dataclasses.replace(HALF, memory_budget=7).options == {"memory_budget": 7}
+    assert HALF.within(7).options == {"memory_budget": 7}
     assert Way("memcompile", "memcompile").options == {}
 
 
@@ -167,7 +177,7 @@ def test_eager_and_compiled_agree(fresh_dynamo):
     """And count the same bytes at entry."""
     case = Case("small", "", smoothing, 32)
     eager, compiled = (Running(case, way, "cpu", 1, torch.float32) for way in (EAGER, PLAIN))
-    found = [each.prepare() for each in (eager, compiled)]
+    found = [each.measured(row(each.way.name)) for each in (eager, compiled)]
     tensors = (*eager.module.parameters(), *eager.module.buffers(), *eager.batch.values())
     assert found[0].entry_bytes == found[1].entry_bytes == sum(t.nbytes for t in tensors)
     assert found[0].peak_bytes - found[0].entry_bytes >= 4 * 8 * 32 * 32
@@ -193,16 +203,17 @@ def test_stages_are_read_off_the_report():
         stage("layerwise", 1, 1),
         stage("layerwise", 1, 1),
     )
-    found = patch_running.patched(report_with(*stages))
-    assert found == Patched(30, 90, 110, 100, 0.25, "patches 4 x 4, 2 x rows 14 x 1, 2 x layerwise")
-    assert patch_running.patched(SimpleNamespace(graphs=[{"patch": None}])) is None
+    found = with_patches(row("ours"), report_with(*stages))
+    counted = {"patch_peak_bytes": 30, "patch_base_bytes": 90, "macs": 110, "base_macs": 100, "plan_seconds": 0.25}
+    assert found == row("ours", stages="patches 4 x 4, 2 x rows 14 x 1, 2 x layerwise", **counted)
+    assert with_patches(row("ours"), SimpleNamespace(graphs=[{"patch": None}], decisions=())) == row("ours")
 
 
 def run(case: Case, tmp_path: Path, chosen: patch.Chosen = CHOSEN) -> dict[str, Row]:
     """The rows of a case, by way, as the file has them."""
     path = tmp_path / "rows.csv"
-    with closing(patch.Benchmark(case, SETTING, patch.Results(path), chosen)) as benchmark:
-        benchmark.run()
+    with closing(patch.Ways(case, SETTING, Kept(Row, path), chosen)) as ways:
+        ways.run()
     return {each.way: each for each in read_rows(Row, path)}
 
 
@@ -232,17 +243,19 @@ def test_a_planned_case_counts_its_own_bytes(tmp_path, monkeypatch):
 class Fake:
     """A worker whose answers are given; it steps ``steps`` times and then fails."""
 
-    def __init__(self, way: Way, steps: int = 1000, refuses: WayFailedError | None = None) -> None:
+    def __init__(self, way: str, steps: int = 1000, refuses: WayFailedError | None = None) -> None:
         self.way, self.steps, self.refuses = way, steps, refuses
 
-    def ask(self, what: str):
+    def ask(self, what: str, *rows: Row):
         if self.refuses is not None:
             raise self.refuses
         if what == "results":
-            return {"output": np.full(3, 1.0 if self.way.kind != "tiling" else 0.75, dtype=np.float32)}
-        if self.way.kind == "memcompile":
-            return Prepared(100, 200, 3.0, 210, PATCHED, "refused: attention")
-        return Prepared(100, 300, 2.0 if self.way == PLAIN else None)
+            return {"output": np.full(3, 1.0 if self.way != TILING.name else 0.75, dtype=np.float32)}
+        if self.way.startswith("memcompile"):
+            found = {"peak_bytes": 200, "transient_bytes": 100, "first_call_seconds": 3.0, "planned_peak_bytes": 210}
+            return dataclasses.replace(rows[0], entry_bytes=100, note="refused: attention", **found, **PATCHED)
+        found = {"peak_bytes": 300, "transient_bytes": 200, "first_call_seconds": 2.0 if self.way == "compile" else None}
+        return dataclasses.replace(rows[0], entry_bytes=100, **found)
 
     def warm_up(self) -> None:
         self.timed_step()
@@ -251,7 +264,7 @@ class Fake:
         self.steps -= 1
         if self.steps < 0:
             raise WayFailedError("its process ended with exit code -9")
-        return 0.5 if self.way.kind == "memcompile" else 1.0
+        return 0.5 if self.way.startswith("memcompile") else 1.0
 
     def close(self) -> None:
         self.steps = 0
@@ -259,14 +272,19 @@ class Fake:
 
 def test_the_ways_of_a_case_become_rows(tmp_path, monkeypatch):
     started = {}
-    monkeypatch.setattr(patch, "remote", lambda _name, way, *_rest: started.setdefault(way.name, Fake(way)))
+
+    def start(name: str, make: Callable[[], Running], threads: int) -> Fake:
+        started[name] = make.args[1]
+        return Fake(name)
+
+    monkeypatch.setattr(turns, "Remote", start)
     rows = run(CASES["vae-256"], tmp_path)
     assert list(rows) == ["eager", "compile", OURS.name, HALF.name, "diffusers tiling"]
-    assert started[HALF.name].way.memory_budget == rows[HALF.name].budget_bytes == 100 + (300 - 100) // 2
+    assert started[HALF.name].budget_bytes == rows[HALF.name].budget_bytes == 100 + (300 - 100) // 2
     ours = rows[OURS.name]
     assert (ours.status, ours.transient_bytes, ours.planned_peak_bytes, ours.code) == ("ok", 100, 210, "abc")
     assert (ours.ratio, ours.seconds, ours.first_call_ratio, ours.max_error) == (0.5, 0.5, 1.5, 0.0)
-    assert (ours.mac_factor, ours.plan_seconds, ours.stages, ours.note) == (1.1, 0.5, PATCHED.stages, "refused: attention")
+    assert (ours.mac_factor, ours.plan_seconds, ours.stages, ours.note) == (1.1, 0.5, PATCHED["stages"], "refused: attention")
     assert rows["compile"].ratio == 1.0
     assert rows["diffusers tiling"].max_error == 0.25
     assert (rows["eager"].max_error, rows["eager"].code, rows["eager"].first_call_ratio) == (None, "", None)
@@ -275,23 +293,23 @@ def test_the_ways_of_a_case_become_rows(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("dying", "status"),
     [
-        (Fake(OURS, refuses=WayFailedError("RuntimeError: no such kernel")), "failed"),
-        (Fake(OURS, refuses=WayFailedError("BudgetInfeasibleError: 7 bytes", floor_bytes=8)), "infeasible"),
-        (Fake(OURS, steps=2), "failed"),
+        (Fake(OURS.name, refuses=WayFailedError("RuntimeError: no such kernel")), "failed"),
+        (Fake(OURS.name, refuses=WayFailedError("BudgetInfeasibleError: 7 bytes", floor_bytes=8)), "infeasible"),
+        (Fake(OURS.name, steps=2), "failed"),
     ],
     ids=["compiling", "budget", "timing"],
 )
 def test_a_failing_way_is_a_row_and_stops_no_other(dying, status, tmp_path, monkeypatch):
     made = {OURS.name: dying}
-    monkeypatch.setattr(patch, "remote", lambda _name, way, *_rest: made.setdefault(way.name, Fake(way)))
+    monkeypatch.setattr(turns, "Remote", lambda way, *_rest: made.setdefault(way, Fake(way)))
     rows = run(CASES["unet16-512"], tmp_path)
     assert (rows[OURS.name].status, bool(rows[OURS.name].note), rows[OURS.name].ratio) == (status, True, None)
     assert rows[HALF.name].ratio == 0.5
 
 
 def test_there_is_no_share_of_a_peak_that_is_not_known(tmp_path, monkeypatch):
-    made = {PLAIN.name: Fake(PLAIN, refuses=WayFailedError("no compiler"))}
-    monkeypatch.setattr(patch, "remote", lambda _name, way, *_rest: made.setdefault(way.name, Fake(way)))
+    made = {PLAIN.name: Fake(PLAIN.name, refuses=WayFailedError("no compiler"))}
+    monkeypatch.setattr(turns, "Remote", lambda way, *_rest: made.setdefault(way, Fake(way)))
     rows = run(CASES["unet16-512"], tmp_path)
     assert list(rows) == ["eager", "compile", OURS.name]
     assert (rows[OURS.name].seconds, rows[OURS.name].ratio) == (0.5, None)
@@ -326,7 +344,8 @@ def test_the_table_has_a_line_for_each_way_and_for_each_planned_network():
         row("memcompile +10 %", "int8-mobilenetv2-1.0", status="failed"),
         row("memcompile +0 %", "fp16-unet64-2048", status="planned", patch_base_bytes=2**31, patch_peak_bytes=2**30),
     ]
-    text = between(f"above\n{START}\nold\n{END}\nbelow\n", START, END, table(rows))
+    page = "above\n<!-- results: written by patch.py -->\nold\n<!-- end of patch results -->\nbelow\n"
+    text = between(page, "patch", tables(rows))
     assert "old" not in text
     assert "| net | compile | 1.0 MiB | - | - | 0.250 s | - | 12 s | 1e-07 | - |" in text
     assert "|  | eager | 2.0 MiB (200 %) | - | - | x 1.500 | 1.400 to 1.600 | - | - | - |" in text
@@ -340,18 +359,16 @@ def test_the_table_has_a_line_for_each_way_and_for_each_planned_network():
 
 
 def test_an_empty_table_can_be_written():
-    assert table([]) == ""
+    assert tables([]) == ""
 
 
 def test_a_small_network_is_planned_in_its_own_bytes():
     """Half the bytes for each number, half the peak, the same work."""
     narrow, wide = (
-        patch_running.plan(Case("small", "", smoothing, 64, bytes_per_element=size), within_overhead(0.1), 1).patched
+        planned(Case("small", "", smoothing, 64, bytes_per_element=size), within_overhead(0.1), 1, row("ours"))
         for size in (1, 2)
     )
-    assert narrow is not None
-    assert wide is not None
-    assert narrow.base_peak_bytes * 2 == wide.base_peak_bytes
+    assert narrow.patch_base_bytes * 2 == wide.patch_base_bytes
     assert narrow.base_macs == wide.base_macs == 64 * 64 * 9 * (3 * 8 + 8 * 3)
-    assert narrow.peak_bytes < narrow.base_peak_bytes
-    assert 1 <= narrow.macs / narrow.base_macs <= 1.1
+    assert narrow.patch_peak_bytes < narrow.patch_base_bytes
+    assert 1 <= narrow.mac_factor <= 1.1

@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the benchmarks are no installed package
 
 from benchmarks import scratchpad
-from benchmarks.rows import read_rows
-from benchmarks.scratchpad import ScratchpadRow
+from benchmarks.core.rows import read_rows
 from benchmarks.scratchpad_baselines import Arena, belady, greedy, linear
 from benchmarks.scratchpad_ilp import solve
 from benchmarks.scratchpad_nets import NETWORKS, network, problem
-from benchmarks.scratchpad_table import reduction, table
+from benchmarks.scratchpad_table import Row, reduction, tables
 from memcompile.solvers.scratchpad.problem import ScratchpadOp, ScratchpadProblem, Tensor, check
 from memcompile.solvers.scratchpad.search import plan_scratchpad
 from tests.solvers.scratchpad.scratchpad_nets import chain_with_skips, fewest_bytes, problems
@@ -109,19 +108,19 @@ def test_a_row_of_one_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(scratchpad, "problem", lambda _: chain_with_skips())
     path = tmp_path / "rows.csv"
     scratchpad.main(["--nets", "vit", "--sizes", "M_R", "--results", str(path), "--repeats", "2", "--ilp-limit", "30"])
-    (row,) = read_rows(ScratchpadRow, path)
+    (row,) = read_rows(Row, path)
     assert (row.size_bytes, row.peak_bytes, row.moved_bytes, row.bound_bytes, row.ilp_bytes) == (24, 28, 32, 32, 32)
     assert min(row.default_belady, row.default_greedy, row.peak_belady, row.peak_greedy) >= 32
     scratchpad.main(["--nets", "vit", "--sizes", "M_R", "--results", str(path), "--ilp-limit", "0"])
-    assert read_rows(ScratchpadRow, path)[0].ilp_bytes == 32
-    text = table([row, dataclasses.replace(row, peak_bytes=24, size="M_R = M_P", moved_bytes=0, default_belady=100)])
+    assert read_rows(Row, path)[0].ilp_bytes == 32
+    text = tables([row, dataclasses.replace(row, peak_bytes=24, size="M_R = M_P", moved_bytes=0, default_belady=100)])
     assert "M_R = M_P: one order" in text
     assert "| vit | 12 | M_R 0 KiB |" in text
 
 
 def test_reductions_are_averages_of_rows_that_move_anything() -> None:
-    fields = {field.name: 0 for field in dataclasses.fields(ScratchpadRow)}
-    row = ScratchpadRow(**fields)  # type: ignore[arg-type]
+    fields = {field.name: 0 for field in dataclasses.fields(Row)}
+    row = Row(**fields)  # type: ignore[arg-type]
     made = [dataclasses.replace(row, moved_bytes=moved, default_belady=base) for moved, base in ((1, 4), (0, 4), (0, 0))]
     assert reduction(made, "default_belady") == (0.875, 2)
     assert reduction(made[2:], "default_belady") is None

@@ -15,10 +15,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the benchmarks a
 pytest.importorskip("transformers")
 
 from benchmarks import weights
-from benchmarks.rows import Setting, read_rows
-from benchmarks.table import README, between
-from benchmarks.weights_running import CASES, Bound, Running, Way, hook_loads, write_checkpoint
-from benchmarks.weights_table import END, START, Row, table
+from benchmarks.core.rows import Kept, Setting, read_rows
+from benchmarks.core.table import README, between
+from benchmarks.core.ways import Way
+from benchmarks.weights_running import (
+    CASES,
+    EAGER,
+    PEERS,
+    Bound,
+    Running,
+    has_accelerate,
+    hook_loads,
+    ways_of,
+    write_checkpoint,
+)
+from benchmarks.weights_table import Row, tables
 
 pytestmark = pytest.mark.usefixtures("cold_workers")
 
@@ -32,12 +43,12 @@ def checkpoint(tmp_path_factory):
 
 
 def test_ways_without_a_compiler_agree(checkpoint):
-    path, size = checkpoint
-    found = {kind: Running(SMALL, Way(kind, kind), path, size) for kind in ("eager", "mmap", "hooks")}
-    results = [running.results()["logits"] for running in found.values()]
+    path, _ = checkpoint
+    found = {way.variant: Running(SMALL, way, path) for way in (EAGER, *PEERS[:2])}
+    results = [running.results()["output"] for running in found.values()]
     assert all(np.array_equal(results[0], other) for other in results[1:])
     assert all(p.device.type == "meta" for p in found["hooks"].module.parameters()), "weights are dropped again"
-    assert found["eager"].timed_step() > 0 and all(size > 0 for size in found["eager"].resident())
+    assert found[""].timed_step() > 0 and all(size > 0 for size in found[""].process_bytes())
 
 
 def test_hooks_read_each_module_once(checkpoint):
@@ -54,11 +65,11 @@ def test_the_disk_alone_is_measured(checkpoint):
 
 
 def test_a_run_is_a_csv_of_rows(tmp_path):
-    results = weights.Results(tmp_path / "rows.csv")
+    kept = Kept(Row, tmp_path / "rows.csv")
     setting = Setting("cpu", 1, "2.13.0", "abc")
-    ways = [weights.EAGER, Way("memcompile in 60 %", "memcompile", 0.6)]
-    with closing(weights.Benchmark(SMALL, 16, setting, results, tmp_path / "m.safetensors")) as benchmark:
-        benchmark.run(ways, rounds=1)
+    chosen = [EAGER, Way("memcompile in 60 %", "memcompile", share=0.6)]
+    with closing(weights.Ways(SMALL, 16, setting, kept, tmp_path / "m.safetensors")) as ways:
+        ways.run(chosen, rounds=1)
     rows = {row.way: row for row in read_rows(Row, tmp_path / "rows.csv")}
     ours = rows["memcompile in 60 %"]
     assert ours.status == "ok" and ours.peak_bytes <= ours.budget_bytes == int(0.6 * ours.weight_bytes)
@@ -73,13 +84,13 @@ def test_the_table_has_a_line_for_each_way():
         Row(*common, "eager", weight_bytes=2**30, peak_bytes=2**30, seconds=0.5),
         Row(*common, "ours", budget_bytes=2**28, peak_bytes=2**28, read_bytes=10**9, seconds=1.0, bound_bytes_per_s=2e9),
     ]
-    lines = table(rows).splitlines()
+    lines = tables(rows).splitlines()
     assert "| decoder (1024.0 MiB) | eager |" in lines[4] and "8.0" in lines[4]
     assert "| 1.00 | 2.00 | 50 % |" in lines[5]
-    assert between(README.read_text(), START, END, "new")
+    assert between(README.read_text(), "weights", "new")
 
 
 def test_accelerate_runs_where_it_is_installed():
-    kinds = [way.kind for way in weights.ways_of([0.25])]
-    assert kinds[0] == "compile" and "hooks" in kinds
-    assert ("accelerate" in kinds) == weights.has_accelerate()
+    ways = ways_of([0.25])
+    assert ways[0].compiler == "compile" and PEERS[1] in ways
+    assert (PEERS[-1] in ways) == has_accelerate()

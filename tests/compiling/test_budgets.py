@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.budget_nets import NETS, random_net
-from benchmarks.budgets import BudgetRow, faults, table
+from benchmarks.budgets import BudgetRow, faults, tables
 from memcompile.compiling.dryrun import captured, predict_graphs
 from memcompile.passes.schedule.fit import Outcome, fit
 from memcompile.step.bound import least_bytes
@@ -89,7 +89,7 @@ GOOD = (
 def test_the_benchmark_sees_what_is_wrong(wrong: BudgetRow, fault: str) -> None:
     assert faults(GOOD) == []
     assert any(fault in found for found in faults([*GOOD, wrong]))
-    assert fault in table([*GOOD, wrong])
+    assert fault in tables([*GOOD, wrong])
 
 
 def test_planned_and_measured_must_agree() -> None:

@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the examples are no installed package
 
-from benchmarks import peers
+from benchmarks.core.ways import EAGER
 from examples.train_gpt2 import Contender, Size, batches, prepared
 from memcompile.runtime.arena import BLOCKS
 
@@ -19,7 +19,7 @@ SMALL = Size(layers=1, width=16, heads=2, sequence=16, batch=2)
 
 def test_a_way_is_measured_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setattr(BLOCKS, "reserved_bytes", lambda _: 10**9)
-    found = prepared(SMALL, 2, torch.device("cpu"), peers.EAGER)
+    found = prepared(SMALL, 2, torch.device("cpu"), EAGER)
     try:
         found.train()
         found.train()
@@ -28,7 +28,7 @@ def test_a_way_is_measured_in_a_process_of_its_own(monkeypatch):
     assert 0 < found.ready.peak_bytes < 10**7
     assert found.ready.planned_peak_bytes is None
     assert len(found.seconds) == 2
-    alone = Contender(SMALL, 2, peers.EAGER, "cpu")
+    alone = Contender(SMALL, 2, EAGER, "cpu")
     assert [alone.train()[1] for _ in range(2)][-1] == pytest.approx(found.loss, rel=1e-4)
 
 
