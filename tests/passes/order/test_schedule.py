@@ -227,7 +227,7 @@ def test_a_crash_is_an_error_that_names_the_pass(monkeypatch):
     def crash(*args):
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(schedule, "plan", crash)
+    monkeypatch.setattr(schedule, "plan_order", crash)
     model, batch = model_and_batch("mlp")
     with pytest.raises(memcompile.errors.PassError, match=r"schedule.*division by zero"):
         run(model, batch)
