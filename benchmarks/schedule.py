@@ -31,8 +31,8 @@ from benchmarks.core.command import Benchmark
 from benchmarks.core.rows import PlanRow, Setting
 from benchmarks.core.table import Columns, mib, table
 from benchmarks.models import CASES, images, unet
-from memcompile.codegen.inductor.lowering import lower, lower_step
 from memcompile.codegen.inductor.scheduled import Scheduling, own_peak
+from memcompile.codegen.inductor.trial import lower, lower_step
 from memcompile.compiling.dryrun import captured
 from memcompile.step.facts import StepGraphs
 from memcompile.step.trace import GraphTrace

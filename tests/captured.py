@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from memcompile.codegen.inductor.lowering import compile_graph
+from memcompile.codegen.inductor.compile import compile_graph
 from memcompile.codegen.inductor.partition import default_partition
 from tests.planned_eagerly import _Interpreter
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from memcompile.codegen.inductor.lowering import compile_graph
+from memcompile.codegen.inductor.compile import compile_graph
 from memcompile.codegen.inductor.partition import default_partition
 from tests.planned_eagerly import interpreted
 

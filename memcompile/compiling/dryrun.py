@@ -24,11 +24,11 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils import _pytree
 
+from memcompile.codegen.inductor.compile import compile_graph
 from memcompile.codegen.inductor.dry import fake_code
 from memcompile.codegen.inductor.dynamo import recompiling_freely
 from memcompile.codegen.inductor.fusion_model import predict
 from memcompile.codegen.inductor.hooks import Hook
-from memcompile.codegen.inductor.lowering import compile_graph
 from memcompile.codegen.inductor.partition import default_partition
 from memcompile.codegen.inductor.seams import require_seams
 from memcompile.codegen.inductor.surface import surfacing

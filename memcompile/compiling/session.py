@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from memcompile.codegen.inductor.compile import compile_graph, real_code
 from memcompile.codegen.inductor.dynamo import capture_info, debug_folder
 from memcompile.codegen.inductor.hooks import Hook, together
-from memcompile.codegen.inductor.lowering import compile_graph, real_code
 from memcompile.codegen.inductor.partition import default_partition
 from memcompile.codegen.inductor.trial import KeepsBudget, lower_graphs
 from memcompile.compiling import explain

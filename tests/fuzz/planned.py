@@ -19,9 +19,9 @@ import torch
 from torch import fx
 
 import memcompile
+from memcompile.codegen.inductor.compile import Rewrite, real_code
 from memcompile.codegen.inductor.fusion_model import predict
 from memcompile.codegen.inductor.hooks import Hook
-from memcompile.codegen.inductor.lowering import Rewrite, real_code
 from memcompile.codegen.inductor.surface import surface
 from memcompile.compiling import session as sessions
 from memcompile.compiling.dryrun import predict_graphs

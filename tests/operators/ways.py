@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import fx
 
-from memcompile.codegen.inductor.lowering import compile_graph
+from memcompile.codegen.inductor.compile import compile_graph
 from memcompile.compiling.dryrun import predict_graphs
 from memcompile.compiling.session import Session
 from memcompile.options import Options

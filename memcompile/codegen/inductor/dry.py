@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from memcompile.codegen.inductor.lowering import InnerCompile, Rewrite
+from memcompile.codegen.inductor.compile import InnerCompile, Rewrite
 from memcompile.step.fxutil import hint, outputs_of
 
 

@@ -1,8 +1,7 @@
-"""Inductor as the base that lowers everything: the one place that touches PyTorch's private compile pipeline.
+"""What Inductor lowers, seen and kept to the plan: every allocation of its code, and the order and stores of a planned graph.
 
-Seams in use (present in PyTorch 2.11 to 2.15): ``compile_fx`` with configuration patches and an inner compile function,
-``custom_partitioner_fn``, the wrapper class per device (``device_codegens``) whose ``run_wrapper_ir_passes`` sees every
-allocation of the scheduled code, and ``force_non_lazy_backward_lowering``.
+Seams in use (present in PyTorch 2.11 to 2.15): the wrapper class per device (``device_codegens``) whose
+``run_wrapper_ir_passes`` sees every allocation of the scheduled code, ``GraphLowering.run_node``, the choices handler.
 """
 
 from __future__ import annotations
@@ -10,158 +9,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import torch
 from torch import fx
 
 from memcompile.codegen.inductor.accumulate import in_place
 from memcompile.codegen.inductor.fusion import PlannedFusion, origins_of
 from memcompile.codegen.inductor.holding import holding
-from memcompile.codegen.inductor.hooks import NO_HOOK, Hook, Place
+from memcompile.codegen.inductor.hooks import Place
 from memcompile.codegen.inductor.lines import kind_of, trace_of
-from memcompile.codegen.inductor.miscompiled import CAPTURED, JOINT, respell
 from memcompile.codegen.inductor.order import planned_order
-from memcompile.codegen.inductor.patterns import StrictPatterns
 from memcompile.codegen.inductor.scheduled import Scheduling
-from memcompile.codegen.inductor.supplied import Supplied, Supply
-from memcompile.codegen.inductor.tiles import sound_tiles
 from memcompile.step.facts import UNPLANNED, Planned
-from memcompile.step.fxutil import copied, hint, output_names, outputs_of
-from memcompile.step.parts import storage_keys
 from memcompile.step.trace import GraphTrace
 
 Accept = Callable[[GraphTrace, str], bool]
-Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 Settled = Callable[[bool], None]
-Rewrite = Callable[[fx.GraphModule], fx.GraphModule]
-
-InnerCompile = Callable[..., Any]
-
-
-def compile_graph(
-    gm: fx.GraphModule,
-    example_inputs: Sequence[Any],
-    partition: Partition,
-    inner_compile: InnerCompile,
-    patches: Mapping[str, object],
-) -> Callable[..., Any]:
-    """Compile a Dynamo graph through Inductor's pipeline; forward and backward are compiled together, now.
-
-    ``partition(joint, joint_inputs, num_fwd_outputs=..., **kwargs)`` splits a joint graph. ``inner_compile`` turns each half
-    into code: ``real_code`` or ``dry.fake_code``. ``patches``: the user's Inductor settings. Inductor's graph caches are
-    off: a cached graph would not be planned (compiled kernels are still cached by their source).
-    """
-    import torch._functorch.config as functorch_config
-    from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.custom_graph_pass import CustomPartitionerFn
-
-    partitions = [partition]
-
-    class Partitioner(CustomPartitionerFn):
-        def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
-            return partitions[0](gm, joint_inputs, **kwargs)
-
-        def uuid(self) -> None:
-            return None
-
-    respell(gm.graph, CAPTURED)
-    with (
-        functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True),
-        _collector_paused(),
-        StrictPatterns() as strict,
-        sound_tiles(),
-    ):
-        settings = {**patches, **_UNCACHED, "custom_partitioner_fn": Partitioner(), **_respelling(strict, patches)}
-        compiled = compile_fx(gm, list(example_inputs), inner_compile=inner_compile, config_patches=settings)
-    partitions.clear()  # torch's configuration remembers the last settings, and with them all that the partition knows
-    return cast("Callable[..., Any]", compiled)
-
-
-def _respelling(strict: StrictPatterns, patches: Mapping[str, object]) -> dict[str, object]:
-    """The setting that spells ATen graphs so that Inductor compiles them right, in front of the passes that the user set."""
-    from torch._inductor import config
-
-    own: Any = patches.get(_JOINT_PASS, getattr(config, _JOINT_PASS))
-
-    def first(graph: fx.Graph) -> None:
-        strict.trace_again()
-        respell(graph, JOINT)
-        for own_pass in own if isinstance(own, list | tuple) else filter(None, [own]):
-            own_pass(graph)
-
-    return {_JOINT_PASS: first}
-
-
-def real_code(
-    rewrite_inference: Rewrite,
-    plan: Callable[[], Planned],
-    accept: Accept,
-    settled: Settled,
-    on_code: Callable[[str, str], None],
-    hook: Hook = NO_HOOK,
-    supply: Supply | None = None,
-) -> InnerCompile:
-    """The inner compile of a real compilation.
-
-    ``rewrite_inference`` may replace an inference graph before it is lowered; inputs that it adds come from ``supply`` at each
-    call. ``plan()``: what lowering must keep of the plan. ``accept``, ``settled``: see ``recording``; ``accept`` sees the final
-    trace of each graph last. ``hook``: where passes take part.
-    ``on_code(source, kind)`` sees the generated module of each graph.
-    """
-    from torch._inductor.compile_fx import compile_fx_inner
-
-    def inner_compile(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
-        kind = "inference" if kwargs.get("is_inference") else "backward" if kwargs.get("is_backward") else "forward"
-        if kind == "inference":
-            graph = rewrite_inference(graph)
-        added = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")[len(inputs) :]]
-        kept = plan()
-        scheduled = (hook.scheduling or Scheduling(enabled=False)).when(kept is UNPLANNED)
-        with recording(output_names(graph.graph), accept, settled, place=hook.place, scheduling=scheduled), planned(kept):
-            code = compile_fx_inner(graph, [*inputs, *added], **kwargs)
-        on_code(getattr(code, "source_code", ""), kind)
-        return Supplied(code, supply) if added and supply is not None else code
-
-    return inner_compile
-
-
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Without Python's garbage collector: it would look again and again through graphs that are all in use (a sixth of the
-    time)."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-class _TraceReady(BaseException):
-    """Ends a trial lowering as soon as the trace is known. Not an Exception: Inductor would wrap it."""
-
 
 REUSE_SHARES = (1.0, 0.95, 0.9, 0.8, 0.6, 0.0)
 """How much of its own peak estimate Inductor may fill by holding dead buffers for a later one of the same size."""
-
-
-_JOINT_PASS = "joint_custom_pre_pass"
-_UNCACHED = {"fx_graph_cache": False, "fx_graph_remote_cache": False}
-_SCALAR = {"cpp.simdlen": 1}
-"""A trial writes scalar code: vector and tail variants of each loop triple its time and allocate nothing else."""
-
-
-def _trial_settings(graph: fx.Graph) -> dict[str, object]:
-    """Kernels that Inductor fills in from templates are other ones without vectors, or none."""
-    from torch._inductor import config
-
-    calls = {str(node.target) for node in graph.nodes if isinstance(node.target, torch._ops.HigherOrderOperator)}
-    templates = config.max_autotune or config.max_autotune_gemm or any(name.startswith("flex_attention") for name in calls)
-    return {**_UNCACHED} if templates else {**_UNCACHED, **_SCALAR}
 
 
 @contextlib.contextmanager
@@ -266,75 +133,8 @@ def _recording_wrapper(
     return RecordingWrapper
 
 
-def lower(
-    gm: fx.GraphModule,
-    *,
-    kind: str,
-    num_user_outputs: int | None = None,
-    input_strides: dict[int, tuple[int, ...]] | None = None,
-    donated: Sequence[int] = (),
-    plan: Planned = UNPLANNED,
-    accept: Accept | None = None,
-    shares: Sequence[float] = REUSE_SHARES,
-    scheduling: Scheduling | None = None,
-) -> GraphTrace:
-    """Lower and schedule ``gm`` as the real compilation will, stop before any kernel is compiled, return its trace.
-
-    ``kind``: "forward", "backward" or "inference". ``input_strides``: strides that replace those of the placeholders
-    (saved tensors whose layout the lowered forward chose). ``donated``: indices of backward inputs that die in the backward.
-    ``plan``: see ``planned``. ``accept``, ``shares``, ``scheduling``: see ``recording``.
-    """
-    from torch._inductor import config
-    from torch._inductor import graph as inductor_graph
-    from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.cudagraph_utils import BoxedDeviceIndex
-    from torch._inductor.utils import BoxedBool, count_tangents
-
-    caught: list[GraphTrace] = []
-
-    def stop(_accepted: bool) -> None:
-        raise _TraceReady
-
-    def catch(trace: GraphTrace, kind: str) -> bool:
-        caught[:] = [trace]
-        return accept is None or accept(trace, kind)
-
-    trial = copied(gm)
-    placeholders = trial.graph.find_nodes(op="placeholder")
-    inputs = [node.meta["val"] for node in placeholders]
-    for index, stride in (input_strides or {}).items():
-        if isinstance(inputs[index], torch.Tensor) and tuple(map(hint, inputs[index].stride())) != stride:
-            inputs[index] = inputs[index].as_strided(inputs[index].size(), stride)
-    output = trial.graph.output_node()
-    count = len(outputs_of(trial.graph)) if kind != "forward" or num_user_outputs is None else num_user_outputs
-    visible = [i for i, out in enumerate(outputs_of(trial.graph)[:count]) if isinstance(out, fx.Node)]
-    output.meta["user_visible_output_idxs"] = visible
-    static = list(range(count_tangents(trial))) if kind == "backward" else []
-    with contextlib.ExitStack() as stack:
-        scheduled = (scheduling or Scheduling(enabled=False)).when(plan is UNPLANNED)
-        stack.enter_context(recording(output_names(trial.graph), catch, stop, shares, scheduling=scheduled))
-        stack.enter_context(planned(plan))
-        stack.enter_context(config.patch(_trial_settings(trial.graph)))
-        stack.enter_context(_attribute(inductor_graph, "get_donated_idxs", lambda: list(donated)))
-        with contextlib.suppress(_TraceReady):
-            compile_fx_inner(
-                trial,
-                inputs,
-                static_input_idxs=static,
-                cudagraphs=BoxedBool(False),
-                is_backward=kind == "backward",
-                is_inference=kind == "inference",
-                graph_id=None,
-                boxed_forward_device_index=BoxedDeviceIndex(None),
-            )
-    if not caught:  # a graph without any call is not lowered at all
-        outputs = output_names(trial.graph)
-        catch(GraphTrace(tuple((n.name, 0) for n in placeholders), outputs, outputs, (None,) * len(outputs), (), {}), kind)
-    return caught[0]
-
-
 @contextlib.contextmanager
-def _attribute(target: Any, name: str, value: Any) -> Iterator[None]:
+def attribute(target: Any, name: str, value: Any) -> Iterator[None]:
     before = getattr(target, name)
     setattr(target, name, value)
     try:
@@ -391,58 +191,6 @@ def planned(plan: Planned) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(config.patch(_PLANNED_SETTINGS))
         stack.enter_context(V.set_choices_handler(PlannedFusion(plan.recomputed)))
-        stack.enter_context(_attribute(GraphLowering, "run_node", stored))
-        stack.enter_context(_attribute(CppScheduling, "ready_to_flush", ready))
+        stack.enter_context(attribute(GraphLowering, "run_node", stored))
+        stack.enter_context(attribute(CppScheduling, "ready_to_flush", ready))
         yield
-
-
-def lower_step(
-    forward: fx.GraphModule,
-    backward: fx.GraphModule,
-    num_user_outputs: int,
-    plan: Planned = UNPLANNED,
-    accept: Accept | None = None,
-    shares: Sequence[float] = REUSE_SHARES,
-    scheduling: Scheduling | None = None,
-) -> tuple[GraphTrace, GraphTrace]:
-    """Trial lowering of both halves, the backward with the layouts that the lowered forward gives its saved tensors."""
-    common = {"plan": plan, "accept": accept, "shares": shares, "scheduling": scheduling}
-    forward_trace = lower(forward, kind="forward", num_user_outputs=num_user_outputs, **common)  # type: ignore[arg-type]
-    saved = {name: index for index, name in enumerate(forward_trace.output_nodes) if name}
-    strides = {
-        position: stride
-        for position, node in enumerate(backward.graph.find_nodes(op="placeholder"))
-        if (index := saved.get(node.name)) is not None and (stride := forward_trace.output_strides[index]) is not None
-    }
-    backward_trace = lower(
-        backward,
-        kind="backward",
-        input_strides=strides,
-        donated=donated_inputs(forward, backward, num_user_outputs),
-        **common,  # type: ignore[arg-type]
-    )
-    return forward_trace, backward_trace
-
-
-def donated_inputs(forward: fx.GraphModule, backward: fx.GraphModule, num_user_outputs: int) -> list[int]:
-    """Indices of backward inputs that nobody else holds: saved tensors that alias no input, user output or gradient."""
-    from torch._functorch import config
-
-    if not config.donated_buffer:
-        return []
-    outputs = outputs_of(forward.graph)
-    others = (*forward.graph.find_nodes(op="placeholder"), *outputs[:num_user_outputs], *outputs_of(backward.graph))
-    held = {key for node in others if isinstance(node, fx.Node) for key in _storage_keys(node)}
-    saved = {node.name: node for node in outputs[num_user_outputs:] if isinstance(node, fx.Node)}
-    return [
-        position
-        for position, node in enumerate(backward.graph.find_nodes(op="placeholder"))
-        if (source := saved.get(node.name)) is not None
-        and isinstance(source.meta.get("val"), torch.Tensor)
-        and held.isdisjoint(_storage_keys(source))
-    ]
-
-
-def _storage_keys(node: fx.Node) -> list[int]:
-    value = node.meta.get("val")
-    return storage_keys(value) if isinstance(value, torch.Tensor) else []

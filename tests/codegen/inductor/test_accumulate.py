@@ -10,10 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import memcompile
 from memcompile.codegen.inductor.accumulate import MM_ADD, mm_add
-from memcompile.codegen.inductor.lowering import lower
 from memcompile.codegen.inductor.partition import default_partition
 from memcompile.codegen.inductor.scheduled import Scheduling, own_peak
-from memcompile.codegen.inductor.trial import lower_graphs
+from memcompile.codegen.inductor.trial import lower, lower_graphs
 from memcompile.compiling.dryrun import predict_graphs
 from memcompile.compiling.session import Session
 from memcompile.passes.rows.canonical import canonicalise

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import memcompile
+from memcompile.codegen.inductor.compile import compile_graph
 from memcompile.codegen.inductor.dry import fake_code
 from memcompile.codegen.inductor.fusion_groups import Loops, _share_loops
 from memcompile.codegen.inductor.fusion_model import loops_of, product_of
-from memcompile.codegen.inductor.lowering import compile_graph
 from memcompile.codegen.inductor.partition import default_partition
 from memcompile.codegen.inductor.trial import lower_graphs
 from memcompile.compiling.dryrun import predict_graphs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from memcompile.codegen.inductor.lowering import lower
+from memcompile.codegen.inductor.trial import lower
 from memcompile.step.facts import UNPLANNED, Planned
 from memcompile.step.trace import GraphTrace
 from tests.planned_eagerly import Planner, unplanned, with_lowering

@@ -13,8 +13,8 @@ from torch import nn
 import memcompile
 from memcompile.codegen.inductor import kernels
 from memcompile.codegen.inductor import ordering as schedule
-from memcompile.codegen.inductor.lowering import lower, lower_step
 from memcompile.codegen.inductor.scheduled import Scheduling, own_peak
+from memcompile.codegen.inductor.trial import lower, lower_step
 from memcompile.compiling.dryrun import captured
 from memcompile.runtime.measure import measure_peak
 from memcompile.solvers.order.ordering import OrderKernel, OrderProblem, OrderStorage
