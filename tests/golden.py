@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
@@ -16,6 +17,8 @@ from memcompile.passes.base import Captured, Pass, StepGraphs
 from memcompile.step.fxutil import op_name, outputs_of
 
 WIDTH = 60
+KEY = re.compile(r"\b[0-9a-f]{12}\b")
+"""Of a program or a weight: it depends on the version of torch, or on the process."""
 PREDICTED = {"lower": False}
 """Nothing is lowered: quick, and the same on every machine."""
 
@@ -64,15 +67,19 @@ def _lines(graph: fx.Graph) -> Iterator[str]:
 def _text(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_text, value))}]"
-    return value.name if isinstance(value, fx.Node) else str(value).removeprefix("torch.")
+    return value.name if isinstance(value, fx.Node) else KEY.sub("...", str(value).removeprefix("torch."))
 
 
 def side_by_side(before: str, after: str, width: int = WIDTH) -> str:
-    """Lines that are alike stand beside each other."""
-    left, right = before.splitlines(), after.splitlines()
+    """Lines that are alike stand beside each other; long ones are cut."""
+    left, right = ([_cut(line, width) for line in text.splitlines()] for text in (before, after))
     rows: list[tuple[str, str]] = []
     for _, i, j, k, m in difflib.SequenceMatcher(a=left, b=right, autojunk=False).get_opcodes():
         old, new = left[i:j], right[k:m]
         height = max(len(old), len(new))
         rows += zip(old + [""] * (height - len(old)), new + [""] * (height - len(new)), strict=True)
     return "\n".join(f"{a:<{width}} {b}".rstrip() for a, b in rows)
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 3]}..."

@@ -178,7 +178,7 @@ class Session:
 
         ``final``: in the place of what was seen while it was compiled. ``also``: adds to the report.
         """
-        for each in self.done:
+        for each in self.done if final is None else ():
             each.plan.settle(self.keeps.traces, self.keeps.peak())
         made = run("lowered", self._made(final), self.ctx, self.done, self._refuse)
         profile = self._profile(made.peak, made.dropped)

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from memcompile.compiling.unchanged import check_unchanged
 from memcompile.passes.schedule import check as checks
 from memcompile.passes.schedule.check import verify
 from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.problem import RematSchedule, RematSolution
 from memcompile.step.facts import Facts
+from memcompile.step.verify_graph import check_shapes
 from memcompile.step.verify_values import VerificationError
 from tests.planned_eagerly import Planned, Planner
 
@@ -47,7 +49,8 @@ def planned() -> Planned:
 
 def check(planned: Planned, schedule: RematSchedule | None = None) -> None:
     solution = RematSolution(schedule or planned.schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0)
-    verify(planned.facts, solution, planned.joint, planned.graphs)
+    verify(planned.facts, solution, planned.joint, planned.facts.graphs, planned.graphs)
+    check_unchanged(planned.facts.graphs, planned.graphs)
 
 
 def test_a_right_plan_passes(planned):
@@ -126,7 +129,7 @@ def test_a_node_without_a_fake_value(planned):
     node = next(n for n in planned.graphs.forward.graph.nodes if n.op == "call_function")
     del node.meta["val"]
     with pytest.raises(VerificationError, match=f"{node.name} .*no fake value"):
-        checks.check_shapes(planned.graphs.forward)
+        check_shapes(planned.graphs.forward)
 
 
 def test_a_broken_graph(planned):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import memcompile
-from memcompile.compiling import dryrun
+from memcompile.compiling import session
 from memcompile.errors import BudgetInfeasibleError, InvalidOptionError, UnknownOptionError
 from memcompile.passes.tiles import choose, shrinking
 from memcompile.report.data import GraphReport
@@ -203,7 +203,7 @@ def test_a_dry_run_that_lowers_nothing_counts_what_tiles_and_kernels_work_in(
     model, x = _made(kind, channels)
     with torch.no_grad():
         (lowered,) = memcompile.plan(model, x, options={**options, "lower": True}).graphs
-        monkeypatch.setattr(dryrun, "lower_graphs", None)
+        monkeypatch.setattr(session, "lower_graphs", None)
         (predicted,) = memcompile.plan(model, x, options={**options, "lower": False}).graphs
     assert predicted.planned_peak_bytes == pytest.approx(lowered.planned_peak_bytes, rel=0.02)
     tiled = [row for row in predicted.decisions if row.kind == "tile"]
