@@ -17,8 +17,8 @@ from memcompile.passes.base import Captured, Pass, StepGraphs
 from memcompile.step.fxutil import op_name, outputs_of
 
 WIDTH = 60
-KEY = re.compile(r"\b[0-9a-f]{12}\b")
-"""Of a program or a weight: it depends on the version of torch, or on the process."""
+KEY = re.compile(r"\b[0-9a-f]{12}\b|(?<=\w)#\d+\b")
+"""Of a program, a weight or a storage: it depends on the version of torch, or on the process."""
 PREDICTED = {"lower": False}
 """Nothing is lowered: quick, and the same on every machine."""
 

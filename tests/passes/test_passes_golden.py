@@ -111,19 +111,19 @@ def test_weights(tmp_path: Path) -> None:
         side_by_side(*found),
         """\
 arg0_1, arg1_1 = inputs                                      arg0_1, arg1_1 = inputs
-fetch = fetch(arg0_1, 0.weight#0)                            fetch_start_default = fetch_start(arg0_1, 0.weight#0)
-fetch_1 = fetch(arg0_1, 0.bias#1)                            fetch_start_default_1 = fetch_start(arg0_1, 0.bias#1)
-permute = permute(fetch, [1, 0])                             fetch_start_default_2 = fetch_start(arg0_1, 2.weight#2)
-addmm = addmm(fetch_1, arg1_1, permute)                      fetch_start_default_3 = fetch_start(arg0_1, 2.bias#3)
-                                                             fetch_wait_default = fetch_wait(fetch_start_default, 0.we...
-                                                             permute = permute(fetch_wait_default, [1, 0])
-                                                             fetch_wait_default_1 = fetch_wait(fetch_start_default_1, ...
-                                                             addmm = addmm(fetch_wait_default_1, arg1_1, permute)
+fetch = fetch(arg0_1, 0.weight...)                           swap_in_default = swap_in(arg0_1, 0.weight...)
+fetch_1 = fetch(arg0_1, 0.bias...)                           swap_in_default_1 = swap_in(arg0_1, 0.bias...)
+permute = permute(fetch, [1, 0])                             swap_in_default_2 = swap_in(arg0_1, 2.weight...)
+addmm = addmm(fetch_1, arg1_1, permute)                      swap_in_default_3 = swap_in(arg0_1, 2.bias...)
+                                                             swap_in_wait_default = swap_in_wait(swap_in_default, arg0...
+                                                             permute = permute(swap_in_wait_default, [1, 0])
+                                                             swap_in_wait_default_1 = swap_in_wait(swap_in_default_1, ...
+                                                             addmm = addmm(swap_in_wait_default_1, arg1_1, permute)
 relu = relu(addmm)                                           relu = relu(addmm)
-fetch_2 = fetch(arg0_1, 2.weight#2)                          fetch_wait_default_2 = fetch_wait(fetch_start_default_2, ...
-fetch_3 = fetch(arg0_1, 2.bias#3)                            permute_1 = permute(fetch_wait_default_2, [1, 0])
-permute_1 = permute(fetch_2, [1, 0])                         fetch_wait_default_3 = fetch_wait(fetch_start_default_3, ...
-addmm_1 = addmm(fetch_3, relu, permute_1)                    addmm_1 = addmm(fetch_wait_default_3, relu, permute_1)
+fetch_2 = fetch(arg0_1, 2.weight...)                         swap_in_wait_default_2 = swap_in_wait(swap_in_default_2, ...
+fetch_3 = fetch(arg0_1, 2.bias...)                           permute_1 = permute(swap_in_wait_default_2, [1, 0])
+permute_1 = permute(fetch_2, [1, 0])                         swap_in_wait_default_3 = swap_in_wait(swap_in_default_3, ...
+addmm_1 = addmm(fetch_3, relu, permute_1)                    addmm_1 = addmm(swap_in_wait_default_3, relu, permute_1)
 return addmm_1                                               return addmm_1""",
     )
 
@@ -220,7 +220,7 @@ return mm_7, None, mm_5, mm_3                                where_2 = where(le_
 
 def test_moves(tmp_path: Path) -> None:
     options = {**SMALLEST, "rematerialize": False, "swap": {"disk": str(tmp_path)}}
-    found = before_and_after(Schedule(), Mlp(4), torch.zeros(256, 16), options=options)
+    found = before_and_after(Schedule(), Mlp(4), torch.zeros(65536, 16), options=options)
     assert_expected_inline(
         side_by_side(*found),
         """\
@@ -228,45 +228,69 @@ primals_1, primals_2, primals_3, primals_4, primals_5 = i... primals_1, primals_
 mm = mm(primals_2, primals_1)                                mm = mm(primals_2, primals_1)
 relu = relu(mm)                                              relu = relu(mm)
 mm_1 = mm(relu, primals_3)                                   mm_1 = mm(relu, primals_3)
+                                                             swap_out_default = swap_out(relu, relu...)
 relu_1 = relu(mm_1)                                          relu_1 = relu(mm_1)
+                                                             swap_out_wait_default = swap_out_wait(relu, swap_out_defa...
 mm_2 = mm(relu_1, primals_4)                                 mm_2 = mm(relu_1, primals_4)
+                                                             swap_out_default_1 = swap_out(relu_1, relu_1...)
 relu_2 = relu(mm_2)                                          relu_2 = relu(mm_2)
+                                                             swap_out_wait_default_1 = swap_out_wait(relu_1, swap_out_...
 mm_3 = mm(relu_2, primals_5)                                 mm_3 = mm(relu_2, primals_5)
+                                                             swap_out_default_2 = swap_out(relu_2, relu_2...)
 relu_3 = relu(mm_3)                                          relu_3 = relu(mm_3)
 pow_1 = pow(relu_3, 2)                                       pow_1 = pow(relu_3, 2)
 mean = mean(pow_1)                                           mean = mean(pow_1)
-permute_6 = permute(primals_2, [1, 0])                       permute_6 = permute(primals_2, [1, 0])
-return mean, primals_3, primals_4, primals_5, relu, relu_... return mean, primals_3, primals_4, primals_5, relu, relu_...
+permute_6 = permute(primals_2, [1, 0])                       return mean, primals_2, primals_3, primals_4, primals_5, ...
+return mean, primals_3, primals_4, primals_5, relu, relu_...
 
-primals_3, primals_4, primals_5, relu, relu_1, relu_2, mm... primals_3, primals_4, primals_5, relu, relu_1, relu_2, mm...
-expand = expand(tangents_1, [256, 16])                       expand = expand(tangents_1, [256, 16])
-div = div(expand, 4096)                                      div = div(expand, 4096)
-relu_3 = relu(mm_3)                                          relu_3 = relu(mm_3)
-pow_2 = pow(relu_3, 1.0)                                     pow_2 = pow(relu_3, 1.0)
-mul = mul(pow_2, 2.0)                                        mul = mul(pow_2, 2.0)
+primals_3, primals_4, primals_5, relu, relu_1, relu_2, mm... primals_2, primals_3, primals_4, primals_5, swap_out_wait...
+                                                             swap_out_wait_default_2 = swap_out_wait(relu_2, swap_out_...
+                                                             relu_4 = relu(mm_3)
+                                                             le = le(relu_4, 0)
+                                                             full_default = full([], 0.0, dtype=float32, layout=stride...
+                                                             pow_2 = pow(relu_4, 1.0)
+                                                             mul = mul(pow_2, 2.0)
+expand = expand(tangents_1, [65536, 16])                     expand = expand(tangents_1, [65536, 16])
+div = div(expand, 1048576)                                   div = div(expand, 1048576)
+relu_3 = relu(mm_3)
+pow_2 = pow(relu_3, 1.0)
+mul = mul(pow_2, 2.0)
 mul_1 = mul(div, mul)                                        mul_1 = mul(div, mul)
-le = le(relu_3, 0)                                           le = le(relu_3, 0)
-full_default = full([], 0.0, dtype=float32, layout=stride... full_default = full([], 0.0, dtype=float32, layout=stride...
+le = le(relu_3, 0)
+full_default = full([], 0.0, dtype=float32, layout=stride...
 where = where(le, full_default, mul_1)                       where = where(le, full_default, mul_1)
-permute = permute(relu_2, [1, 0])                            permute = permute(relu_2, [1, 0])
+permute = permute(relu_2, [1, 0])                            swap_in_default = swap_in(swap_out_wait_default_2, relu_2...
+                                                             swap_in_wait_default = swap_in_wait(swap_in_default, swap...
+                                                             permute = permute(swap_in_wait_default, [1, 0])
 mm_4 = mm(permute, where)                                    mm_4 = mm(permute, where)
 permute_1 = permute(primals_5, [1, 0])                       permute_1 = permute(primals_5, [1, 0])
 mm_5 = mm(where, permute_1)                                  mm_5 = mm(where, permute_1)
-le_1 = le(relu_2, 0)                                         le_1 = le(relu_2, 0)
+le_1 = le(relu_2, 0)                                         swap_in_default_1 = swap_in(swap_out_wait_default_2, relu...
+                                                             swap_in_wait_default_1 = swap_in_wait(swap_in_default_1, ...
+                                                             le_1 = le(swap_in_wait_default_1, 0)
 where_1 = where(le_1, full_default, mm_5)                    where_1 = where(le_1, full_default, mm_5)
-permute_2 = permute(relu_1, [1, 0])                          permute_2 = permute(relu_1, [1, 0])
+permute_2 = permute(relu_1, [1, 0])                          swap_in_default_2 = swap_in(swap_out_wait_default_1, relu...
+                                                             swap_in_wait_default_2 = swap_in_wait(swap_in_default_2, ...
+                                                             permute_2 = permute(swap_in_wait_default_2, [1, 0])
 mm_6 = mm(permute_2, where_1)                                mm_6 = mm(permute_2, where_1)
 permute_3 = permute(primals_4, [1, 0])                       permute_3 = permute(primals_4, [1, 0])
 mm_7 = mm(where_1, permute_3)                                mm_7 = mm(where_1, permute_3)
-le_2 = le(relu_1, 0)                                         le_2 = le(relu_1, 0)
+le_2 = le(relu_1, 0)                                         swap_in_default_3 = swap_in(swap_out_wait_default_1, relu...
+                                                             swap_in_wait_default_3 = swap_in_wait(swap_in_default_3, ...
+                                                             le_2 = le(swap_in_wait_default_3, 0)
 where_2 = where(le_2, full_default, mm_7)                    where_2 = where(le_2, full_default, mm_7)
-permute_4 = permute(relu, [1, 0])                            permute_4 = permute(relu, [1, 0])
+permute_4 = permute(relu, [1, 0])                            swap_in_default_4 = swap_in(swap_out_wait_default, relu...)
+                                                             swap_in_wait_default_4 = swap_in_wait(swap_in_default_4, ...
+                                                             permute_4 = permute(swap_in_wait_default_4, [1, 0])
 mm_8 = mm(permute_4, where_2)                                mm_8 = mm(permute_4, where_2)
 permute_5 = permute(primals_3, [1, 0])                       permute_5 = permute(primals_3, [1, 0])
 mm_9 = mm(where_2, permute_5)                                mm_9 = mm(where_2, permute_5)
-le_3 = le(relu, 0)                                           le_3 = le(relu, 0)
+le_3 = le(relu, 0)                                           swap_in_default_5 = swap_in(swap_out_wait_default, relu...)
+                                                             swap_in_wait_default_5 = swap_in_wait(swap_in_default_5, ...
+                                                             le_3 = le(swap_in_wait_default_5, 0)
 where_3 = where(le_3, full_default, mm_9)                    where_3 = where(le_3, full_default, mm_9)
-mm_10 = mm(permute_6, where_3)                               mm_10 = mm(permute_6, where_3)
+mm_10 = mm(permute_6, where_3)                               permute_6_recompute = permute(primals_2, [1, 0])
+                                                             mm_10 = mm(permute_6_recompute, where_3)
 return mm_10, None, mm_8, mm_6, mm_4                         return mm_10, None, mm_8, mm_6, mm_4""",
     )
 
