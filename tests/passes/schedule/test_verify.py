@@ -121,7 +121,7 @@ def test_gradients_in_another_order(planned):
 def test_inputs_of_the_forward(planned):
     placeholder = planned.graphs.forward.graph.find_nodes(op="placeholder")[0]
     placeholder.target = "something_else"
-    with pytest.raises(VerificationError, match="inputs of the forward changed"):
+    with pytest.raises(VerificationError, match="inputs changed"):
         check(planned)
 
 
