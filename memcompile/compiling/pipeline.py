@@ -22,20 +22,28 @@ from memcompile.codegen.inductor.surface import raised_by_inductor, surface, wra
 from memcompile.compiling.unchanged import check_unchanged
 from memcompile.errors import MemcompileError, PassError
 from memcompile.logs import get_logger
-from memcompile.passes.arena.arena import Arena
+from memcompile.passes.arena.arena import ArenaPlaces
 from memcompile.passes.base import Captured, Context, Made, Pass, Plan, Refused, Request, Section, Stage, refusals
-from memcompile.passes.order.order import Order
-from memcompile.passes.rows.rows import Rows
-from memcompile.passes.schedule.schedule import Schedule
-from memcompile.passes.scratchpad.scratchpad import Scratchpad
-from memcompile.passes.tiles.tiles import Tiles
-from memcompile.passes.weights.weights import Weights
+from memcompile.passes.order.order import KernelOrder
+from memcompile.passes.rows.rows import RowStreaming
+from memcompile.passes.schedule.schedule import JointSchedule
+from memcompile.passes.scratchpad.scratchpad import ScratchpadPlans
+from memcompile.passes.tiles.tiles import ImageTiles
+from memcompile.passes.weights.weights import WeightReads
 from memcompile.step.facts import StepGraphs
 from memcompile.step.lowered import Fitted
 
 log = get_logger(__name__)
 
-PASSES: tuple[Pass[Any, Any], ...] = (Rows(), Weights(), Scratchpad(), Tiles(), Schedule(), Order(), Arena())
+PASSES: tuple[Pass[Any, Any], ...] = (
+    RowStreaming(),
+    WeightReads(),
+    ScratchpadPlans(),
+    ImageTiles(),
+    JointSchedule(),
+    KernelOrder(),
+    ArenaPlaces(),
+)
 
 G = TypeVar("G", Captured, StepGraphs, Made)
 

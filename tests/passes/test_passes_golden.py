@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import memcompile
 from memcompile.passes.arena.allocate import plan_arena
-from memcompile.passes.order.order import Order
-from memcompile.passes.rows.rows import Rows
-from memcompile.passes.schedule.schedule import Schedule
-from memcompile.passes.tiles.tiles import Tiles
-from memcompile.passes.weights.weights import Weights
+from memcompile.passes.order.order import KernelOrder
+from memcompile.passes.rows.rows import RowStreaming
+from memcompile.passes.schedule.schedule import JointSchedule
+from memcompile.passes.tiles.tiles import ImageTiles
+from memcompile.passes.weights.weights import WeightReads
 from memcompile.runtime.transfers.speed import TierModel
 from memcompile.step.trace import step_peak
 from tests.golden import PREDICTED, before_and_after, side_by_side
@@ -84,7 +84,7 @@ class Inverted(nn.Sequential):
 
 def test_rows() -> None:
     with torch.no_grad():
-        found = before_and_after(Rows(), Factored(), torch.zeros(8192, 1024))
+        found = before_and_after(RowStreaming(), Factored(), torch.zeros(8192, 1024))
     assert_expected_inline(
         side_by_side(*found),
         """\
@@ -106,7 +106,7 @@ return mm_3                                                  getitem = getitem(s
 def test_weights(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
     with memcompile.offload_parameters(model, directory=tmp_path), torch.no_grad():
-        found = before_and_after(Weights(), model, torch.zeros(4, 64))
+        found = before_and_after(WeightReads(), model, torch.zeros(4, 64))
     assert_expected_inline(
         side_by_side(*found),
         """\
@@ -131,7 +131,7 @@ return addmm_1                                               return addmm_1""",
 def test_tiles() -> None:
     with torch.no_grad():
         found = before_and_after(
-            Tiles(), Images(), torch.zeros(1, 4, 64, 64), options={**PREDICTED, "patch": {"max_overhead": 20.0}}
+            ImageTiles(), Images(), torch.zeros(1, 4, 64, 64), options={**PREDICTED, "patch": {"max_overhead": 20.0}}
         )
     assert_expected_inline(
         side_by_side(*found),
@@ -146,7 +146,9 @@ return convolution_1""",
 
 def test_cpp_rows() -> None:
     with torch.no_grad():
-        found = before_and_after(Tiles(), Inverted(), torch.zeros(1, 8, 16, 16), options={**PREDICTED, "patch_kernel": "cpp"})
+        found = before_and_after(
+            ImageTiles(), Inverted(), torch.zeros(1, 8, 16, 16), options={**PREDICTED, "patch_kernel": "cpp"}
+        )
     assert_expected_inline(
         side_by_side(*found),
         """\
@@ -163,7 +165,7 @@ return convolution_2""",
 
 
 def test_recompute() -> None:
-    found = before_and_after(Schedule(), Mlp(), torch.zeros(256, 16), options=SMALLEST)
+    found = before_and_after(JointSchedule(), Mlp(), torch.zeros(256, 16), options=SMALLEST)
     assert_expected_inline(
         side_by_side(*found),
         """\
@@ -220,7 +222,7 @@ return mm_7, None, mm_5, mm_3                                where_2 = where(le_
 
 def test_moves(tmp_path: Path) -> None:
     options = {**SMALLEST, "rematerialize": False, "swap": {"disk": str(tmp_path)}}
-    found = before_and_after(Schedule(), Mlp(4), torch.zeros(65536, 16), options=options)
+    found = before_and_after(JointSchedule(), Mlp(4), torch.zeros(65536, 16), options=options)
     assert_expected_inline(
         side_by_side(*found),
         """\
@@ -303,7 +305,7 @@ def kernels(schedule: bool) -> str:
 
 
 def test_order() -> None:
-    assert Order.name == "schedule"
+    assert KernelOrder.name == "schedule"
     assert_expected_inline(
         side_by_side(kernels(schedule=False), kernels(schedule=True)),
         """\

@@ -33,7 +33,7 @@ class Places(Plan):
         return (self.block,)
 
 
-class Arena(Pass[Made, Places]):
+class ArenaPlaces(Pass[Made, Places]):
     """Offsets in an arena of the smallest height, in no more memory than the code takes without one."""
 
     name = "arena"
@@ -95,7 +95,7 @@ class Arena(Pass[Made, Places]):
 
 def _traces(graph: Made) -> dict[str, GraphTrace]:
     """Of the code with slots, in which no dead buffer is held for a later one."""
-    placing = graph.hooks[Arena.name].place
+    placing = graph.hooks[ArenaPlaces.name].place
     assert isinstance(placing, Placing)
     return placing.traces
 

@@ -22,7 +22,7 @@ class OrderPlan(Plan):
     orderings: tuple[Ordering, ...]
 
 
-class Order(Pass[Made, OrderPlan]):
+class KernelOrder(Pass[Made, OrderPlan]):
     """The order of fused kernels."""
 
     name = "schedule"

@@ -44,7 +44,7 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class ChainTools:
     """``peak_of``: exact peak of a graph as it is lowered, and what is alive at entry. ``run``: False in a dry run."""
 
     peak_of: Callable[[fx.GraphModule], tuple[int, int]]
@@ -63,7 +63,7 @@ def rows_refusal(device: torch.device, *, run: bool = True) -> str:
     return build_refusal(run=run) if device.type == "cpu" else "C++ kernels run on the CPU"
 
 
-def rewrite_rows(gm: fx.GraphModule, goal: Goal, tools: Tools) -> tuple[fx.GraphModule | None, Inverted]:
+def rewrite_rows(gm: fx.GraphModule, goal: Goal, tools: ChainTools) -> tuple[fx.GraphModule | None, Inverted]:
     """A copy of an inference graph with chains as kernels, and what was done; None where there are none.
 
     A graph that keeps the room as it is stays as it is, unless kernels are forced.
@@ -111,7 +111,7 @@ def _chosen(
     beside: Sequence[int],
     limit: int | None,
     goal: Goal,
-    tools: Tools,
+    tools: ChainTools,
 ) -> list[RowsKernel]:
     """The kernels of the best cut of a run. ``beside``: bytes that are alive while each block runs and have no part in it."""
 
@@ -153,7 +153,7 @@ def bytes_beside(graph: fx.Graph, run: Sequence[InvertedResidual]) -> list[int]:
     return [alive(block) for block in run]
 
 
-def _applied(gm: fx.GraphModule, kernels: Sequence[RowsKernel], tools: Tools) -> tuple[Streamed, ...]:
+def _applied(gm: fx.GraphModule, kernels: Sequence[RowsKernel], tools: ChainTools) -> tuple[Streamed, ...]:
     """Put kernels in the places of their chains."""
     if tools.run:
         with ThreadPoolExecutor() as pool:  # a compiler is a process of its own

@@ -53,7 +53,7 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class RowTools:
     """What lowers programs. ``compiler``: bodies of blocks. ``fuse``: a region to one kernel, as ``kernel`` wants it. ``dry``:
     the programs need not run."""
 
@@ -68,12 +68,12 @@ def factored(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     return {node: first for node in graph.nodes if (first := first_factor(node)) is not None}
 
 
-def rewrite_inference(gm: fx.GraphModule, tools: Tools) -> LowRank:
+def rewrite_inference(gm: fx.GraphModule, tools: RowTools) -> LowRank:
     """Rewrite and stream the low-rank chains of an inference graph, in place."""
     return _rewrite(gm, tools, _stream_inference)
 
 
-def rewrite_training(gm: fx.GraphModule, tools: Tools) -> LowRank:
+def rewrite_training(gm: fx.GraphModule, tools: RowTools) -> LowRank:
     """Rewrite and stream the low-rank chains of a joint graph, in place: what is saved for the backward is in rank space."""
     return _rewrite(gm, tools, _stream_training)
 
@@ -86,7 +86,7 @@ def has_products(graph: fx.Graph) -> bool:
 Refusals = list[tuple[str, str, str]]
 
 
-def _rewrite(gm: fx.GraphModule, tools: Tools, stream: Callable[[fx.Graph, Tools, Refusals], list[Streamed]]) -> LowRank:
+def _rewrite(gm: fx.GraphModule, tools: RowTools, stream: Callable[[fx.Graph, RowTools, Refusals], list[Streamed]]) -> LowRank:
     expected = any(map(_is_low_rank, gm.graph.nodes))
     outcomes = canonicalise(gm)
     refused = [(outcome.node, outcome.source, outcome.why) for outcome in outcomes if isinstance(outcome, RefusedPattern)]
@@ -99,7 +99,7 @@ def _rewrite(gm: fx.GraphModule, tools: Tools, stream: Callable[[fx.Graph, Tools
     return LowRank(rewrites, tuple(streamed), tuple(refused))
 
 
-def _stream_inference(graph: fx.Graph, tools: Tools, refused: Refusals) -> list[Streamed]:
+def _stream_inference(graph: fx.Graph, tools: RowTools, refused: Refusals) -> list[Streamed]:
     pairs = _static(factored(graph), refused)
     order = {node: i for i, node in enumerate(graph.nodes)}
     fused, streamed = _fused(graph, pairs, tools, refused), list[Streamed]()
@@ -128,7 +128,7 @@ def _dense_before_attention(graph: fx.Graph, pairs: Collection[fx.Node]) -> list
     return found
 
 
-def _fused(graph: fx.Graph, pairs: dict[fx.Node, fx.Node], tools: Tools, refused: Refusals) -> list[Streamed]:
+def _fused(graph: fx.Graph, pairs: dict[fx.Node, fx.Node], tools: RowTools, refused: Refusals) -> list[Streamed]:
     """One kernel for each chain that gets one; its factors leave ``pairs``."""
     done: list[Streamed] = []
     for seed, factor in list(pairs.items()):
@@ -157,7 +157,7 @@ def _fused(graph: fx.Graph, pairs: dict[fx.Node, fx.Node], tools: Tools, refused
     return done
 
 
-def _stream_training(graph: fx.Graph, tools: Tools, refused: Refusals) -> list[Streamed]:
+def _stream_training(graph: fx.Graph, tools: RowTools, refused: Refusals) -> list[Streamed]:
     streamed: list[Streamed] = []
     pairs = _static(factored(graph), refused)
     taken: set[fx.Node] = set()
@@ -184,7 +184,7 @@ def _stream_training(graph: fx.Graph, tools: Tools, refused: Refusals) -> list[S
     return streamed
 
 
-def _program(found: Found, tools: Tools, in_place: tuple[int | None, ...] = ()) -> Program:
+def _program(found: Found, tools: RowTools, in_place: tuple[int | None, ...] = ()) -> Program:
     """The compiled program of a region."""
     region = found.region
     device: torch.device = region.results[0].meta["val"].device

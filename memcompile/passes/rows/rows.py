@@ -12,7 +12,7 @@ from memcompile.codegen.fused import fuse
 from memcompile.codegen.inductor.streamed import compile_block, streaming_refusal
 from memcompile.options import choice, switch
 from memcompile.passes.base import Captured, Context, Made, Pass, Plan, Refused, Section, refusals
-from memcompile.passes.rows.low_rank import LowRank, Tools, has_products, rewrite_inference, rewrite_training
+from memcompile.passes.rows.low_rank import LowRank, RowTools, has_products, rewrite_inference, rewrite_training
 from memcompile.report.data import DecisionRow
 from memcompile.step.fxutil import copied
 from memcompile.streaming.program import Program
@@ -33,7 +33,7 @@ class RowsPlan(Plan):
         return tuple(streamed.program for streamed in self.done.streamed)
 
 
-class Rows(Pass[Captured, RowsPlan]):
+class RowStreaming(Pass[Captured, RowsPlan]):
     """Rows of low-rank chains, of a joint graph or of one for inference."""
 
     name = "low_rank"
@@ -61,7 +61,7 @@ class Rows(Pass[Captured, RowsPlan]):
         compiler, fuser = functools.partial(compile_block, run=run), functools.partial(fuse, run=run)
         rewrite = rewrite_training if graph.training else rewrite_inference
         gm = copied(graph.gm)
-        return RowsPlan(gm, rewrite(gm, Tools(compiler, fuser, ctx.options["low_rank_kernel"], ctx.dry)))
+        return RowsPlan(gm, rewrite(gm, RowTools(compiler, fuser, ctx.options["low_rank_kernel"], ctx.dry)))
 
     def apply(self, graph: Captured, plan: RowsPlan) -> Captured:
         """The rewritten copy."""

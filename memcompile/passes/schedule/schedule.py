@@ -18,7 +18,7 @@ LOSS_COPIES = 2
 needs their log-softmax, and its gradient."""
 
 
-class Schedule(Pass[StepGraphs, Outcome]):
+class JointSchedule(Pass[StepGraphs, Outcome]):
     """The joint planner. Without a budget, and where the step fits as it is, nothing is changed."""
 
     name = "rematerialize"

@@ -20,7 +20,7 @@ class ScratchpadPlan(Plan):
     report: ScratchpadReport
 
 
-class Scratchpad(Pass[Captured, ScratchpadPlan]):
+class ScratchpadPlans(Pass[Captured, ScratchpadPlan]):
     """Plans the graph as it was captured, and leaves it as it is."""
 
     name = "scratchpad"

@@ -54,7 +54,7 @@ class Tiled:
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class TileTools:
     """``peak_of``: exact peak of a graph as Inductor lowers it. ``trial``: lowers a body without compiling it; ``compiler``:
     for good (the same in a dry run, ``dry``). ``prices``: of what takes time beside multiply-adds. ``time_limit_s``: seconds by
     ``clock`` that looking for stages may take."""
@@ -68,7 +68,7 @@ class Tools:
     clock: Callable[[], float] = time.monotonic
 
 
-def tile(gm: fx.GraphModule, wish: Wish, tools: Tools, bytes_per_element: int | None = None) -> Tiled | None:
+def tile(gm: fx.GraphModule, wish: Wish, tools: TileTools, bytes_per_element: int | None = None) -> Tiled | None:
     """The best stages for a graph; None where no convolution reads an image, or it fits as it is.
 
     With ``bytes_per_element`` nothing is lowered: the report says what a microcontroller would need.
@@ -113,7 +113,7 @@ def _gathered(gm: fx.GraphModule) -> fx.GraphModule:
     return gm
 
 
-def _search(network: Network, tools: Tools, prices: Prices) -> TilingSearch:
+def _search(network: Network, tools: TileTools, prices: Prices) -> TilingSearch:
     """The stages of a network, as far as the time limit allows."""
     end = tools.clock() + tools.time_limit_s
     return TilingSearch(network.problem, prices=prices, left=lambda: end - tools.clock())
@@ -133,7 +133,7 @@ def _obstacle(network: Network) -> str:
 
 
 def _attempts(
-    gm: fx.GraphModule, search: TilingSearch, wish: Wish, tools: Tools, base: int, entry: int
+    gm: fx.GraphModule, search: TilingSearch, wish: Wish, tools: TileTools, base: int, entry: int
 ) -> tuple[TilingSolution, int] | None:
     """The plan to take, and its exact peak: within the room the first that keeps it, else the smallest."""
     best: tuple[TilingSolution, int] | None = None

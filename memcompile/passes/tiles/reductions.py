@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from memcompile.passes.tiles.planes import shape_of
-from memcompile.passes.tiles.rules import Tile, reduced_axes
+from memcompile.passes.tiles.rules import TileView, reduced_axes
 from memcompile.step.fxutil import op_name
 
 aten = torch.ops.aten
@@ -39,7 +39,7 @@ def parts_of(node: fx.Node) -> list[tuple[list[int], torch.dtype]]:
     return [(kept_shape(node), given if op_name(node) in ("amax", "amin") else dtype)]
 
 
-def emit_parts(node: fx.Node, tile: Tile) -> list[Any]:
+def emit_parts(node: fx.Node, tile: TileView) -> list[Any]:
     """The parts of one tile."""
     source = node.args[0]
     assert isinstance(source, fx.Node)

@@ -12,7 +12,7 @@ from torch import fx
 
 from memcompile.passes.tiles.constants import value_of
 from memcompile.passes.tiles.planes import NotLocalError, Plane, Planes, Reads, Span, hull, identity, indexed, shape_of
-from memcompile.passes.tiles.rules import Rule, Tile, averaged, integers, plain_image, source_of_image, widened
+from memcompile.passes.tiles.rules import Rule, TileView, averaged, integers, plain_image, source_of_image, widened
 from memcompile.solvers.tiling.problem import Reach
 from memcompile.step.fxutil import op_name
 
@@ -56,7 +56,7 @@ def _gather_reads(node: fx.Node, planes: Planes) -> Reads:
     return {source: (reads[0], reads[1])}
 
 
-def _gather_emit(node: fx.Node, tile: Tile) -> Any:
+def _gather_emit(node: fx.Node, tile: TileView) -> Any:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     spans = tile.span(node)
@@ -88,7 +88,7 @@ def _runs(table: NDArray[np.int64]) -> list[Span]:
     return [(int(table[begin]), int(table[end - 1]) + 1) for begin, end in zip(begins, ends, strict=True)]
 
 
-def _joined(tile: Tile, value: Any, runs: Sequence[Sequence[Span] | None]) -> Any:
+def _joined(tile: TileView, value: Any, runs: Sequence[Sequence[Span] | None]) -> Any:
     """A few spans of rows and of columns: one alone is all that was read."""
     for axis, spans in enumerate(runs):
         if spans is not None and len(spans) > 1:
@@ -112,7 +112,9 @@ def _is_enlarged_by_library(node: fx.Node) -> bool:
     return value.device.type == "cpu" and value.is_floating_point()
 
 
-def _enlarged(tile: Tile, value: Any, spans: Sequence[Span], repeats: Sequence[tuple[int, int]], read: Sequence[Span]) -> Any:
+def _enlarged(
+    tile: TileView, value: Any, spans: Sequence[Span], repeats: Sequence[tuple[int, int]], read: Sequence[Span]
+) -> Any:
     """Each pixel as often as the tables say. Powers of two alone: the library divides by them exactly."""
     sizes = [(end - begin) * repeat for (begin, end), (repeat, _) in zip(read, repeats, strict=True)]
     value = tile.call(aten.upsample_nearest2d.default, value, sizes)
@@ -148,7 +150,7 @@ def _pad_reads(node: fx.Node, planes: Planes) -> Reads:
     return {source_of_image(node, planes): (rows, columns)}
 
 
-def _pad_emit(node: fx.Node, tile: Tile) -> Any:
+def _pad_emit(node: fx.Node, tile: TileView) -> Any:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     pads, axes, spans = _pads(node), _axes(tile.planes[node]), tile.span(node)
@@ -195,7 +197,7 @@ def _slice_reads(node: fx.Node, planes: Planes) -> Reads:
     return {source_of_image(node, planes): (found[0], found[1])}
 
 
-def _slice_emit(node: fx.Node, tile: Tile) -> Any:
+def _slice_emit(node: fx.Node, tile: TileView) -> Any:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     axis, start, step = slice_of(node)
@@ -225,7 +227,7 @@ def _adaptive_reads(node: fx.Node, planes: Planes) -> Reads:
     return {source_of_image(node, planes): _bins_of(node)}
 
 
-def _adaptive_emit(node: fx.Node, tile: Tile) -> Any:
+def _adaptive_emit(node: fx.Node, tile: TileView) -> Any:
     """Bins of equal size are ordinary pooling; others are gathered, the shorter ones masked."""
     source = node.args[0]
     assert isinstance(source, fx.Node)

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from memcompile.passes.tiles.planes import NotLocalError, Plane, Planes, Reads, Shape, Span, identity, rank_of, shape_of
-from memcompile.passes.tiles.rules import Rule, Tile, integers, source_of_image
+from memcompile.passes.tiles.rules import Rule, TileView, integers, source_of_image
 from memcompile.solvers.tiling.problem import Reach
 from memcompile.step.fxutil import op_name
 
@@ -98,7 +98,7 @@ def _view_reads(node: fx.Node, planes: Planes) -> Reads:
     return {source: (rows.reads(shape[rows.axis]), columns.reads(shape[columns.axis]))}
 
 
-def _view_emit(node: fx.Node, tile: Tile) -> Any:
+def _view_emit(node: fx.Node, tile: TileView) -> Any:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     axes, spans = _view_axes(node, tile.planes), tile.span(node)
@@ -145,7 +145,7 @@ def _permute_reads(node: fx.Node, planes: Planes) -> Reads:
     return {source_of_image(node, planes): (identity(shape[plane.rows]), identity(shape[plane.columns]))}
 
 
-def _permute_emit(node: fx.Node, tile: Tile) -> Any:
+def _permute_emit(node: fx.Node, tile: TileView) -> Any:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     rows, columns = tile.span(node)

@@ -20,7 +20,7 @@ from memcompile.passes.tiles.planes import NotLocalError, Plane, Planes, Reads, 
 from memcompile.step.fxutil import op_name
 
 
-class Tile(Protocol):
+class TileView(Protocol):
     """What a rule calls to run its operator on one rectangle."""
 
     planes: Planes
@@ -45,7 +45,7 @@ class Tile(Protocol):
 class Rule:
     plane: Callable[[fx.Node, Planes], Plane]
     reads: Callable[[fx.Node, Planes], Reads]
-    emit: Callable[[fx.Node, Tile], Any]
+    emit: Callable[[fx.Node, TileView], Any]
 
 
 def sources(node: fx.Node, planes: Planes) -> list[fx.Node]:
@@ -112,7 +112,7 @@ def _pointwise_reads(node: fx.Node, planes: Planes) -> Reads:
     return found
 
 
-def _pointwise_emit(node: fx.Node, tile: Tile) -> Any:
+def _pointwise_emit(node: fx.Node, tile: TileView) -> Any:
     rows, columns = tile.span(node)
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda operand: tile.read(operand, rows, columns))
     return tile.call(node.target, *args, **kwargs)
@@ -130,7 +130,7 @@ def _getitem_reads(node: fx.Node, planes: Planes) -> Reads:
     return {source: (identity(shape[plane.rows]), identity(shape[plane.columns]))}
 
 
-def _getitem_emit(node: fx.Node, tile: Tile) -> Any:
+def _getitem_emit(node: fx.Node, tile: TileView) -> Any:
     source, index = node.args
     assert isinstance(source, fx.Node)
     rows, columns = tile.span(node)
@@ -219,14 +219,14 @@ def integers(values: object, count: int) -> tuple[int, ...]:
     return tuple(numbers * count) if len(numbers) == 1 else tuple(numbers)
 
 
-def widened(tile: Tile, value: Any, node: fx.Node) -> Any:
+def widened(tile: TileView, value: Any, node: fx.Node) -> Any:
     """Pixels of a result's type as sums of them are kept: in single precision at least."""
     dtype = node.meta["val"].dtype
     wide = torch.promote_types(dtype, torch.float32)
     return value if dtype is wide else tile.call(torch.ops.prims.convert_element_type.default, value, wide)
 
 
-def averaged(tile: Tile, total: Any, rows: NDArray[Any], columns: NDArray[Any], node: fx.Node) -> Any:
+def averaged(tile: TileView, total: Any, rows: NDArray[Any], columns: NDArray[Any], node: fx.Node) -> Any:
     """Sums, as `widened`, over windows of so many rows and columns -> means of the result's type. The counts are whole numbers
     of the sums' type: nothing is rounded before the division."""
     dtype, convert = node.meta["val"].dtype, torch.ops.prims.convert_element_type.default

@@ -12,12 +12,10 @@ from memcompile.errors import BudgetInfeasibleError
 from memcompile.passes.base import Context
 from memcompile.passes.residuals import chains as rows
 from memcompile.passes.residuals import kernels as inverted
-from memcompile.passes.residuals.chains import Goal, rewrite_rows
-from memcompile.passes.residuals.chains import Tools as RowTools
+from memcompile.passes.residuals.chains import ChainTools, Goal, rewrite_rows
 from memcompile.passes.residuals.kernels import Inverted
 from memcompile.passes.tiles.apply import Compile
-from memcompile.passes.tiles.choose import Tiled, Wish, tile
-from memcompile.passes.tiles.choose import Tools as TileTools
+from memcompile.passes.tiles.choose import Tiled, TileTools, Wish, tile
 from memcompile.passes.tiles.interpreted import interpret
 from memcompile.step.facts import StepGraphs
 from memcompile.step.fxutil import copied, outputs_of
@@ -58,7 +56,7 @@ class Shrinking:
             return None
         if rows.wanted(kernel, self.device):
             goal = Goal(forced=forced) if wish is None else Goal(wish.room_bytes, wish.max_overhead, forced)
-            tools = RowTools(self._peak_of, self.ctx.costs(), torch.get_num_threads(), not self.dry)
+            tools = ChainTools(self._peak_of, self.ctx.costs(), torch.get_num_threads(), not self.dry)
             by_kernels, self.inverted = rewrite_rows(gm, goal, tools)
             return by_kernels
         if not inverted.wanted(kernel, self.device):

@@ -95,7 +95,7 @@ class TilesPlan(Plan):
         return self.tiled is not None and self.tiled.gm is not None
 
 
-class Tiles(Pass[Captured, TilesPlan]):
+class ImageTiles(Pass[Captured, TilesPlan]):
     """Networks of images in inference."""
 
     name = "patch"

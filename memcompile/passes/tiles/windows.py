@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from memcompile.passes.tiles.planes import NotLocalError, Plane, Planes, Reads, Span, hull, shape_of, window
-from memcompile.passes.tiles.rules import Rule, Tile, averaged, integers, plain_image, source_of_image, widened
+from memcompile.passes.tiles.rules import Rule, TileView, averaged, integers, plain_image, source_of_image, widened
 from memcompile.solvers.tiling.problem import Reach
 from memcompile.step.fxutil import op_name
 
@@ -102,7 +102,7 @@ def _padding(reach: Reach, span: Span, read: Span) -> tuple[int, int]:
     return read[0] - int(reach[span[0], 0]), int(reach[span[1] - 1, 1]) - read[1]
 
 
-def _padded(node: fx.Node, tile: Tile, reads: tuple[Reach, Reach], fill: float) -> tuple[Any, list[int]]:
+def _padded(node: fx.Node, tile: TileView, reads: tuple[Reach, Reach], fill: float) -> tuple[Any, list[int]]:
     """The pixels that a rectangle reads, padded where the image ends, and the padding that is left to the operator.
 
     An axis with as much padding on both sides, as in a tile as wide as the image, leaves it to the operator.
@@ -123,7 +123,7 @@ def _padded(node: fx.Node, tile: Tile, reads: tuple[Reach, Reach], fill: float) 
     return tile.call(aten.constant_pad_nd.default, value, pads, fill) if any(pads) else value, left
 
 
-def _convolution_emit(node: fx.Node, tile: Tile) -> Any:
+def _convolution_emit(node: fx.Node, tile: TileView) -> Any:
     source, weight, bias = node.args[:3]
     assert isinstance(source, fx.Node) and isinstance(weight, fx.Node)
     axes = _convolution_axes(node)
@@ -136,7 +136,7 @@ def _convolution_emit(node: fx.Node, tile: Tile) -> Any:
     return tile.call(aten.convolution.default, value, *parameters, stride, padding, dilation, False, [0, 0], groups)
 
 
-def _transposed(node: fx.Node, tile: Tile, reads: tuple[Reach, Reach], parameters: tuple[Any, Any]) -> Any:
+def _transposed(node: fx.Node, tile: TileView, reads: tuple[Reach, Reach], parameters: tuple[Any, Any]) -> Any:
     """All that the pixels read add to, without the part outside of the rectangle."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
@@ -166,7 +166,7 @@ def _transposed(node: fx.Node, tile: Tile, reads: tuple[Reach, Reach], parameter
     return value
 
 
-def _max_pool_emit(node: fx.Node, tile: Tile) -> Any:
+def _max_pool_emit(node: fx.Node, tile: TileView) -> Any:
     """Explicit padding: rows that a rounded-up size adds lie behind it."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
@@ -187,7 +187,7 @@ def _max_pool_emit(node: fx.Node, tile: Tile) -> Any:
     )
 
 
-def _average_emit(node: fx.Node, tile: Tile) -> Any:
+def _average_emit(node: fx.Node, tile: TileView) -> Any:
     """The sum of each window over the number of pixels that the whole image has there."""
     source = node.args[0]
     assert isinstance(source, fx.Node)

@@ -20,7 +20,7 @@ class ReadAgain(Plan):
     gm: fx.GraphModule
 
 
-class Weights(Pass[Captured, WeightPlan | ReadAgain]):
+class WeightReads(Pass[Captured, WeightPlan | ReadAgain]):
     """When each offloaded weight is read, and which of them stay within the budget."""
 
     name = "weights"

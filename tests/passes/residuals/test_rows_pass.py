@@ -11,7 +11,7 @@ from torch import fx, nn
 import memcompile
 from memcompile.codegen.inverted_residual.match import inverted_residuals
 from memcompile.machine.device import device_model
-from memcompile.passes.residuals.chains import WHY, Goal, Tools, bytes_beside, rewrite_rows, rows_refusal, wanted
+from memcompile.passes.residuals.chains import WHY, ChainTools, Goal, bytes_beside, rewrite_rows, rows_refusal, wanted
 from memcompile.passes.residuals.kernels import Inverted
 from memcompile.runtime.measure import measure_peak
 from memcompile.step.cost import CostModel
@@ -34,7 +34,7 @@ def network(*more: nn.Module) -> nn.Sequential:
 def rewritten(model: nn.Module, x: torch.Tensor, goal: Goal, peak: int = 1 << 40, run: bool = False):
     """The graph after the pass, what the pass did, and what the graph computes of. ``peak``: of the graph as it is."""
     graph, tensors = graph_of(model, x, decomposed=True)
-    tools = Tools(lambda _gm: (peak, 0), CostModel(device_model(CPU)), 2, run)
+    tools = ChainTools(lambda _gm: (peak, 0), CostModel(device_model(CPU)), 2, run)
     gm, done = rewrite_rows(fx.GraphModule(nn.Module(), graph), goal, tools)
     return gm, done, list(tensors.values())
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 import memcompile
 from memcompile.compiling import dryrun
-from memcompile.passes.rows.low_rank import LowRank, Tools, rewrite_inference, rewrite_training
+from memcompile.passes.rows.low_rank import LowRank, RowTools, rewrite_inference, rewrite_training
 from memcompile.passes.tiles.interpreted import interpret
 from memcompile.step.facts import StepGraphs
 
@@ -68,7 +68,7 @@ class Factored(nn.Module):
 def _outcomes(module: nn.Module, x: Tensor, *, training: bool, monkeypatch: pytest.MonkeyPatch) -> list[LowRank]:
     """What the pass says of the graphs of a step."""
     done: list[LowRank] = []
-    tools = Tools(interpret, lambda _region: pytest.fail("no kernel was asked for"), dry=True)
+    tools = RowTools(interpret, lambda _region: pytest.fail("no kernel was asked for"), dry=True)
     partition = dryrun.default_partition
 
     def watched(gm: fx.GraphModule, *arguments: object, **settings: object) -> StepGraphs:
