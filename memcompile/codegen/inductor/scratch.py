@@ -62,6 +62,10 @@ def _derived(node: fx.Node, strides: Sequence[Sequence[int]]) -> int:
             gradient = values[0]
             copied = 0 if gradient.transpose(1, 2).is_contiguous() else _bytes(gradient)
             return copied + _attention_backward(values[1], values[2])
+        case "convolution" if _without_onednn(values[0], values[1], node.args[3:]):
+            return 0
+        case "convolution_backward" if _without_onednn(values[1], values[2], node.args[4:]):
+            return 0
         case "convolution":
             values = _laid_out(values, strides)
             blocked = -(-hint(values[1].shape[0]) // 16) * 16  # output channels come in blocks of 16
@@ -72,6 +76,16 @@ def _derived(node: fx.Node, strides: Sequence[Sequence[int]]) -> int:
             copied = _copied(values[:2], values[1], values[2])
             return copied + _bytes(values[2]) + max(_bytes(values[2]), _BACKWARD_BYTES)
     return 0
+
+
+def _without_onednn(source: torch.Tensor, weight: torch.Tensor, settings: Sequence[Any]) -> bool:
+    """Whether PyTorch multiplies matrices instead: a thread on filters of a pixel (``aten/src/ATen/native/Convolution.cpp``).
+
+    ``settings``: stride, padding, dilation, whether it is transposed.
+    """
+    stride, _, dilation, transposed, *_ = settings
+    pointwise = not transposed and all(hint(n) == 1 for n in (*weight.shape[2:], *stride, *dilation))
+    return pointwise and torch.get_num_threads() == 1 and source.dtype == torch.float32 and hint(source.shape[0]) < 16
 
 
 def _laid_out(values: list[torch.Tensor], strides: Sequence[Sequence[int]]) -> list[torch.Tensor]:
