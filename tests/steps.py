@@ -20,6 +20,8 @@ from memcompile.runtime.measure import Measurement, measure_peak
 SEED = 7
 QUICK = {"cpp.simdlen": 1}
 """Inductor settings for tests of behaviour: scalar code compiles in half the time."""
+SEARCH_S = 0.5
+"""The work that goes into a plan where any plan will do."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def train(function: Callable[..., object], model: nn.Module, inputs: Sequence[to
 def compiled(model: nn.Module, budget: object = None, **options: object) -> tuple[nn.Module, Callable[..., object]]:
     """A copy of the model, and the copy compiled under a budget."""
     mine = copy.deepcopy(model)
-    settings: dict[str, object] = {"inductor": QUICK, **options}
+    settings: dict[str, object] = {"inductor": QUICK, "solver_time_limit_s": SEARCH_S, **options}
     if budget is not None:
         settings["memory_budget"] = budget
     return mine, torch.compile(mine, backend="memcompile", options=settings)

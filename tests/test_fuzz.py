@@ -88,7 +88,7 @@ def test_shrinking_leaves_what_fails(monkeypatch):
     program = dataclasses.replace(SIMPLE, way=Way("no_grad", rows=(16,)), returns=("a2",))
     fault = check(program, Setting())
     assert fault.status == "different", fault
-    small, _, outcome = shrink(program, Setting(), fault, 8.0)
+    small, _, outcome = shrink(program, Setting(), fault, 5.0)
     assert outcome.status == "different"
     assert len(small.body) <= 3 and any("written" in line.feature for line in small.body)
 

@@ -59,7 +59,7 @@ class Setting:
     def options(self) -> dict[str, object]:
         """Of the backend."""
         inductor = {**SETTINGS, "fallback_random": not self.own_random}
-        options: dict[str, object] = {"arena": self.arena, "solver_time_limit_s": 1.0, "inductor": inductor}
+        options: dict[str, object] = {"arena": self.arena, "solver_time_limit_s": 0.5, "inductor": inductor}
         if self.budget is not None:
             options |= {"memory_budget": self.budget, "on_infeasible": "best_effort" if self.best_effort else "raise"}
         if self.swap:

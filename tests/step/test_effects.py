@@ -15,6 +15,7 @@ from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.problem import RematSchedule
 from memcompile.step.facts import Facts
 from tests.planned_eagerly import Planner, unplanned, with_lowering
+from tests.steps import QUICK, SEARCH_S
 
 
 def keep_nothing(facts: Facts) -> RematSchedule:
@@ -253,7 +254,7 @@ def test_saved_tensors_of_a_graph_with_effect_tokens_keep_their_places(fresh_dyn
     torch.manual_seed(0)
     given = [torch.randn(64, 64, requires_grad=True) for _ in range(3)]
     expected = torch.autograd.grad(solving(*(x.double() for x in given)), given)
-    options = {"memory_budget": "80%", "on_infeasible": "best_effort"}
+    options = {"memory_budget": "80%", "on_infeasible": "best_effort", "inductor": QUICK, "solver_time_limit_s": SEARCH_S}
     compiled = torch.compile(solving, backend="memcompile", options=options)
     for gradient, right in zip(torch.autograd.grad(compiled(*given), given), expected, strict=True):
         torch.testing.assert_close(gradient, right, rtol=0, atol=1e-2 * float(right.abs().max()))

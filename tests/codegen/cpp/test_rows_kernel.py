@@ -73,7 +73,7 @@ def chains(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor, int]:
 
 
 @given(chains())
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_whole_numbers_are_exact(case):
     module, x, threads = case
     try:

@@ -130,7 +130,7 @@ MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, dict[str, Tensor]]], float
     "llama": (llama, 0.04),
     "residual": (lambda: _images(Residual()), 0.06),
     "hourglass": (lambda: _images(Hourglass()), 0.07),
-    "gates": (lambda: (Gates(), {"x": torch.randn(12, 64, 32)}), 0.04),
+    "gates": (lambda: (Gates(), {"x": torch.randn(6, 64, 32)}), 0.04),
 }
 
 
@@ -151,7 +151,7 @@ def test_predicted_peak_and_buffers_are_close_to_the_lowered_ones(name: str) -> 
     assert guessed == pytest.approx(made, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_what_is_predicted_of_a_plan_is_what_was_planned(name: str) -> None:
     """Lowering keeps to the plan, and so does its model: one plan is enough."""
     torch.manual_seed(0)

@@ -276,7 +276,7 @@ def test_graphs_of_one_step_have_one_arena():
     assert "another graph" in refused[1]
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 2**32))
 def test_random_programs_bit_for_bit(seed):
     model, x = Program(seed), torch.randn(N, N)

@@ -60,7 +60,7 @@ def compare(model: nn.Module, seed: int, lowering=None) -> Planner:
     return planner
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32))
 def test_any_plan_leaves_the_numbers_alone(seed):
     """Random numbers included: both runs start from the same state, and a mask drawn twice would show."""
@@ -75,7 +75,7 @@ def test_planned_numbers_are_those_of_eager(seed):
     assert_same_step(step(model, Planner(random_schedule(seed)), x), step(model, None, x), tolerance=2e-5)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_plans_of_the_real_lowering(seed):
     """The same with Inductor's own answer to what is materialised."""
     compare(Program(seed), seed, with_lowering)
@@ -83,17 +83,19 @@ def test_plans_of_the_real_lowering(seed):
 
 def test_the_random_plans_make_things_again():
     """Most of them do: the tests above are no tautology."""
-    longer = [
-        len(p.schedule.sequence) > len(p.facts.problem.ops) for seed in range(12) for p in compare(Program(seed), seed).planned
-    ]
-    assert sum(longer) >= 8
+    x, longer = torch.randn(N, N, requires_grad=True), 0
+    for seed in range(8):
+        planner = Planner(random_schedule(seed))
+        step(Program(seed), planner, x)
+        longer += any(len(p.schedule.sequence) > len(p.facts.problem.ops) for p in planner.planned)
+    assert longer >= 5
 
 
 @pytest.mark.parametrize("seed", [0, 3])
-def test_planned_peaks_are_measured(seed):
+def test_planned_peaks_are_measured(seed: int) -> None:
     """The replay of the lowered code against the allocator, to the percent, on programs nobody chose."""
     model = Wide(seed, length=10)
-    run = run_memcompile(model, (torch.randn(512, N, requires_grad=True),), 1, on_infeasible="best_effort")
+    run = run_memcompile(model, (torch.randn(512, N, requires_grad=True),), "80%", on_infeasible="best_effort")
     peak, planned = run.measured.peak_bytes, run.planned.planned_peak_bytes
     unused = sum(p.nbytes for name, p in model.named_parameters() if name not in run.step.gradients)
     assert abs(peak - unused - planned) <= 0.01 * peak, f"planned {planned}, measured {peak - unused}"

@@ -34,7 +34,7 @@ def _a_fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 class Mlp(nn.Module):
     """Layers with dropout: masks are drawn once, so moving is the only way to be rid of them."""
 
-    def __init__(self, layers: int = 6, width: int = 64, dropout: float = 0.1) -> None:
+    def __init__(self, layers: int = 4, width: int = 64, dropout: float = 0.1) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
@@ -53,8 +53,8 @@ class Convolutions(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first = nn.Conv2d(3, 16, 3, padding=1)
-        self.rest = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(4))
+        self.rest = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(3))
         self.last = nn.Linear(16 * 32, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,11 +87,10 @@ def test_a_step_below_the_floor_of_recomputation(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("share", [0.65, 0.8])
-def test_convolutions(tmp_path: Path, share: float) -> None:
+def test_convolutions(tmp_path: Path) -> None:
     model, inputs = Convolutions(), (torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1)),)
     plain = run_inductor(model, inputs)
-    run = run_memcompile(model, inputs, int(share * plain.measured.peak_bytes), swap={"disk": str(tmp_path)})
+    run = run_memcompile(model, inputs, int(0.75 * plain.measured.peak_bytes), swap={"disk": str(tmp_path)})
     assert_promise(run)
     assert_same_step(run.step, plain.step, tolerance=1e-5)
 
@@ -120,7 +119,7 @@ def test_a_tier_that_is_never_needed_leaves_no_trace(tmp_path: Path, monkeypatch
 @torch._functorch.config.patch(donated_buffer=False)
 def test_two_backwards_and_none(tmp_path: Path) -> None:
     """A graph that is kept goes back twice; one that is dropped leaves its room to the next."""
-    mine, function = compiled(Mlp(), "35%", swap={"disk": f"{tmp_path}:16MiB"})
+    mine, function = compiled(Mlp(), "40%", swap={"disk": f"{tmp_path}:16MiB"})
     inputs = own(rows())
     for _ in range(3):  # more than there is room for, were they kept
         torch.manual_seed(7)
@@ -137,7 +136,7 @@ def test_two_backwards_and_none(tmp_path: Path) -> None:
 
 def test_a_full_tier_stops_the_step_not_the_next(tmp_path: Path) -> None:
     """Forwards that are all kept fill the tier: the error says so; once they are gone, steps go on."""
-    mine, function = compiled(Mlp(), "35%", swap={"disk": f"{tmp_path}:12MiB"})
+    mine, function = compiled(Mlp(), "40%", swap={"disk": f"{tmp_path}:12MiB"})
     inputs = own(rows())
     expected = train(function, mine, inputs)
     assert moves(memcompile.report(function))
@@ -177,7 +176,7 @@ def test_an_error_between_out_and_in(tmp_path: Path) -> None:
                 raise RuntimeError("the disk of somebody else")
             return gradient
 
-    mine, function = compiled(Mlp(), "35%", swap={"disk": f"{tmp_path}:16MiB"})
+    mine, function = compiled(Mlp(), "40%", swap={"disk": f"{tmp_path}:16MiB"})
     for _ in range(4):
         with pytest.raises(RuntimeError, match="somebody else"):
             Failing.apply(function(*own(rows()))).backward()
@@ -187,7 +186,7 @@ def test_an_error_between_out_and_in(tmp_path: Path) -> None:
 
 
 def test_the_dry_run_plans_the_same_and_writes_nothing(tmp_path: Path) -> None:
-    budget = 4 * 2**20
+    budget = 7 * 2**19
     options = {"memory_budget": budget, "swap": {"disk": str(tmp_path)}, "inductor": {"cpp.simdlen": 1}}
     planned = memcompile.plan(Mlp(), *rows(), options=options)
     assert moves(planned) and 0.85 * budget <= planned.planned_peak_bytes <= budget
@@ -195,7 +194,7 @@ def test_the_dry_run_plans_the_same_and_writes_nothing(tmp_path: Path) -> None:
 
 def test_sizes_that_vary_do_not_move(tmp_path: Path) -> None:
     """And the report says so; recomputation does what it can."""
-    mine, function = compiled(Mlp(), "50%", swap={"disk": str(tmp_path)})
+    mine, function = compiled(Mlp(), "70%", swap={"disk": str(tmp_path)})
     batch = rows()[0]
     torch._dynamo.mark_dynamic(batch, 0)
     function(batch).backward()
@@ -206,7 +205,7 @@ def test_sizes_that_vary_do_not_move(tmp_path: Path) -> None:
 
 
 def test_the_report_tells(tmp_path: Path) -> None:
-    run = run_memcompile(Mlp(), rows(), "35%", swap={"disk": str(tmp_path)})
+    run = run_memcompile(Mlp(), rows(), "40%", swap={"disk": str(tmp_path)})
     graph = run.planned.graphs[0]
     swap = next(item for item in graph.passes if item.name == "swap")
     assert swap.peak_after_bytes < swap.peak_before_bytes and "hidden" in swap.summary

@@ -14,7 +14,7 @@ from tests.passes.tiles.running import run
 from tests.passes.tiles.stages import random_stages
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 10**6))
 def test_random_networks_of_whole_numbers_are_bit_exact(seed: int) -> None:
     draw = random.Random(seed)

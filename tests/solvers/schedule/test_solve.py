@@ -97,7 +97,7 @@ def test_most_small_problems_are_solved_optimally() -> None:
 def test_gap_on_model_shapes(name: str, share: float, gap: float) -> None:
     problem = {"transformer": transformer(12), "resnet": resnet(16), "unet": unet(4), "lstm": lstm(60)}[name]
     budget = int(share * base_peak(problem))
-    solution = solve(problem, budget, time_limit_s=30.0, effort=4.0)  # a busy machine must not fail the test
+    solution = solve(problem, budget)
     check(problem, solution, budget)
     assert solution.extra_seconds - solution.lower_bound_seconds <= gap * problem.total_seconds
 
@@ -126,7 +126,7 @@ def test_recurrent_chain_saves_95_percent_for_a_third() -> None:
     index = RematIndex.of(problem)
     inherent = floor_bound(index)
     budget = int(0.05 * (base_peak(problem) - inherent)) + inherent
-    solution = solve(problem, budget, time_limit_s=30.0)
+    solution = solve(problem, budget, time_limit_s=2.0)
     check(problem, solution, budget)
     assert solution.extra_seconds <= 0.36 * problem.total_seconds
 
@@ -135,7 +135,7 @@ def test_a_chain_of_states_of_one_size_costs_about_one_more_forward_pass() -> No
     """No position crosses fewer bytes than its neighbours: every state is a place to cut."""
     problem = recurrence(800)
     budget = int(0.05 * base_peak(problem))
-    solution = solve(problem, budget, time_limit_s=10.0)
+    solution = solve(problem, budget, time_limit_s=3.0)
     check(problem, solution, budget)
     forward_s = sum(op.seconds for op in problem.ops[: problem.boundary])
     assert solution.method == "chain"
