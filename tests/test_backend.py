@@ -37,7 +37,7 @@ class MLP(nn.Module):
         self.up = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(depth))
         self.down = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(depth))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for up, down in zip(self.up, self.down, strict=True):
             x = x + down(F.gelu(up(x)))
         return x.pow(2).mean()
@@ -65,7 +65,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(width, tokens, bias=False)
         self.head.weight = self.embed.weight
 
-    def forward(self, tokens, targets):
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         x = F.dropout(self.embed(tokens), 0.1, self.training)
         batch, length, width = x.shape
         for block in self.blocks:
@@ -85,7 +85,7 @@ class ConvNet(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(4))
         self.head = nn.Linear(channels, 5)
 
-    def forward(self, image, label):
+    def forward(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.norms[0](self.convs[0](image)))
         for conv, norm in zip(self.convs[1:], self.norms[1:], strict=True):
             x = x + F.relu(norm(conv(x)))
@@ -122,11 +122,11 @@ WAYS = [("mlp", "80%"), ("mlp", "60%"), ("mlp", "best_effort"), ("transformer", 
 
 @pytest.mark.parametrize(("name", "budget"), WAYS)
 class TestNets:
-    def test_numbers_are_those_of_the_step_without_a_budget(self, name, budget):
+    def test_numbers_are_those_of_the_step_without_a_budget(self, name, budget) -> None:
         """Dropout is on in the transformer: its masks come from the same seed."""
         assert_same_step(planned(name, budget).step, plain(name).step, ROUNDING[name])
 
-    def test_measured_peak_keeps_the_budget_and_is_the_planned_one(self, name, budget):
+    def test_measured_peak_keeps_the_budget_and_is_the_planned_one(self, name, budget) -> None:
         run = planned(name, budget)
         if budget != "best_effort":
             assert_promise(run)
@@ -137,19 +137,19 @@ class TestNets:
             assert peak <= planned(name, "60%").measured.peak_bytes
             assert not run.planned.fits
 
-    def test_something_is_made_again(self, name, budget):
+    def test_something_is_made_again(self, name, budget) -> None:
         rows = recomputed(planned(name, budget).planned)
         assert rows and all(row.source.startswith("test_backend.py:") for row in rows if row.source)
         assert any(row.source for row in rows)
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv"])
-def test_plain_compile_equals_eager(name):
+def test_plain_compile_equals_eager(name: str) -> None:
     """Where nothing is random the reference itself is checked."""
     assert_same_step(plain(name).step, run_eager(*case(name)), ROUNDING[name])
 
 
-def test_no_budget_is_plain_torch_compile():
+def test_no_budget_is_plain_torch_compile() -> None:
     torch._dynamo.reset()
     run = run_memcompile(*case("mlp"), schedule=False)
     assert run.measured.peak_bytes == pytest.approx(plain("mlp").measured.peak_bytes, rel=1e-3)
@@ -159,7 +159,7 @@ def test_no_budget_is_plain_torch_compile():
         assert torch.equal(gradient, plain("mlp").step.gradients[name])
 
 
-def test_no_budget_takes_no_more_than_plain_torch_compile():
+def test_no_budget_takes_no_more_than_plain_torch_compile() -> None:
     """The order of kernels is better; the numbers are the same."""
     run = planned("mlp", None)
     assert run.measured.peak_bytes < plain("mlp").measured.peak_bytes
@@ -168,7 +168,7 @@ def test_no_budget_takes_no_more_than_plain_torch_compile():
         assert torch.equal(gradient, plain("mlp").step.gradients[name])
 
 
-def test_running_statistics_are_updated_once():
+def test_running_statistics_are_updated_once() -> None:
     buffers = planned("conv", "75%").step.buffers
     assert all(int(buffers[f"norms.{i}.num_batches_tracked"]) == 1 for i in range(4))
 
@@ -180,12 +180,12 @@ class Dropped(nn.Module):
         super().__init__()
         self.w1, self.w2, self.v = (nn.Parameter(torch.randn(width, width) / width**0.5) for _ in range(3))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sin(F.dropout(F.gelu(x @ self.w1), 0.5) @ self.w2) @ self.v
 
 
 @pytest.mark.parametrize("budget", ["90%", "best_effort"])
-def test_dropout_masks_of_the_backward_are_those_of_the_forward(budget):
+def test_dropout_masks_of_the_backward_are_those_of_the_forward(budget: str) -> None:
     """Against eager with the masks read off the compiled model: with these weights its output shows them."""
     torch.manual_seed(0)
     model, x = Dropped(), torch.randn(1024, 64)
@@ -202,7 +202,7 @@ def test_dropout_masks_of_the_backward_are_those_of_the_forward(budget):
     assert 0.45 < mask.mean() < 0.55
 
     class Masked(Dropped):
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.sin((F.gelu(x @ self.w1) * mask * 2) @ self.w2) @ self.v
 
     reference = Masked()
@@ -227,7 +227,7 @@ class Skipping(nn.Module):
         )
         self.leave = nn.Conv2d(2 * channels, channels, 3, padding=1)
 
-    def forward(self, image):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         high = self.enter(image)
         for block in self.high:
             high = F.relu(block(high))
@@ -240,7 +240,7 @@ class Skipping(nn.Module):
         return torch.tanh(last).pow(2).mean()
 
 
-def test_lowering_does_what_was_planned():
+def test_lowering_does_what_was_planned() -> None:
     """The model of the planner is exact: one plan, lowered for good at once."""
     run = run_memcompile(Skipping(), (torch.randn(8, 3, 64, 64),), "75%")
     plan = run.planned.graphs[0].plan
@@ -250,7 +250,7 @@ def test_lowering_does_what_was_planned():
     assert_promise(run)
 
 
-def test_a_plan_that_does_not_hold_is_made_again(monkeypatch):
+def test_a_plan_that_does_not_hold_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real lowering takes more than the planner believed: nothing of that is used, and the promise holds all the same."""
     plan, calls = fit._planned, []
 

@@ -26,10 +26,10 @@ def small(device: str = "cpu") -> nn.Module:
 
 
 @pytest.fixture
-def compile_nothing(monkeypatch):
+def compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail when Inductor is reached: these mistakes are found before any compile time is spent."""
 
-    def reached(*args, **kwargs):
+    def reached(*args, **kwargs) -> None:
         raise AssertionError("Inductor was reached")
 
     monkeypatch.setattr("memcompile.compiling.session.compile_graph", reached)
@@ -53,22 +53,22 @@ def call(model: nn.Module, device: str = "cpu", mode: str | None = None, **optio
         ({"inductor": {"cpp.thread": 2}}, UnknownOptionError, "cpp.threads"),
     ],
 )
-def test_wrong_options_are_found_first(compile_nothing, options, error, text):
+def test_wrong_options_are_found_first(compile_nothing: None, options, error, text: str) -> None:
     with pytest.raises(error, match=text):
         call(small(), **options)
 
 
-def test_unsupported_mode(compile_nothing):
+def test_unsupported_mode(compile_nothing: None) -> None:
     with pytest.raises(InvalidOptionError, match="inductor"):
         call(small(), mode="max-autotune")
 
 
-def test_unsupported_device(compile_nothing):
+def test_unsupported_device(compile_nothing: None) -> None:
     with pytest.raises(UnsupportedDeviceError, match="meta"):
         call(small("meta"), "meta", memory_budget="1GiB")
 
 
-def test_unsupported_torch(compile_nothing, monkeypatch):
+def test_unsupported_torch(compile_nothing: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.10.1"))
     with pytest.raises(UnsupportedTorchError, match=r"2\.10\.1"):
         call(small())
@@ -79,13 +79,13 @@ class Infeasible(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             x = torch.tanh(layer(x))
         return x.sum()
 
 
-def test_budget_below_the_floor_says_what_can_be_done():
+def test_budget_below_the_floor_says_what_can_be_done() -> None:
     """And the floor that it names is one that can be kept."""
     model = Infeasible()
     with pytest.raises(BudgetInfeasibleError) as caught:
@@ -103,7 +103,7 @@ def test_budget_below_the_floor_says_what_can_be_done():
     assert report.fits and report.planned_peak_bytes <= error.floor_bytes
 
 
-def test_best_effort_reaches_the_floor():
+def test_best_effort_reaches_the_floor() -> None:
     with pytest.raises(BudgetInfeasibleError) as caught:
         call(Infeasible(), memory_budget="8KiB", inductor=QUICK)
     torch._dynamo.reset()
@@ -111,7 +111,7 @@ def test_best_effort_reaches_the_floor():
     assert memcompile.last_report().planned_peak_bytes <= 1.02 * caught.value.floor_bytes
 
 
-def test_a_failure_after_an_error_is_a_fresh_start():
+def test_a_failure_after_an_error_is_a_fresh_start() -> None:
     """The same compiled model works once the error is gone."""
     model = Infeasible()
     for _ in range(2):
@@ -119,8 +119,8 @@ def test_a_failure_after_an_error_is_a_fresh_start():
             call(model, memory_budget="8KiB", inductor=QUICK)
 
 
-def test_a_crash_of_a_pass_is_named(monkeypatch):
-    def crash(*args, **kwargs):
+def test_a_crash_of_a_pass_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*args, **kwargs) -> None:
         raise RuntimeError("planner broke")
 
     monkeypatch.setattr("memcompile.passes.schedule.schedule.fit", crash)
@@ -139,12 +139,12 @@ def test_a_crash_of_a_pass_is_named(monkeypatch):
         assert any("is not kept" in note for note in report.graphs[0].notes) is not fits
 
 
-def test_what_inductor_cannot_lower_is_no_crash_of_ours(monkeypatch):
+def test_what_inductor_cannot_lower_is_no_crash_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain torch.compile fails alike: nobody is told that memcompile has a bug."""
     from torch._inductor.exc import InductorError
     from torch._inductor.lowering import lowerings
 
-    def unable(*_args, **_kwargs):
+    def unable(*_args, **_kwargs) -> None:
         raise NotImplementedError("no kernel for this")
 
     monkeypatch.setitem(lowerings, torch.ops.aten.erf.default, unable)
@@ -152,6 +152,6 @@ def test_what_inductor_cannot_lower_is_no_crash_of_ours(monkeypatch):
         call(small(), memory_budget="60%")
 
 
-def test_no_report_before_the_first_call():
+def test_no_report_before_the_first_call() -> None:
     with pytest.raises(NoReportError, match="one step"):
         memcompile.report(torch.compile(small(), backend="memcompile"))

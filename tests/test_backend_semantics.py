@@ -51,7 +51,7 @@ class Chain(nn.Module):
     def middle(self, x):
         return x
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.run(self.last, self.middle(self.run(self.first, x))).pow(2).mean()
 
 
@@ -92,7 +92,7 @@ class Counting(Chain):
         self.register_buffer("seen", torch.ones(WIDTH))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def forward(self, x, scratch):
+    def forward(self, x: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
         x = torch.tanh(self.run(self.first, x) + self.seen)
         self.seen.add_(x.detach().mean(0))
         self.steps += 1
@@ -103,7 +103,7 @@ class Counting(Chain):
 class Several(Chain):
     """Loss, a view of a hidden tensor, its class per row, a mask, and a tensor without gradient."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.run(self.first, x)
         out = self.run(self.last, hidden)
         return out.pow(2).mean(), hidden.t()[:3], out.argmax(1), out > 0.5, (hidden * 2).detach()
@@ -114,7 +114,7 @@ class Integers(Chain):
         super().__init__()
         self.table = nn.Embedding(11, WIDTH)
 
-    def forward(self, index, weight):
+    def forward(self, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         hidden = self.run(self.first, self.table(index) * weight[:, None])
         out = self.run(self.last, hidden.index_select(0, index.flip(0)))
         return F.cross_entropy(out, index)
@@ -165,7 +165,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_step_is_unchanged(name):
+def test_step_is_unchanged(name: str) -> None:
     build, inputs = CASES[name]
     model = build()
     run = run_memcompile(model, inputs, "90%")
@@ -180,12 +180,12 @@ def test_step_is_unchanged(name):
 class Checkpointed(Chain):
     """The user's own checkpoint around the first half."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = checkpoint(lambda y: self.run(self.first, y), x, use_reentrant=False)
         return self.run(self.last, hidden).pow(2).mean()
 
 
-def test_checkpoint_regions_keep_their_meaning():
+def test_checkpoint_regions_keep_their_meaning() -> None:
     """They are recomputed with and without a budget; a budget saves nothing of them."""
     model, inputs = Checkpointed(depth=4), rows()
     free = run_memcompile(model, inputs)
@@ -203,7 +203,7 @@ class Dropping(Chain):
         return F.dropout(torch.tanh(F.dropout(x, 0.3)).exp(), 0.5)
 
 
-def test_random_ops_that_cannot_be_replayed_run_once():
+def test_random_ops_that_cannot_be_replayed_run_once() -> None:
     """With Inductor's ``fallback_random`` the masks are eager's: a second draw would show in every gradient."""
     model, inputs = Dropping(), rows()
     run = run_memcompile(model, inputs, "75%", inductor={**QUICK, "fallback_random": True})
@@ -215,12 +215,12 @@ def test_random_ops_that_cannot_be_replayed_run_once():
 
 
 class Autocast(Chain):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return super().forward(x)
 
 
-def test_autocast():
+def test_autocast() -> None:
     """bf16 rounds where kernels end, and a plan changes that: against plain Inductor within bf16's rounding."""
     model, inputs = Autocast(), rows()
     plain = run_inductor(model, inputs)
@@ -231,7 +231,7 @@ def test_autocast():
     assert all(gradient.dtype == torch.float32 for gradient in run.step.gradients.values())
 
 
-def test_dynamic_shapes():
+def test_dynamic_shapes() -> None:
     """The plan is made for the first batch; later batches of other sizes give eager's numbers from the same code."""
     model = Chain()
     mine, function = compiled(model, "70%")
@@ -257,7 +257,7 @@ class Broken(Chain):
         return x
 
 
-def test_budget_covers_all_graphs_of_a_step():
+def test_budget_covers_all_graphs_of_a_step() -> None:
     model, inputs = Broken(), rows()
     plain = run_inductor(model, inputs)
     budget = int(0.9 * plain.measured.peak_bytes)
@@ -268,7 +268,7 @@ def test_budget_covers_all_graphs_of_a_step():
     assert recomputed(run.planned)
 
 
-def test_two_forwards_before_their_backwards():
+def test_two_forwards_before_their_backwards() -> None:
     model = Chain()
     mine, function = compiled(model, "75%")
     first, second = rows()[0], rows()[0] + 1
@@ -279,7 +279,7 @@ def test_two_forwards_before_their_backwards():
         assert relative_error(a.grad, b.grad) < 3e-6
 
 
-def test_backward_twice_through_one_graph():
+def test_backward_twice_through_one_graph() -> None:
     """As with plain Inductor, ``retain_graph`` needs buffers that are not donated."""
     model = Chain()
     with torch._functorch.config.patch(donated_buffer=False):
@@ -292,7 +292,7 @@ def test_backward_twice_through_one_graph():
         assert relative_error(parameter.grad, 2 * gradient) < 1e-6
 
 
-def test_accumulation_keeps_the_budget():
+def test_accumulation_keeps_the_budget() -> None:
     """The second microbatch starts with gradients in place: they are inside the budget, and the numbers add up."""
     model, inputs = Chain(depth=4), rows()
     plain = run_inductor(model, inputs)
@@ -315,7 +315,7 @@ def test_accumulation_keeps_the_budget():
     assert peak.peak_bytes <= budget
 
 
-def test_accumulation_with_sizes_that_vary():
+def test_accumulation_with_sizes_that_vary() -> None:
     """Each is planned again for the gradients that are alive, with its sizes."""
     model = Chain()
     mine, function = compiled(model, "90%")
@@ -329,7 +329,7 @@ def test_accumulation_with_sizes_that_vary():
         assert relative_error(a.grad, b.grad) < 3e-6
 
 
-def test_two_models_in_one_process():
+def test_two_models_in_one_process() -> None:
     small, large = Chain(depth=2), Chain(depth=4)
     first, second = run_memcompile(small, rows(), "85%"), run_memcompile(large, rows(), "60%")
     assert [len(run.planned.graphs) for run in (first, second)] == [1, 1]
@@ -346,7 +346,7 @@ class Skips(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(6))
         self.drop = nn.Dropout(0.5)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         values = []
         for layer in self.layers:
             x = layer(x).sin()
@@ -356,7 +356,7 @@ class Skips(nn.Module):
         return x.pow(2).mean()
 
 
-def test_inference_keeps_a_budget():
+def test_inference_keeps_a_budget() -> None:
     model, inputs = Skips().eval(), rows()
     mine, function = compiled(model, 1, on_infeasible="best_effort")
 
@@ -369,7 +369,7 @@ def test_inference_keeps_a_budget():
     assert abs(peak.peak_bytes - report.planned_peak_bytes) <= 0.01 * peak.peak_bytes
 
 
-def test_evaluation_after_training():
+def test_evaluation_after_training() -> None:
     """Training and evaluation of one model are two graphs of one report; dropout is off in the second."""
     model, inputs = Skips(), rows()
     mine, function = compiled(model, "95%", on_infeasible="best_effort")
@@ -389,18 +389,18 @@ class Block(nn.Module):
         super().__init__()
         self.wide, self.narrow = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.narrow(torch.tanh(self.wide(x)).sin())
 
 
 class Sum(nn.Module):
     """A loss that takes no memory of its own: it is in no graph."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.sum()
 
 
-def test_blocks_that_are_compiled_by_themselves():
+def test_blocks_that_are_compiled_by_themselves() -> None:
     """They share one graph, and what each has saved is alive together: so says the report."""
     model, inputs = nn.Sequential(*(Block() for _ in range(4)), Sum()), [rows()[0].requires_grad_()]
     for block in model[:-1]:

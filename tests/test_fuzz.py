@@ -31,18 +31,18 @@ SIMPLE = Program(
 )
 
 
-def test_a_seed_is_one_program():
+def test_a_seed_is_one_program() -> None:
     assert [str(generate(seed)) for seed in range(6)] == [str(generate(seed)) for seed in range(6)]
     assert len({generate(seed).code for seed in range(6)}) == 6
 
 
-def test_a_program_is_a_script():
+def test_a_program_is_a_script() -> None:
     script = str(generate(3))
     compile(script, "a program", "exec")
     assert "class Model" in script and "torch.compile" in script
 
 
-def test_every_kind_of_statement_is_drawn():
+def test_every_kind_of_statement_is_drawn() -> None:
     features = {feature for seed in range(80) for feature in generate(seed).features}
     assert {feature for feature, _, _ in PALETTE} - features <= {"data-dependent size", "effectful", "attention", "convolution"}
 
@@ -59,7 +59,7 @@ def test_every_kind_of_statement_is_drawn():
         (lambda model, args: tuple(out.clone().t().contiguous().t() for out in model(*args)), "strides"),
     ],
 )
-def test_what_is_wrong_is_seen(fault, found):
+def test_what_is_wrong_is_seen(fault, found: str) -> None:
     expected, exact = eager(SIMPLE), eager(SIMPLE, double=True)
     ours = run(SIMPLE, lambda model: lambda *args: fault(model, args))
     wrong = [d.what for d in differences(ours.values, expected.values, exact.values, 2**-23)]
@@ -67,14 +67,14 @@ def test_what_is_wrong_is_seen(fault, found):
     assert any(found in what for what in wrong) if found else not wrong
 
 
-def test_rounding_is_no_difference():
+def test_rounding_is_no_difference() -> None:
     """Double precision rounded at the end is as good as eager."""
     expected, exact = eager(SIMPLE), eager(SIMPLE, double=True)
     ours = {k: v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in exact.values.items()}
     assert not differences(ours, expected.values, exact.values, 2**-23)
 
 
-def test_shrinking_leaves_what_fails(monkeypatch):
+def test_shrinking_leaves_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend that loses what is written to an input: one line remains."""
     from tests.fuzz import check as checking
 
@@ -94,7 +94,7 @@ def test_shrinking_leaves_what_fails(monkeypatch):
 
 
 @pytest.mark.parametrize("name", REGRESSIONS)
-def test_what_once_failed(name):
+def test_what_once_failed(name) -> None:
     outcome = check(*REGRESSIONS[name])
     assert not outcome.is_fault and outcome.status != "torch", outcome.detail
 
@@ -111,7 +111,7 @@ FIXED = [
 
 
 @pytest.mark.parametrize(("level", "first", "count"), FIXED)
-def test_programs_nobody_chose(level, first, count):
+def test_programs_nobody_chose(level: str, first: int, count: int) -> None:
     """A fixed part of ``make fuzz``."""
     outcomes = {seed: check(program := generate(seed), setting_of(program, level)) for seed in range(first, first + count)}
     faults = {seed: (outcome.signature, outcome.detail) for seed, outcome in outcomes.items() if outcome.is_fault}

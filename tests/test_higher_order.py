@@ -42,7 +42,7 @@ def constants(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("program", [branches, maps, regions, constants])
 @pytest.mark.parametrize("train", [True, False])
-def test_bodies_are_there_in_planned_graphs(program, train, fresh_dynamo):
+def test_bodies_are_there_in_planned_graphs(program, train: bool, fresh_dynamo: None) -> None:
     def run(function):
         x = torch.randn(N, N, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_(train)
         with torch.set_grad_enabled(train):

@@ -68,18 +68,18 @@ def chosen(source: str) -> list[Sample]:
 
 
 @pytest.mark.parametrize("source", CHOSEN)
-def test_samples_of_pytorch_planned_at_the_smallest_budget(source, fresh_dynamo):
+def test_samples_of_pytorch_planned_at_the_smallest_budget(source: str, fresh_dynamo: None) -> None:
     judge = Judge("planned", "smallest", batch=8, witness=False)
     failed = [v.row() for v in judge.judge(chosen(source)) if v.result != "same"]
     assert not failed, failed
 
 
-def test_all_chosen_entries_are_there():
+def test_all_chosen_entries_are_there() -> None:
     for source, names in CHOSEN.items():
         assert {entry.name for entry in entries((source,))} >= set(names)
 
 
-def test_the_comparison_sees_what_is_wrong():
+def test_the_comparison_sees_what_is_wrong() -> None:
     """Numbers, nan, integers, shapes and what is missing; and not what rounding does."""
     good = {"a": torch.linspace(1, 2, 9), "i": torch.arange(3)}
     assert not differences(good, good, None)
@@ -99,7 +99,7 @@ def test_the_comparison_sees_what_is_wrong():
     assert set(differences({"a": good["a"], "b": good["i"]}, good, None)) == {"i", "b"}
 
 
-def test_the_comparison_allows_what_eager_is_off_itself():
+def test_the_comparison_allows_what_eager_is_off_itself() -> None:
     exact = {"a": torch.full((4,), 1.0, dtype=torch.float64)}
     eager = {"a": torch.full((4,), 1.001)}
     assert not differences({"a": torch.full((4,), 0.999)}, eager, exact)

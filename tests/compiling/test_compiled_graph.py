@@ -44,12 +44,12 @@ PARAMETER = torch.nn.Parameter(torch.ones(2))
 
 
 @pytest.fixture(autouse=True)
-def no_books(monkeypatch):
+def no_books(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-ins have no report that the ledger could count."""
     monkeypatch.setattr(LEDGER, "ran", lambda *_: None)
 
 
-def test_every_variant_keeps_what_its_code_finds_by_name():
+def test_every_variant_keeps_what_its_code_finds_by_name() -> None:
     """Gradients come and go between evaluations, so that an inference graph has a plan with and one without them."""
     graph = compiled()
     PARAMETER.grad = None
@@ -64,7 +64,7 @@ def test_every_variant_keeps_what_its_code_finds_by_name():
     assert MADE[0] >= 2
 
 
-def test_what_a_graph_kept_goes_with_it():
+def test_what_a_graph_kept_goes_with_it() -> None:
     graph = compiled()
     PARAMETER.grad = None
     graph()

@@ -17,7 +17,7 @@ from memcompile.runtime.arena import BLOCKS
 SMALL = Size(layers=1, width=16, heads=2, sequence=16, batch=2)
 
 
-def test_a_way_is_measured_in_a_process_of_its_own(monkeypatch):
+def test_a_way_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BLOCKS, "reserved_bytes", lambda _: 10**9)
     found = prepared(SMALL, 2, torch.device("cpu"), EAGER)
     try:
@@ -32,7 +32,7 @@ def test_a_way_is_measured_in_a_process_of_its_own(monkeypatch):
     assert [alone.train()[1] for _ in range(2)][-1] == pytest.approx(found.loss, rel=1e-4)
 
 
-def test_a_batch_keeps_no_other_alive():
+def test_a_batch_keeps_no_other_alive() -> None:
     """What is measured at entry is the whole storage of each input."""
     first, second = batches(SMALL, 2, torch.device("cpu"))
     sizes = [tensor.untyped_storage().nbytes() for tensor in (first["input_ids"], second["input_ids"])]

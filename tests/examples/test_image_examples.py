@@ -21,7 +21,7 @@ from memcompile.errors import MemcompileError
 from memcompile.runtime.arena import BLOCKS
 
 
-def test_the_enlarged_picture_is_the_smoothed_one():
+def test_the_enlarged_picture_is_the_smoothed_one() -> None:
     torch.manual_seed(0)
     network = patch_vision.interpolating(SuperResolution(1, width=8, growth=4)).eval()
     ramp = torch.linspace(0, 1, 16).expand(1, 3, 16, 16).contiguous()
@@ -34,7 +34,7 @@ def test_the_enlarged_picture_is_the_smoothed_one():
     assert (inner.diff(dim=-1) >= 0).all()
 
 
-def test_a_contender_is_measured_alone(monkeypatch):
+def test_a_contender_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own: what this one keeps for other ways is not counted."""
     monkeypatch.setattr(BLOCKS, "reserved_bytes", lambda _: 10**9)
     x = torch.randn(1, 3, 32, 32)
@@ -45,12 +45,12 @@ def test_a_contender_is_measured_alone(monkeypatch):
     assert difference(found.output, 1.5 * found.output) == pytest.approx(0.5)
 
 
-def test_what_memcompile_refuses_arrives():
+def test_what_memcompile_refuses_arrives() -> None:
     with pytest.raises(MemcompileError, match="UnknownOptionError: options has no entry 'budget'"):
         contend("memcompile", functools.partial(nn.Conv2d, 3, 4, 1), torch.ones(1, 3, 4, 4), OURS, {"budget": 1})
 
 
-def test_the_table_compares_activations_with_plains():
+def test_the_table_compares_activations_with_plains() -> None:
     first = Contender("torch.compile", np.array([1.0, -2.0]), 5 * 2**20, 2**20, 0.5)
     second = Contender("memcompile", np.array([1.0, -1.5]), 2 * 2**20, 2**20, 0.75)
     console = Console(width=120)
@@ -60,7 +60,7 @@ def test_the_table_compares_activations_with_plains():
     assert [text in line for text in ("2.00 MiB", "1.00 MiB", "0.25", "0.75 s", "2.5e-01")] == [True] * 5
 
 
-def test_arguments_become_options():
+def test_arguments_become_options() -> None:
     assert vae_decode.options_of(vae_decode._arguments([])) == {"patch": {"max_overhead": 0.1}}
     assert vae_decode.options_of(vae_decode._arguments(["--budget", "600MiB"])) == {"memory_budget": "600MiB"}
     assert vae_decode.options_of(vae_decode._arguments(["--budget", "1000"])) == {"memory_budget": 1000}

@@ -66,7 +66,7 @@ damages = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
-def test_measured_once_and_read_by_the_next_process():
+def test_measured_once_and_read_by_the_next_process() -> None:
     measured: list[str] = []
     assert value(measured) == value(measured) == VALUE
     cache.forget()
@@ -78,7 +78,7 @@ def test_measured_once_and_read_by_the_next_process():
 
 
 @damages
-def test_a_damaged_value_is_measured_again(damage, caplog):
+def test_a_damaged_value_is_measured_again(damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture) -> None:
     value()
     path = cache.path_of("sample", KEY)
     whole = path.read_bytes()
@@ -99,7 +99,7 @@ def test_a_damaged_value_is_measured_again(damage, caplog):
         *(b'{"value": {"name": "here", "rate": -1.0}}', b'{"value": {"name": "here", "rate": NaN}}'),
     ],
 )
-def test_a_value_of_another_form_is_measured_again(content, caplog):
+def test_a_value_of_another_form_is_measured_again(content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """Whole files, but of another version, or with numbers that make no sense."""
     cache.write(cache.path_of("sample", KEY), content)
     measured: list[str] = []
@@ -108,7 +108,7 @@ def test_a_value_of_another_form_is_measured_again(content, caplog):
     assert "of no use" in caplog.text
 
 
-def test_a_file_under_another_name_is_not_used(caplog):
+def test_a_file_under_another_name_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
     value()
     other = cache.path_of("sample", {"device": "other"})
     cache.path_of("sample", KEY).rename(other)
@@ -124,7 +124,7 @@ def library(number: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def libraries(tmp_path_factory) -> tuple[bytes, bytes]:
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     """Two libraries, that return 7 and 8."""
     folder = tmp_path_factory.mktemp("libraries")
     for number in (7, 8):
@@ -137,7 +137,9 @@ OTHERS = {"as it came": lambda data: data[:-SEAL_BYTES], "not a library": lambda
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES.values(), *OTHERS.values()], ids=[*DAMAGES, *OTHERS])
-def test_a_damaged_library_is_compiled_again_and_not_executed(damage, libraries, monkeypatch):
+def test_a_damaged_library_is_compiled_again_and_not_executed(
+    damage: Callable[[bytes], bytes | None], libraries: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     right, wrong = libraries
     monkeypatch.setattr(build, "_compile", lambda _: right)
     path = build.library_path(library(7))
@@ -151,13 +153,15 @@ def test_a_damaged_library_is_compiled_again_and_not_executed(damage, libraries,
     assert cache.read(path) == right
 
 
-def test_a_whole_library_is_not_compiled(libraries, monkeypatch):
+def test_a_whole_library_is_not_compiled(libraries: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_compile", None)
     cache.write(build.library_path(library(7)), libraries[0])
     assert build.load(library(7)).run() == 7
 
 
-def test_a_library_under_the_name_of_another_is_not_executed(libraries, monkeypatch):
+def test_a_library_under_the_name_of_another_is_not_executed(
+    libraries: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     right, wrong = libraries
     monkeypatch.setattr(build, "_compile", lambda _: right)
     other = build.library_path(library(8))
@@ -166,7 +170,9 @@ def test_a_library_under_the_name_of_another_is_not_executed(libraries, monkeypa
     assert build.load(library(7)).run() == 7
 
 
-def test_a_library_runs_where_nothing_can_be_written(libraries, monkeypatch, caplog):
+def test_a_library_runs_where_nothing_can_be_written(
+    libraries: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(build, "_compile", lambda _: libraries[0])
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
     assert build.load(library(7)).run() == 7
@@ -187,22 +193,24 @@ class Trap:
 @pytest.mark.parametrize(
     "damage", [*DAMAGES.values(), lambda _: pickle.dumps(Trap())], ids=[*DAMAGES, "a pickle of somebody else"]
 )
-def test_a_damaged_function_of_numba_is_compiled_again(damage, function_file):
+def test_a_damaged_function_of_numba_is_compiled_again(
+    damage: Callable[[bytes], bytes], function_file: tuple[Path, bytes]
+) -> None:
     path, data = function_file
     path = cache.directory() / path.name
     cache.write(path, b"")
     path.write_bytes(damage(data))
-    again = compiled(plus_one)
+    again: Any = compiled(plus_one)
     assert again(1) == 2
     assert sum(again.stats.cache_misses.values()) == 1
     assert path.read_bytes()[-SEAL_BYTES:] != b""
-    known = compiled(plus_one)
+    known: Any = compiled(plus_one)
     assert known(1) == 2
     assert sum(known.stats.cache_hits.values()) == 1
 
 
 @pytest.fixture(scope="module")
-def function_file(tmp_path_factory) -> tuple[Path, bytes]:
+def function_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     """The file of ``plus_one`` as numba's results are kept."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path_factory.mktemp("numba")))
@@ -218,7 +226,9 @@ def refuse(*_args: object, **_options: object) -> Any:
     raise OSError(errno.EROFS, "Read-only file system")
 
 
-def test_a_directory_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, caplog):
+def test_a_directory_that_cannot_be_written_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path / "file" / "below"))
     measured: list[str] = []
@@ -227,7 +237,7 @@ def test_a_directory_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, c
     assert "cannot write the cache" in caplog.text
 
 
-def test_a_read_only_directory_is_read(monkeypatch):
+def test_a_read_only_directory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     value()
     cache.directory().chmod(0o500)
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)  # root may write all the same
@@ -239,13 +249,13 @@ def test_a_read_only_directory_is_read(monkeypatch):
     cache.directory().chmod(0o700)
 
 
-def test_a_file_that_cannot_be_read_is_measured_again(caplog):
+def test_a_file_that_cannot_be_read_is_measured_again(caplog: pytest.LogCaptureFixture) -> None:
     cache.path_of("sample", KEY).mkdir(parents=True)
     assert value() == VALUE
     assert "cannot be read" in caplog.text
 
 
-def test_a_full_disk_leaves_nothing_behind(monkeypatch, caplog):
+def test_a_full_disk_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     value()
     monkeypatch.setattr(Path, "replace", refuse)
     value(refresh=True)
@@ -254,7 +264,7 @@ def test_a_full_disk_leaves_nothing_behind(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_only_this_user_reads_and_writes(tmp_path, monkeypatch, umask):
+def test_only_this_user_reads_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int) -> None:
     monkeypatch.setenv("MEMCOMPILE_CACHE_DIR", str(tmp_path / "new" / "cache"))
     before = os.umask(umask)
     try:
@@ -277,7 +287,7 @@ assert "torch" not in sys.modules
 """
 
 
-def test_processes_and_threads_that_write_the_same_see_whole_files(caplog):
+def test_processes_and_threads_that_write_the_same_see_whole_files(caplog: pytest.LogCaptureFixture) -> None:
     """Each process reads what any of them wrote last, and so does each thread."""
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(number)], cwd=ROOT, stderr=subprocess.PIPE) for number in range(2)
@@ -327,7 +337,9 @@ USES: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 @pytest.mark.parametrize("mode", [None, 0o770, 0o702], ids=["another's", "a group's", "anybody's"])
-def test_a_directory_that_others_can_write_to_is_refused(use, mode, libraries, monkeypatch):
+def test_a_directory_that_others_can_write_to_is_refused(
+    use: Callable[[], object], mode: int | None, libraries: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache.write(build.library_path(library(7)), libraries[0])
     if mode is None:
         foreign(monkeypatch, os.geteuid() + 1)
@@ -341,7 +353,7 @@ def test_a_directory_that_others_can_write_to_is_refused(use, mode, libraries, m
     assert check.message == str(refused.value)
 
 
-def test_a_directory_of_root_is_read(monkeypatch):
+def test_a_directory_of_root_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in an image of a container that brings its caches."""
     value()
     cache.forget()
@@ -351,7 +363,7 @@ def test_a_directory_of_root_is_read(monkeypatch):
     assert not measured
 
 
-def test_where_the_cache_is(monkeypatch):
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEMCOMPILE_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert cache.directory() == Path("/xdg/memcompile")
@@ -360,7 +372,7 @@ def test_where_the_cache_is(monkeypatch):
     assert cache.directory() == Path("/home/somebody/.cache/memcompile")
 
 
-def test_tests_leave_the_users_caches_alone(request):
+def test_tests_leave_the_users_caches_alone(request: pytest.FixtureRequest) -> None:
     """``own_cache`` is for this file; all others share one beside the tests."""
     shared = subprocess.run(
         [sys.executable, "-c", "import tests.conftest, os; print(os.environ['MEMCOMPILE_CACHE_DIR'])"],

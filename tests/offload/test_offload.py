@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def model():
 
 
 @pytest.fixture(autouse=True)
-def no_grad():
+def no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
 
@@ -71,7 +72,7 @@ def open_files(directory: Path) -> int:
     return found
 
 
-def test_an_offloaded_model_gives_the_same_bits(model, tmp_path):
+def test_an_offloaded_model_gives_the_same_bits(model, tmp_path: Path) -> None:
     expected = model(TOKENS)
     size = sum(p.numel() * 4 for p in model.parameters())
     handle = memcompile.offload_parameters(model, directory=tmp_path)
@@ -80,7 +81,7 @@ def test_an_offloaded_model_gives_the_same_bits(model, tmp_path):
     assert torch.equal(model(TOKENS), expected)
 
 
-def test_tied_parameters_are_one_weight_and_stay_tied(model, tmp_path):
+def test_tied_parameters_are_one_weight_and_stay_tied(model, tmp_path: Path) -> None:
     handle = memcompile.offload_parameters(model, directory=tmp_path)
     weights = offloaded_weights(model)
     assert weights[model.embed]["weight"] is weights[model.head]["weight"]
@@ -89,7 +90,7 @@ def test_tied_parameters_are_one_weight_and_stay_tied(model, tmp_path):
     assert model.embed.weight is model.head.weight
 
 
-def test_restore_gives_back_the_class_the_names_and_the_values(model, tmp_path):
+def test_restore_gives_back_the_class_the_names_and_the_values(model, tmp_path: Path) -> None:
     before, names = copy.deepcopy(model.state_dict()), [name for name, _ in model.named_parameters()]
     with memcompile.offload_parameters(model, directory=tmp_path):
         assert type(model.large) is not nn.Linear
@@ -98,7 +99,7 @@ def test_restore_gives_back_the_class_the_names_and_the_values(model, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_state_dict_holds_the_weights_and_can_be_loaded(model, tmp_path):
+def test_a_state_dict_holds_the_weights_and_can_be_loaded(model, tmp_path: Path) -> None:
     before = copy.deepcopy(model.state_dict())
     memcompile.offload_parameters(model, directory=tmp_path)
     found = model.state_dict()
@@ -112,7 +113,7 @@ def test_a_state_dict_holds_the_weights_and_can_be_loaded(model, tmp_path):
         model.load_state_dict({**other, "large.weight": torch.ones(2)})
 
 
-def test_only_the_chosen_parameters_leave(model, tmp_path):
+def test_only_the_chosen_parameters_leave(model, tmp_path: Path) -> None:
     memcompile.offload_parameters(model, directory=tmp_path, parameters=["large.*"])
     assert {name for name, _ in model.named_parameters()} == {"embed.weight", "small.weight", "small.bias"}
     memcompile.offload_parameters(model, directory=tmp_path, parameters=lambda name, _: name == "small.weight")
@@ -121,7 +122,7 @@ def test_only_the_chosen_parameters_leave(model, tmp_path):
         memcompile.offload_parameters(model, directory=tmp_path, parameters=["nothing.*"])
 
 
-def test_the_file_is_gone_with_the_model(tmp_path):
+def test_the_file_is_gone_with_the_model(tmp_path: Path) -> None:
     model = Tied().eval()  # a fixture would hold it
     handle = memcompile.offload_parameters(model, directory=tmp_path)
     assert open_files(tmp_path) == 1 and not list(tmp_path.iterdir())
@@ -140,7 +141,7 @@ def test_the_file_is_gone_with_the_model(tmp_path):
         handle.restore()
 
 
-def test_two_models_do_not_mix(tmp_path):
+def test_two_models_do_not_mix(tmp_path: Path) -> None:
     first, second = Tied().eval(), Tied().eval()
     second.large.weight.add_(1)
     expected = first(TOKENS), second(TOKENS)
@@ -152,7 +153,7 @@ def test_two_models_do_not_mix(tmp_path):
     assert torch.equal(second(TOKENS), expected[1])
 
 
-def test_a_copy_reads_the_same_weights(tmp_path):
+def test_a_copy_reads_the_same_weights(tmp_path: Path) -> None:
     model = Tied().eval()
     memcompile.offload_parameters(model, directory=tmp_path)
     twin, expected = copy.deepcopy(model), model(TOKENS)
@@ -165,7 +166,7 @@ def test_a_copy_reads_the_same_weights(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("metadata", ["", "x" * 3, "y" * 777])
-def test_a_checkpoint_is_read_where_it_is(dtype, metadata, tmp_path):
+def test_a_checkpoint_is_read_where_it_is(dtype: torch.dtype, metadata, tmp_path: Path) -> None:
     source = Tied(dtype).eval()
     path = checkpoint_of(source, tmp_path / "model.safetensors", metadata)
     with torch.device("meta"):
@@ -177,7 +178,7 @@ def test_a_checkpoint_is_read_where_it_is(dtype, metadata, tmp_path):
     assert torch.equal(model(TOKENS), source(TOKENS))
 
 
-def test_a_directory_of_files_with_an_index(model, tmp_path):
+def test_a_directory_of_files_with_an_index(model, tmp_path: Path) -> None:
     expected = model(TOKENS)
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
     parts = {f"part-{index}.safetensors": [name] for index, name in enumerate(tensors)}
@@ -190,7 +191,7 @@ def test_a_directory_of_files_with_an_index(model, tmp_path):
     assert torch.equal(model(TOKENS), expected)
 
 
-def test_what_stays_of_a_model_on_the_meta_device_is_made(tmp_path):
+def test_what_stays_of_a_model_on_the_meta_device_is_made(tmp_path: Path) -> None:
     source = Tied().eval()
     tensors = {**{name: p.detach() for name, p in source.named_parameters()}, "scale": source.scale}
     save_file(tensors, str(tmp_path / "model.safetensors"))
@@ -201,7 +202,7 @@ def test_what_stays_of_a_model_on_the_meta_device_is_made(tmp_path):
     assert torch.equal(model(TOKENS), source(TOKENS))
 
 
-def test_a_weight_of_a_checkpoint_is_not_written_to(model, tmp_path):
+def test_a_weight_of_a_checkpoint_is_not_written_to(model, tmp_path: Path) -> None:
     path = checkpoint_of(model, tmp_path / "model.safetensors")
     state = copy.deepcopy(model.state_dict())
     memcompile.offload_parameters(model, checkpoint=path)
@@ -241,14 +242,14 @@ HOW = [
 
 
 @pytest.mark.parametrize(("how", "message"), HOW)
-def test_a_damaged_checkpoint_changes_nothing(model, how, message, tmp_path):
+def test_a_damaged_checkpoint_changes_nothing(model, how: str, message: str, tmp_path: Path) -> None:
     path = damaged(checkpoint_of(model, tmp_path / "model.safetensors"), how)
     with pytest.raises(CheckpointError, match=message):
         memcompile.offload_parameters(model, checkpoint=path)
     assert len(list(model.parameters())) == 5 and type(model.large) is nn.Linear
 
 
-def test_a_checkpoint_of_another_model_is_refused(model, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(model, tmp_path: Path) -> None:
     tensors = {name: p.detach() for name, p in model.named_parameters()}
     cases = [
         ({**tensors, "large.bias": torch.ones(3)}, "'large.bias' has the shape"),
@@ -264,7 +265,7 @@ def test_a_checkpoint_of_another_model_is_refused(model, tmp_path):
         read_checkpoint(tmp_path.parent / tmp_path.name / "..")
 
 
-def test_a_file_that_shrinks_is_an_error_not_zeros(model, tmp_path):
+def test_a_file_that_shrinks_is_an_error_not_zeros(model, tmp_path: Path) -> None:
     path = checkpoint_of(model, tmp_path / "model.safetensors")
     memcompile.offload_parameters(model, checkpoint=path)
     os.truncate(path, 4096)
@@ -272,7 +273,7 @@ def test_a_file_that_shrinks_is_an_error_not_zeros(model, tmp_path):
         model(TOKENS)
 
 
-def test_what_cannot_be_offloaded_is_refused_before_anything_changes(tmp_path):
+def test_what_cannot_be_offloaded_is_refused_before_anything_changes(tmp_path: Path) -> None:
     cases = [
         (Tied().train(), {}, "cannot be trained"),
         (nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)).eval(), {}, "in a list"),
@@ -289,7 +290,7 @@ def test_what_cannot_be_offloaded_is_refused_before_anything_changes(tmp_path):
         memcompile.offload_parameters(Tied().eval(), "tape")
 
 
-def test_a_cast_is_refused_and_names_the_fix(model, tmp_path):
+def test_a_cast_is_refused_and_names_the_fix(model, tmp_path: Path) -> None:
     memcompile.offload_parameters(model, directory=tmp_path)
     with pytest.raises(OffloadError, match="Cast the model first"):
         model.half()
@@ -297,7 +298,7 @@ def test_a_cast_is_refused_and_names_the_fix(model, tmp_path):
 
 
 @pytest.mark.parametrize(("offset", "size"), [(64, 9_000_000), (100, 5_000_001), (0, 4096), (8191, 1), (4096, 2**20), (7, 0)])
-def test_pieces_of_a_read_cover_it_once(offset, size):
+def test_pieces_of_a_read_cover_it_once(offset: int, size: int) -> None:
     pieces = list(_blocks(offset, size, 2**20))
     assert [start for start, _ in pieces] == [sum(length for _, length in pieces[:i]) for i in range(len(pieces))]
     assert sum(length for _, length in pieces) == size
@@ -305,7 +306,7 @@ def test_pieces_of_a_read_cover_it_once(offset, size):
     assert all(length <= 2**20 for _, length in pieces)
 
 
-def test_a_read_that_nobody_waited_for_does_not_spoil_the_next(model, tmp_path):
+def test_a_read_that_nobody_waited_for_does_not_spoil_the_next(model, tmp_path: Path) -> None:
     memcompile.offload_parameters(model, directory=tmp_path)
     large, small = offloaded_weights(model)[model.large]["weight"], offloaded_weights(model)[model.small]["weight"]
     dest = torch.empty(large.size_bytes, dtype=torch.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def expected():
 
 
 @pytest.fixture
-def model(tmp_path):
+def model(tmp_path: Path):
     model = Stack().eval()
     memcompile.offload_parameters(model, directory=tmp_path)
     return model
@@ -70,7 +71,7 @@ def run_and_measure(step, model):
     return results, measured, memcompile.report(step).graphs[-1]
 
 
-def test_four_times_the_budget_in_weights(model, expected):
+def test_four_times_the_budget_in_weights(model, expected) -> None:
     size = weight_bytes(Stack())
     budget = size // 4
     results, measured, graph = run_and_measure(compiled(model, budget), model)
@@ -85,7 +86,7 @@ def test_four_times_the_budget_in_weights(model, expected):
     assert any(row.name == "weights" and row.peak_after_bytes <= budget for row in graph.passes)
 
 
-def test_weights_stay_where_there_is_room(model, expected):
+def test_weights_stay_where_there_is_room(model, expected) -> None:
     size = weight_bytes(Stack())
     held = []
     for budget in (size // 2, 2 * size):
@@ -98,7 +99,7 @@ def test_weights_stay_where_there_is_room(model, expected):
     assert graph.plan["weights"]["streamed_bytes"] == 0
 
 
-def test_without_a_budget_nothing_stays_and_reads_overlap(model, expected):
+def test_without_a_budget_nothing_stays_and_reads_overlap(model, expected) -> None:
     results, measured, graph = run_and_measure(compiled(model), model)
     assert torch.equal(results[-1], expected) and not resident_tensors(model)
     assert measured.peak_bytes == pytest.approx(graph.planned_peak_bytes, rel=0.01)
@@ -106,7 +107,7 @@ def test_without_a_budget_nothing_stays_and_reads_overlap(model, expected):
     assert any(re.search(r"read [1-9]\d* operations? before", row.why) for row in graph.decisions)
 
 
-def test_a_weight_that_is_used_far_apart_is_read_twice(model):
+def test_a_weight_that_is_used_far_apart_is_read_twice(model) -> None:
     with torch.no_grad():
         step = compiled(model)
         step(X)
@@ -114,7 +115,7 @@ def test_a_weight_that_is_used_far_apart_is_read_twice(model):
     assert [row.kind for row in rows] == ["move", "move"]
 
 
-def test_below_the_floor_the_error_names_it_and_it_holds(model, expected):
+def test_below_the_floor_the_error_names_it_and_it_holds(model, expected) -> None:
     step = compiled(model, 100_000)
     with torch.no_grad(), pytest.raises(BudgetInfeasibleError) as caught:
         step(X)
@@ -124,13 +125,13 @@ def test_below_the_floor_the_error_names_it_and_it_holds(model, expected):
     assert torch.equal(results[-1], expected) and measured.peak_bytes <= floor
 
 
-def test_best_effort_takes_the_floor(model, expected):
+def test_best_effort_takes_the_floor(model, expected) -> None:
     results, _, graph = run_and_measure(compiled(model, 100_000, on_infeasible="best_effort"), model)
     assert torch.equal(results[-1], expected)
     assert graph.planned_peak_bytes < 2 * WIDTH * WIDTH * 4
 
 
-def test_a_dry_run_reads_nothing(model, monkeypatch):
+def test_a_dry_run_reads_nothing(model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WeightFiles, "start", lambda *_: pytest.fail("a dry run reads"))
     budget = weight_bytes(Stack()) // 4
     with torch.no_grad():
@@ -140,7 +141,7 @@ def test_a_dry_run_reads_nothing(model, monkeypatch):
     assert any("assumed" in note for note in graph.notes)
 
 
-def test_a_checkpoint_in_bfloat16_of_a_model_on_meta(tmp_path):
+def test_a_checkpoint_in_bfloat16_of_a_model_on_meta(tmp_path: Path) -> None:
     source = Stack(torch.bfloat16).eval()
     x = X.bfloat16()
     save_file(dict(source.state_dict()), str(tmp_path / "model.safetensors"), {"odd": "offset"})
@@ -153,7 +154,7 @@ def test_a_checkpoint_in_bfloat16_of_a_model_on_meta(tmp_path):
         assert torch.equal(step(x), expected) and torch.equal(step(x), expected)
 
 
-def test_graphs_of_one_model_take_turns_within_their_budget(model, expected):
+def test_graphs_of_one_model_take_turns_within_their_budget(model, expected) -> None:
     step = compiled(model, weight_bytes(Stack()) // 2, dynamic=False)
     longer = torch.cat([X] * 32)
     with torch.no_grad():
@@ -166,7 +167,7 @@ def test_graphs_of_one_model_take_turns_within_their_budget(model, expected):
     assert len(held) == 2 and held[0] > held[1], "the second one has less room for weights"
 
 
-def test_two_models_are_two_reports_and_die_apart(tmp_path, expected):
+def test_two_models_are_two_reports_and_die_apart(tmp_path: Path, expected) -> None:
     models = [Stack().eval(), Stack().eval()]
     with torch.no_grad():
         models[1].layers[3].weight.mul_(2)
@@ -182,7 +183,7 @@ def test_two_models_are_two_reports_and_die_apart(tmp_path, expected):
         assert torch.equal(steps[0](X), results[0])
 
 
-def test_compiled_code_keeps_no_weight_alive(tmp_path):
+def test_compiled_code_keeps_no_weight_alive(tmp_path: Path) -> None:
     model = Stack().eval()
     memcompile.offload_parameters(model, directory=tmp_path)
     step = compiled(model, weight_bytes(Stack()) // 2)
@@ -197,7 +198,7 @@ def test_compiled_code_keeps_no_weight_alive(tmp_path):
     assert store() is None and not any(ref() is not None for ref in residents)
 
 
-def test_a_new_state_is_what_the_compiled_model_reads(model):
+def test_a_new_state_is_what_the_compiled_model_reads(model) -> None:
     step = compiled(model, weight_bytes(Stack()) // 2)
     with torch.no_grad():
         step(X)
@@ -208,7 +209,7 @@ def test_a_new_state_is_what_the_compiled_model_reads(model):
         torch.testing.assert_close(step(X), plain(X))
 
 
-def test_what_is_trained_beside_frozen_weights_gets_the_same_gradients(tmp_path):
+def test_what_is_trained_beside_frozen_weights_gets_the_same_gradients(tmp_path: Path) -> None:
     def adapted():
         model = Stack().eval()
         model.requires_grad_(False)
@@ -227,13 +228,13 @@ def test_what_is_trained_beside_frozen_weights_gets_the_same_gradients(tmp_path)
     assert report.saved_bytes < 3 * WIDTH * WIDTH * 4, "weights are read again for the backward, not saved"
 
 
-def test_a_weight_that_the_model_returns_is_read_for_it(tmp_path):
+def test_a_weight_that_the_model_returns_is_read_for_it(tmp_path: Path) -> None:
     class Returning(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(8, 8)
 
-        def forward(self, x: torch.Tensor):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.layer(x), self.layer.weight.t(), self.layer.bias
 
     model = Returning().eval()
@@ -244,7 +245,7 @@ def test_a_weight_that_the_model_returns_is_read_for_it(tmp_path):
     assert all(torch.allclose(*pair) for pair in zip(found, plain, strict=True))
 
 
-def test_reads_end_with_the_model(model):
+def test_reads_end_with_the_model(model) -> None:
     with torch.no_grad():
         compiled(model, weight_bytes(Stack()) // 2)(X)
     stores = {id(w.store): w.store for weights in offloaded_weights(model).values() for w in weights.values()}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -241,7 +242,7 @@ def test_a_second_dry_run_of_another_size_is_as_exact_as_the_first() -> None:
 
 
 def test_notes_say_why_nothing_is_tiled() -> None:
-    options = {"patch": {"max_overhead": 0.0}}
+    options: dict[str, object] = {"patch": {"max_overhead": 0.0}}
     assert planned(options, size=4).notes == ("images are made layer by layer: no stages have a smaller peak",)
     assert [note for note in planned({"bytes_per_element": 1}, grad=True).notes if "for inference" in note]
     assert not planned({}, grad=True).notes
@@ -249,7 +250,8 @@ def test_notes_say_why_nothing_is_tiled() -> None:
 
 def test_sizes_that_vary_are_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)).eval()
-    compiled = torch.compile(model, backend="memcompile", options={"patch": {"max_overhead": 0.1}}, dynamic=True)
+    options: dict[str, Any] = {"patch": {"max_overhead": 0.1}}
+    compiled = torch.compile(model, backend="memcompile", options=options, dynamic=True)
     with torch.no_grad():
         compiled(torch.randn(1, 3, 24, 24))
     (graph,) = memcompile.report(compiled).graphs

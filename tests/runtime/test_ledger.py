@@ -32,59 +32,59 @@ def output(size: int = 4) -> torch.Tensor:
 class TestChainPeak:
     """``Profile(entry, held, forward peak, backward peak, gradients)``; peaks include the entry."""
 
-    def test_one_graph(self):
+    def test_one_graph(self) -> None:
         assert chain_peak([Profile({1: 10}, 5, 20, 30)]) == 30
         assert chain_peak([Profile({1: 10}, 5, 40, 30)]) == 40
 
-    def test_nothing(self):
+    def test_nothing(self) -> None:
         assert chain_peak([]) == 0
 
-    def test_the_second_forward_runs_beside_what_the_first_holds(self):
+    def test_the_second_forward_runs_beside_what_the_first_holds(self) -> None:
         first, second = (
             Profile({1: 10}, held_bytes=50, forward_peak_bytes=70, backward_peak_bytes=70),
             Profile({2: 7}, 1, 90, 30),
         )
         assert chain_peak([first, second]) == 10 + 7 + 50 + (90 - 7)
 
-    def test_the_first_backward_runs_beside_the_gradients_of_the_second(self):
+    def test_the_first_backward_runs_beside_the_gradients_of_the_second(self) -> None:
         first = Profile({1: 10}, 50, 70, backward_peak_bytes=100, gradient_bytes=3)
         assert chain_peak([first, Profile({2: 7}, 1, 8, 9, gradient_bytes=20)]) == 10 + 7 + 20 + (100 - 10)
 
-    def test_shared_storages_count_once(self):
+    def test_shared_storages_count_once(self) -> None:
         first, second = Profile({1: 10}, 0, 10, 0), Profile({1: 10, 2: 5}, 0, 15, 0)
         assert chain_peak([first, second]) == 15
 
-    def test_what_a_graph_passes_on_is_what_it_holds(self):
+    def test_what_a_graph_passes_on_is_what_it_holds(self) -> None:
         """A negative key is a result of the graph before: it is in that graph's ``held_bytes`` already."""
         first = Profile({1: 10}, held_bytes=8, forward_peak_bytes=18, backward_peak_bytes=0)
         assert chain_peak([first, Profile({-9: 8}, 0, forward_peak_bytes=20, backward_peak_bytes=0)]) == 10 + 8 + (20 - 8)
 
-    def test_an_inference_graph_has_no_backward(self):
+    def test_an_inference_graph_has_no_backward(self) -> None:
         assert chain_peak([Profile({1: 10}, 100, 20, 0)]) == 20
 
-    def test_gradients_that_accumulate_are_there_from_the_start_and_not_twice(self):
+    def test_gradients_that_accumulate_are_there_from_the_start_and_not_twice(self) -> None:
         first = Profile({1: 10}, 50, 70, backward_peak_bytes=100, gradient_bytes=3, existing={5: 3})
         second = Profile({2: 7}, 1, 8, 9, gradient_bytes=20, existing={6: 20})
         assert chain_peak([first, second]) == 10 + 7 + 3 + 20 + (100 - 10)
 
-    def test_a_graph_that_runs_twice_holds_twice(self):
+    def test_a_graph_that_runs_twice_holds_twice(self) -> None:
         layer = Profile({1: 10}, held_bytes=5, forward_peak_bytes=16, backward_peak_bytes=18)
         assert chain_peak([layer, layer, layer]) == 10 + 2 * 5 + (18 - 10)
 
-    def test_what_the_forward_returned_counts_while_it_is_there(self):
+    def test_what_the_forward_returned_counts_while_it_is_there(self) -> None:
         profile = Profile({1: 10}, 50, 60, 100, returned_bytes=40, dropped_backward_peak_bytes=70)
         assert [chain_peak([profile.keeping(kept)]) for kept in (None, 0, 8, 40)] == [100, 70, 78, 100]
 
 
 class TestHolds:
-    def test_from_the_forward_to_the_backward(self):
+    def test_from_the_forward_to_the_backward(self) -> None:
         ledger, graph, out = Ledger(), entry(), output()
         ledger.hold(graph, [None, out])
         assert ledger.chain() == (graph,)
         out.sum().backward()
         assert ledger.chain() == ()
 
-    def test_until_the_autograd_graph_dies(self):
+    def test_until_the_autograd_graph_dies(self) -> None:
         ledger, graph, out = Ledger(), entry(), output()
         ledger.hold(graph, [out])
         assert ledger.chain() == (graph,)
@@ -92,7 +92,7 @@ class TestHolds:
         gc.collect()
         assert ledger.chain() == ()
 
-    def test_a_step_that_only_a_cycle_keeps_is_not_counted(self):
+    def test_a_step_that_only_a_cycle_keeps_is_not_counted(self) -> None:
         """A traceback holds the frames of a step that failed, and they hold its outputs."""
         ledger, lost = Ledger(), []
         lost += [lost, output()]
@@ -100,7 +100,7 @@ class TestHolds:
         del lost
         assert ledger.outside([]) == Outside()
 
-    def test_a_graph_that_runs_twice_holds_twice(self):
+    def test_a_graph_that_runs_twice_holds_twice(self) -> None:
         ledger, graph, outs = Ledger(), entry(), [output(), output()]
         for out in outs:
             ledger.hold(graph, [out])
@@ -110,7 +110,7 @@ class TestHolds:
         outs[1].sum().backward()
         assert ledger.chain() == ()
 
-    def test_what_is_returned_is_looked_at_as_the_backward_begins(self):
+    def test_what_is_returned_is_looked_at_as_the_backward_begins(self) -> None:
         ledger, graph, out, dropped = Ledger(), entry(), output(4), output(100)
         total = out.sum() + dropped.sum()
         ledger.hold(graph, [out, dropped])
@@ -118,12 +118,12 @@ class TestHolds:
         total.backward()
         assert graph.seen.kept_bytes == 16
 
-    def test_outputs_without_gradient_hold_nothing(self):
+    def test_outputs_without_gradient_hold_nothing(self) -> None:
         ledger = Ledger()
         ledger.hold(entry(), [torch.ones(2), None, 3])
         assert ledger.chain() == ()
 
-    def test_the_gradients_that_arrived_are_told(self):
+    def test_the_gradients_that_arrived_are_told(self) -> None:
         ledger, out, told = Ledger(), output(), []
         ledger.hold(entry(), [out], told.append)
         (out * 3).sum().backward()
@@ -131,16 +131,16 @@ class TestHolds:
 
 
 class TestOutside:
-    def test_nothing_runs(self):
+    def test_nothing_runs(self) -> None:
         assert Ledger().outside([torch.ones(8)]) == Outside()
 
-    def test_gradients_that_the_inputs_have(self):
+    def test_gradients_that_the_inputs_have(self) -> None:
         parameter = nn.Parameter(torch.ones(8))
         parameter.grad = torch.ones(8)
         assert gradient_bytes([parameter]) == 32
         assert Ledger().outside([parameter]) == Outside(certain_bytes=32)
 
-    def test_what_earlier_graphs_read_return_and_save(self):
+    def test_what_earlier_graphs_read_return_and_save(self) -> None:
         """What was returned and is gone is no longer counted; the parameters of others are there whatever is planned."""
         ledger, out, gone = Ledger(), output(16), output(32)
         shared, own, batch = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(25)), torch.ones(3)
@@ -166,11 +166,11 @@ class TestOutside:
             (lambda x: [x[0].expand(9, 4)], 4 * 28),
         ],
     )
-    def test_what_lies_around_a_view_is_alive_too(self, part, around):
+    def test_what_lies_around_a_view_is_alive_too(self, part, around: int) -> None:
         given = part(torch.ones(8, 4))
         assert Ledger().outside(given) == Outside(certain_bytes=around, around_bytes=around)
 
-    def test_what_two_runs_save_counts_twice(self):
+    def test_what_two_runs_save_counts_twice(self) -> None:
         ledger, outs = Ledger(), [output(4), output(4)]
         graph = entry(Profile({}, 40 + 16, 100, 100, returned_bytes=16))
         for out in outs:
@@ -181,7 +181,7 @@ class TestOutside:
 class TestSteps:
     """What ran together, and what of it keeps which budget; peaks in bytes."""
 
-    def test_graphs_of_one_step(self):
+    def test_graphs_of_one_step(self) -> None:
         ledger, first, second = Ledger(), entry(name="a"), entry(Profile({2: 7}, 1, 90, 30), name="b")
         ledger.add(first)
         out = output()
@@ -205,7 +205,7 @@ class TestSteps:
             ([[("none", None, 59)]], True, None, 59),
         ],
     )
-    def test_each_against_its_own_budget(self, steps, fits, budget, planned):
+    def test_each_against_its_own_budget(self, steps, fits: bool, budget: int | None, planned: int) -> None:
         """(graph, budget, planned peak) by steps; what the report says of them."""
         ledger, kept = Ledger(), []
         for step in steps:
@@ -225,14 +225,14 @@ class TestSteps:
         assert ("does not fit" in render_html(report)) is not fits
         assert Report.from_json(report.to_json()) == report
 
-    def test_the_last_report_is_that_of_the_model_compiled_last(self):
+    def test_the_last_report_is_that_of_the_model_compiled_last(self) -> None:
         ledger = Ledger()
         with pytest.raises(NoReportError):
             last_report(ledger)
         ledger.add(entry(name="x"))
         assert last_report(ledger).graphs[0].graph_id == "x"
 
-    def test_a_graph_that_nothing_runs_is_forgotten_but_the_last(self):
+    def test_a_graph_that_nothing_runs_is_forgotten_but_the_last(self) -> None:
         ledger = Ledger()
         for name in "abc":
             ledger.add(entry(name=name))
@@ -242,7 +242,7 @@ class TestSteps:
         assert not ledger.entries and last_report(ledger).graphs[0].graph_id == "c"
 
 
-def test_distinct_storages():
+def test_distinct_storages() -> None:
     a = torch.ones(8)
     result = torch.ones(8, requires_grad=True) * 2
     found = storages([a, a.view(2, 4), a[3:], result])

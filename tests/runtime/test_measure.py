@@ -28,8 +28,8 @@ def transient(step) -> int:
     return measure_peak(step, model=Empty(), inputs=()).transient_bytes
 
 
-def test_sequence_of_allocations_and_frees_is_exact():
-    def step():
+def test_sequence_of_allocations_and_frees_is_exact() -> None:
+    def step() -> None:
         first, second = mib(3), mib(5)
         del first
         third = mib(2)  # 5 + 2 alive: below the 8 before
@@ -38,8 +38,8 @@ def test_sequence_of_allocations_and_frees_is_exact():
     assert transient(step) == 8 * MIB
 
 
-def test_the_peak_is_not_the_sum_and_not_the_end():
-    def step():
+def test_the_peak_is_not_the_sum_and_not_the_end() -> None:
+    def step() -> None:
         for size in (1, 7, 4):
             block = mib(size)
             del block
@@ -47,19 +47,19 @@ def test_the_peak_is_not_the_sum_and_not_the_end():
     assert transient(step) == 7 * MIB
 
 
-def test_a_result_that_outlives_the_step_counts():
+def test_a_result_that_outlives_the_step_counts() -> None:
     assert transient(lambda: [mib(2), mib(2)]) == 4 * MIB
 
 
-def test_resize_counts_the_new_block():
-    def step():
+def test_resize_counts_the_new_block() -> None:
+    def step() -> None:
         block = mib(1)
         block.resize_(6 * MIB)
 
     assert 6 * MIB <= transient(step) <= 7 * MIB
 
 
-def test_entry_storages_count_once():
+def test_entry_storages_count_once() -> None:
     model = nn.Module()
     model.first = nn.Parameter(torch.zeros(1024, 256))
     model.tied = model.first
@@ -68,7 +68,7 @@ def test_entry_storages_count_once():
     assert sum(entry_storages(model, batch, CPU).values()) == (1024 * 256 + 256 + 128) * 4
 
 
-def test_gradients_alive_at_entry_count():
+def test_gradients_alive_at_entry_count() -> None:
     model = nn.Linear(256, 256, bias=False)
     batch = torch.ones(1, 256)
     before = measure_peak(lambda: None, model=model, inputs=batch)
@@ -77,12 +77,12 @@ def test_gradients_alive_at_entry_count():
     assert (before.peak_bytes, after.peak_bytes) == ((65536 + 256) * 4, (2 * 65536 + 256) * 4)
 
 
-def test_entry_storage_freed_during_the_step_is_subtracted():
+def test_entry_storage_freed_during_the_step_is_subtracted() -> None:
     """A gradient set to None makes room: the level falls below entry, and the peak is where it rises again."""
     model = nn.Module()
     model.weight = nn.Parameter(torch.zeros(MIB))  # 4 MiB
 
-    def step():
+    def step() -> None:
         model.weight.grad = None
         block = mib(3)
         del block
@@ -94,11 +94,11 @@ def test_entry_storage_freed_during_the_step_is_subtracted():
     assert result.peak_bytes == 8 * MIB
 
 
-def test_release_of_what_was_never_counted_is_ignored():
+def test_release_of_what_was_never_counted_is_ignored() -> None:
     """An older result dropped inside the step is no entry storage: its bytes were not added, so they are not taken off."""
     kept = []
 
-    def step():
+    def step() -> None:
         kept[:] = []
         block = mib(3)
         kept.append(mib(5))
@@ -107,7 +107,7 @@ def test_release_of_what_was_never_counted_is_ignored():
     assert transient(step) == 8 * MIB
 
 
-def test_running_sum_follows_addresses():
+def test_running_sum_follows_addresses() -> None:
     events = [
         AllocationEvent(0, 0xA, 10),
         AllocationEvent(1, 0xE, -50),  # an entry storage
@@ -121,8 +121,8 @@ def test_running_sum_follows_addresses():
     assert highest_sum([AllocationEvent(0, 0xE, -50)], {0xE: 50}) == 0
 
 
-def test_events_are_ordered_and_other_peoples_threads_are_not_the_step():
-    def step():
+def test_events_are_ordered_and_other_peoples_threads_are_not_the_step() -> None:
+    def step() -> None:
         block = mib(1)
         other = threading.Thread(target=lambda: mib(9))
         other.start()
@@ -135,11 +135,11 @@ def test_events_are_ordered_and_other_peoples_threads_are_not_the_step():
     assert highest_sum(events, {}) == 2 * MIB
 
 
-def test_backward_is_inside_the_measurement_to_the_byte():
+def test_backward_is_inside_the_measurement_to_the_byte() -> None:
     """sum(exp(x * x)), 4 MiB a tensor: the peak is in backward, where both products of x * x wait to be added."""
     x = torch.ones(MIB, requires_grad=True)
 
-    def step():
+    def step() -> None:
         x.grad = None
         (x * x).exp().sum().backward()
 
@@ -148,12 +148,12 @@ def test_backward_is_inside_the_measurement_to_the_byte():
     assert result.peak_bytes == 4 * 4 * MIB + 8  # x, exp's gradient, two products; the loss and its gradient
 
 
-def test_compiled_step_is_measured_after_it_is_compiled():
+def test_compiled_step_is_measured_after_it_is_compiled() -> None:
     model = nn.Sequential(nn.Linear(512, 512, bias=False), nn.GELU(), nn.Linear(512, 512, bias=False))
     batch = torch.randn(1024, 512)
     compiled = torch.compile(model)
 
-    def step():
+    def step() -> None:
         model.zero_grad(set_to_none=True)
         compiled(batch).sum().backward()
 
@@ -166,14 +166,14 @@ def test_compiled_step_is_measured_after_it_is_compiled():
     assert first.peak_bytes <= 5 * block + 4 * weight
 
 
-def test_unsupported_device_names_the_supported_ones():
+def test_unsupported_device_names_the_supported_ones() -> None:
     with pytest.raises(UnsupportedDeviceError, match="meta"):
         measure_peak(lambda: None, model=nn.Linear(2, 2, device="meta"), inputs=())
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_peak_is_the_allocators():
+def test_cuda_peak_is_the_allocators() -> None:
     model = nn.Linear(1024, 1024, bias=False, device="cuda")
 
     def step():

@@ -26,7 +26,7 @@ def patch_embedding_gradient() -> tuple[torch._ops.OpOverload, tuple]:
     return aten.convolution_backward.default, (gradient, image, weight, [64], *settings)
 
 
-def test_measured_once_then_read_from_the_cache_file(monkeypatch):
+def test_measured_once_then_read_from_the_cache_file(monkeypatch: pytest.MonkeyPatch) -> None:
     op, args = patch_embedding_gradient()
     with measuring():
         first = workspace_bytes(op, args, {})
@@ -40,13 +40,13 @@ def test_measured_once_then_read_from_the_cache_file(monkeypatch):
     assert workspace_bytes(op, args, {}) == first  # a dry run reads, too
 
 
-def test_nothing_runs_outside_of_measuring(monkeypatch):
+def test_nothing_runs_outside_of_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     op, args = patch_embedding_gradient()
     monkeypatch.setattr(workspace, "_measure", lambda *_: pytest.fail("ran"))
     assert workspace_bytes(op, args, {}) is None
 
 
-def test_another_shape_and_another_stride_are_other_calls(monkeypatch):
+def test_another_shape_and_another_stride_are_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = iter([1, 2, 3])
     monkeypatch.setattr(workspace, "_measure", lambda *_: next(taken))
     x = torch.randn(4, 4)
@@ -65,14 +65,14 @@ def test_another_shape_and_another_stride_are_other_calls(monkeypatch):
     ],
     ids=["random", "in place", "integers", "refused by the op"],
 )
-def test_what_is_not_measured(op, args):
+def test_what_is_not_measured(op, args) -> None:
     state = torch.random.get_rng_state()
     with measuring():
         assert workspace_bytes(op, args, {}) is None
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_profiler_of_the_user_is_left_alone():
+def test_a_profiler_of_the_user_is_left_alone() -> None:
     op, args = patch_embedding_gradient()
     with torch.profiler.profile(), measuring():
         assert workspace_bytes(op, args, {}) is None
@@ -83,12 +83,12 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.project = nn.Conv2d(3, 192, 16, 16)
 
-    def forward(self, image):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.project(image).relu().mean()
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build convolves without oneDNN")
-def test_the_planned_peak_counts_what_the_kernel_takes():
+def test_the_planned_peak_counts_what_the_kernel_takes() -> None:
     """A weight gradient of patches takes several times the weight, which no formula says."""
     torch._dynamo.reset()
     model = PatchEmbedding()
@@ -110,12 +110,12 @@ class Convolutions(nn.Sequential):
         inner = [layer for _ in range(2) for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.GELU())]
         super().__init__(nn.Conv2d(3, 16, 4, 4), nn.GELU(), *inner)
 
-    def forward(self, image):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         return super().forward(image).square().mean()
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build convolves without oneDNN")
-def test_a_first_process_plans_as_later_ones_do():
+def test_a_first_process_plans_as_later_ones_do() -> None:
     """Nothing measured yet, then everything: the same plan for the same budget, and what it takes keeps the budget."""
     image = torch.randn(8, 3, 128, 128)
     found = []

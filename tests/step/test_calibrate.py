@@ -63,27 +63,27 @@ EXACT = (
 )
 
 
-def test_a_model_that_is_exact_stays():
+def test_a_model_that_is_exact_stays() -> None:
     facts = chain()
     assert run(facts, 100, *EXACT) is facts
 
 
-def test_names_of_the_unplanned_backward():
+def test_names_of_the_unplanned_backward() -> None:
     assert base_names(chain()) == {("backward", name): i for i, name in enumerate(NAMES)}
     assert base_names(chain(backward=False)) == {}
 
 
-def test_bytes_above_the_model_become_workspace_of_that_op():
+def test_bytes_above_the_model_become_workspace_of_that_op() -> None:
     held = [event for event in EXACT if event != ("free", "buf0")]  # a lives on: c runs beside it
     assert workspaces(run(chain(), 100, *held)) == (0, 0, 100)
 
 
-def test_a_temporary_belongs_to_the_kernel_it_is_made_for():
+def test_a_temporary_belongs_to_the_kernel_it_is_made_for() -> None:
     with_copy = (*EXACT[:3], ("alloc", "copy", 40, "b"), EXACT[3], ("free", "copy"), *EXACT[4:])
     assert workspaces(run(chain(), 100, *with_copy)) == (0, 40, 0)
 
 
-def test_a_kernel_under_a_new_name_belongs_to_the_op_that_has_none():
+def test_a_kernel_under_a_new_name_belongs_to_the_op_that_has_none() -> None:
     renamed = (
         *EXACT[:2],
         ("alloc", "buf1", 100, "a_and_b"),
@@ -95,13 +95,13 @@ def test_a_kernel_under_a_new_name_belongs_to_the_op_that_has_none():
     assert workspaces(run(chain(), 100, *renamed)) == (0, 40, 0)
 
 
-def test_far_below_the_budget_nothing_is_compared():
+def test_far_below_the_budget_nothing_is_compared() -> None:
     held = [event for event in EXACT if event != ("free", "buf0")]
     facts = chain()
     assert run(facts, 1000, *held) is facts
 
 
-def test_workspaces_add_up():
+def test_workspaces_add_up() -> None:
     facts = chain()
     ops = tuple(replace(op, workspace_bytes=7) for op in facts.problem.ops)
     facts = replace(facts, problem=replace(facts.problem, ops=ops))
@@ -109,7 +109,7 @@ def test_workspaces_add_up():
     assert workspaces(run(facts, 100, *held)) == (7, 7, 100)
 
 
-def test_what_runs_before_its_turn_says_nothing():
+def test_what_runs_before_its_turn_says_nothing() -> None:
     """c's buffer is filled in a's kernel, where 500 bytes more are alive: that is no property of c."""
     early = (
         ("alloc", "buf2", 100, "c"),
@@ -128,27 +128,27 @@ def one_kernel(facts: Facts, *ops: int) -> Facts:
     return replace(facts, ops=tuple(replace(op, loops=(0 if i in ops else i + 1, 0)) for i, op in enumerate(facts.ops)))
 
 
-def test_what_one_kernel_reads_and_writes_is_alive_together():
+def test_what_one_kernel_reads_and_writes_is_alive_together() -> None:
     """a and b in one kernel: a's buffer is still there, and b's already."""
     facts = one_kernel(chain(backward=False), 0, 1)
     assert workspaces(fused(facts, replace(SCHEDULE, split=3), 150)) == (100, 0, 0)
     assert workspaces(fused(one_kernel(facts, 0, 1, 2), replace(SCHEDULE, split=3), 150)) == (200, 100, 100)
 
 
-def test_kernels_within_the_budget_stay():
+def test_kernels_within_the_budget_stay() -> None:
     facts = one_kernel(chain(backward=False), 0, 1)
     assert fused(facts, replace(SCHEDULE, split=3), 200) is facts
     assert crowded(facts, replace(SCHEDULE, split=3), 200) == frozenset()
 
 
-def test_loops_of_a_function_that_holds_too_much_are_kept_apart():
+def test_loops_of_a_function_that_holds_too_much_are_kept_apart() -> None:
     facts = chain(backward=False)
     facts = replace(facts, ops=tuple(replace(op, loops=(0 if i < 2 else 1, i)) for i, op in enumerate(facts.ops)))
     assert fused(facts, replace(SCHEDULE, split=3), 150) is facts
     assert crowded(facts, replace(SCHEDULE, split=3), 150) == {0, 1}
 
 
-def test_ops_apart_are_no_kernel():
+def test_ops_apart_are_no_kernel() -> None:
     """Another kernel runs between them; and of the backward of another step nothing is known."""
     facts = one_kernel(chain(backward=False), 0, 2)
     assert fused(facts, replace(SCHEDULE, split=3), 150) is facts

@@ -29,14 +29,14 @@ QKV = [torch.randn(2, 4, 64, 16) for _ in range(3)]
 
 
 @pytest.mark.parametrize(("name", "products"), [("for_cpu", 2), ("for_cpu_backward", 5)])
-def test_attention_on_the_cpu_has_flops(name, products):
+def test_attention_on_the_cpu_has_flops(name: str, products: int) -> None:
     """PyTorch counts none: such a kernel would be the first that a plan runs again."""
     node = node_of(attention, *QKV, name=f"flash_attention_{name}")
     assert flops_of(node) == products * 2 * (2 * 4) * 64 * 64 * 16
     assert is_extern(node)
 
 
-def test_library_kernels_have_their_own_speeds():
+def test_library_kernels_have_their_own_speeds() -> None:
     costs = CostModel(replace(DEVICE, attention_speed=0.5, convolution_speed=2.0))
     attends = node_of(attention, *QKV, name="flash_attention_for_cpu")
     convolves = node_of(F.conv2d, torch.randn(1, 8, 16, 16), torch.randn(8, 8, 3, 3), name="conv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ OVERWRITES_WHAT_IS_SAVED = (reads_before_and_after, writes_two)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def alone(tmp_path_factory):
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A process group of one."""
     store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
@@ -150,7 +151,7 @@ def same(ours: object, theirs: object) -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-def test_inference(program, fresh_dynamo):
+def test_inference(program, fresh_dynamo: None) -> None:
     planner = Planner(keep_nothing, with_lowering)
     mine, theirs = inputs(), inputs()
     with torch.no_grad():
@@ -161,7 +162,7 @@ def test_inference(program, fresh_dynamo):
 
 @pytest.mark.parametrize("program", [p for p in PROGRAMS if p not in OVERWRITES_WHAT_IS_SAVED], ids=lambda p: p.__name__)
 @pytest.mark.parametrize("choose", [keep_nothing, unplanned])
-def test_training(program, choose, fresh_dynamo):
+def test_training(program, choose, fresh_dynamo: None) -> None:
     """The scale requires a gradient, what is written does not."""
     planner = Planner(choose, with_lowering)
 
@@ -188,14 +189,14 @@ class Counted(nn.Module):
         self.norm = nn.BatchNorm1d(8)
         self.register_buffer("mean", torch.zeros(8))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = torch.tanh(self.norm(self.first(x))) - self.mean
         self.mean.lerp_(h.detach().mean(0), 0.1)
         return torch.tanh(self.second(h) + self.mean).square().sum()
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_buffers(training, fresh_dynamo):
+def test_buffers(training: bool, fresh_dynamo: None) -> None:
     torch.manual_seed(0)
     theirs = Counted()
     mine = copy.deepcopy(theirs)
@@ -214,7 +215,7 @@ def test_buffers(training, fresh_dynamo):
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop"])
 @pytest.mark.parametrize("foreach", [True, False])
-def test_optimizer_steps(name, foreach, fresh_dynamo):
+def test_optimizer_steps(name: str, foreach: bool, fresh_dynamo: None) -> None:
     """A compiled step of an optimizer is an inference graph that does nothing but write."""
     torch.manual_seed(0)
     models = [nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))]
@@ -233,7 +234,7 @@ def test_optimizer_steps(name, foreach, fresh_dynamo):
     assert planner.planned
 
 
-def test_a_compiled_graph_with_a_budget_writes_its_input(fresh_dynamo):
+def test_a_compiled_graph_with_a_budget_writes_its_input(fresh_dynamo: None) -> None:
     options = {"memory_budget": "60%", "on_infeasible": "best_effort"}
     mine, theirs = inputs(), inputs()
     with torch.no_grad():
@@ -241,7 +242,7 @@ def test_a_compiled_graph_with_a_budget_writes_its_input(fresh_dynamo):
     same(mine, theirs)
 
 
-def test_saved_tensors_of_a_graph_with_effect_tokens_keep_their_places(fresh_dynamo):
+def test_saved_tensors_of_a_graph_with_effect_tokens_keep_their_places(fresh_dynamo: None) -> None:
     """The lowered forward has fewer outputs than were partitioned: a slot was taken for the user's, another one given away."""
 
     def solving(a, w, b):

@@ -21,11 +21,11 @@ def rewritten(call, a, b):
     return (product, new)
 
 
-def check(before, after):
+def check(before, after) -> None:
     check_effects(effects_of(step(before).forward.graph), step(after).forward.graph)
 
 
-def test_other_expressions_pass():
+def test_other_expressions_pass() -> None:
     check(programs.updated, rewritten)
 
 
@@ -41,6 +41,6 @@ def test_other_expressions_pass():
         (programs.drawn, programs.asserted, "effects changed"),
     ],
 )
-def test_what_changed_is_named(before, after, words):
+def test_what_changed_is_named(before, after, words: str) -> None:
     with pytest.raises(VerificationError, match=words):
         check(before, after)

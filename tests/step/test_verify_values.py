@@ -81,7 +81,7 @@ def another_constant(call, a, b):
     return (product, new)
 
 
-def test_what_computes_the_same_passes():
+def test_what_computes_the_same_passes() -> None:
     check_values(step(updated), step(updated))
     check_values(step(recomputed), step(recomputed))
 
@@ -97,7 +97,7 @@ def test_what_computes_the_same_passes():
         (another_constant, "leaves other values in b"),
     ],
 )
-def test_what_does_not_is_found(other, words):
+def test_what_does_not_is_found(other, words: str) -> None:
     with pytest.raises(VerificationError, match=words):
         check_values(step(updated), step(other))
 
@@ -128,13 +128,13 @@ def drawn_once(call, a, b):
 
 
 @pytest.mark.parametrize("other", [drawn_in_another_order, drawn_once_more, drawn_once, asserted])
-def test_effects_happen_once_and_in_their_order(other):
+def test_effects_happen_once_and_in_their_order(other) -> None:
     check_values(step(drawn), step(drawn))
     with pytest.raises(VerificationError, match=r"effects of the forward changed|gets other values"):
         check_values(step(drawn), step(other))
 
 
-def test_attention_that_drops_nothing_is_no_effect():
+def test_attention_that_drops_nothing_is_no_effect() -> None:
     def once(call, a, b):
         x = call(aten._scaled_dot_product_flash_attention_for_cpu.default, a, a, b)
         return (x, call(aten.sin.default, x))

@@ -31,7 +31,7 @@ class FeedForward(nn.Module):
         self.up, self.down = pair(width, rank, hidden), pair(hidden, rank, width)
         self.gate = pair(width, rank, hidden) if gated else None
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm(x)
         up = self.up(y)
         return x + self.down(F.gelu(up) if self.gate is None else F.silu(self.gate(y)) * up)
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         self.parts = nn.ModuleList(pair(width, rank, width) for _ in range(4))
         self.heads, self.norm = heads, nn.LayerNorm(width)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.shape
         query, key, value = (p(x).view(batch, length, self.heads, -1).transpose(1, 2) for p in self.parts[:3])
         y = F.scaled_dot_product_attention(query, key, value)
@@ -85,17 +85,17 @@ def assert_same(graph: fx.GraphModule, expected, inputs) -> None:
         ((24, 8), RowAxes(0, 0, 3), (192,), RowAxes(0, 0, 24)),
     ],
 )
-def test_rows_through_a_view(source, rows, target, expected):
+def test_rows_through_a_view(source: tuple[int, ...], rows, target: tuple[int, ...], expected) -> None:
     assert through_view(source, rows, target) == expected
 
 
 @pytest.mark.parametrize(("target", "rows"), [((8, 24), RowAxes(1, 1)), ((36, 16), RowAxes(0, 0))])
-def test_a_view_that_takes_rows_apart(target, rows):
+def test_a_view_that_takes_rows_apart(target: tuple[int, int], rows) -> None:
     with pytest.raises(NotRowLocalError):
         through_view((24, 24), rows, target)
 
 
-def test_a_product_has_the_rows_of_its_left_operand():
+def test_a_product_has_the_rows_of_its_left_operand() -> None:
     graph = traced(lambda x, w: x @ w, torch.randn(6, 4), torch.randn(4, 3))
     product = node_of(graph, "mm")
     left, right = product.args
@@ -105,7 +105,7 @@ def test_a_product_has_the_rows_of_its_left_operand():
         carried(product, right, RowAxes(0, 0), 4)
 
 
-def test_a_product_of_a_transpose_sums_over_rows():
+def test_a_product_of_a_transpose_sums_over_rows() -> None:
     graph = traced(lambda x, y: x.t() @ y, torch.randn(6, 4), torch.randn(6, 3))
     product = node_of(graph, "mm")
     left, right = product.args
@@ -122,7 +122,7 @@ def test_a_product_of_a_transpose_sums_over_rows():
         (lambda x: F.dropout(x), ""),
     ],
 )
-def test_what_is_not_row_local(function, reason):
+def test_what_is_not_row_local(function, reason: str) -> None:
     graph = traced(function, torch.randn(6, 4))
     x = graph.graph.find_nodes(op="placeholder")[0]
     with pytest.raises(NotRowLocalError):
@@ -138,7 +138,7 @@ def test_what_is_not_row_local(function, reason):
 
 @pytest.mark.parametrize("length", [16, 19])
 @pytest.mark.parametrize("gated", [False, True])
-def test_a_feed_forward_network_runs_block_by_block(gated, length):
+def test_a_feed_forward_network_runs_block_by_block(gated: bool, length: int) -> None:
     model, x = FeedForward(gated=gated).double(), torch.randn(4, length, 8, dtype=torch.double)
     graph = traced(model, x)
     with blocks_of(4 * 1024):
@@ -151,7 +151,7 @@ def test_a_feed_forward_network_runs_block_by_block(gated, length):
     assert_same(graph, [model(x)], [x])
 
 
-def test_attention_runs_item_by_item_and_the_rest_row_by_row():
+def test_attention_runs_item_by_item_and_the_rest_row_by_row() -> None:
     model = nn.Sequential(Attention(), FeedForward(), Attention(), FeedForward()).double()
     x = torch.randn(6, 16, 8, dtype=torch.double)
     graph = traced(model, x)
@@ -163,7 +163,7 @@ def test_attention_runs_item_by_item_and_the_rest_row_by_row():
     assert_same(graph, [model(x)], [x])
 
 
-def test_a_result_is_written_over_an_operand_that_dies():
+def test_a_result_is_written_over_an_operand_that_dies() -> None:
     model = nn.Sequential(Attention(), FeedForward(), Attention(), FeedForward()).double()
     graph = traced(model, torch.randn(6, 16, 8, dtype=torch.double))
     with blocks_of(2 * 1024):
@@ -174,7 +174,7 @@ def test_a_result_is_written_over_an_operand_that_dies():
     assert all(over[1:])
 
 
-def test_a_dense_network_and_a_small_one_are_left_alone():
+def test_a_dense_network_and_a_small_one_are_left_alone() -> None:
     dense = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8)).double()
     graph = traced(dense, torch.randn(64, 8, dtype=torch.double))
     with blocks_of(1024):
@@ -183,13 +183,13 @@ def test_a_dense_network_and_a_small_one_are_left_alone():
     assert not rewrite_inference(graph, TOOLS).streamed
 
 
-def test_what_mixes_rows_ends_a_region():
+def test_what_mixes_rows_ends_a_region() -> None:
     class Mixed(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.up, self.down = pair(8, 4, 48), pair(48, 4, 8)
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             hidden = self.up(x)
             return self.down(hidden - hidden.mean(0, keepdim=True))
 
@@ -202,13 +202,13 @@ def test_what_mixes_rows_ends_a_region():
     assert_same(graph, [model(x)], [x])
 
 
-def test_a_hidden_that_is_returned_stays_whole():
+def test_a_hidden_that_is_returned_stays_whole() -> None:
     class Returned(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.up, self.down = pair(8, 4, 48), pair(48, 4, 8)
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             hidden = self.up(x).relu()
             return self.down(hidden), hidden
 
@@ -220,7 +220,7 @@ def test_a_hidden_that_is_returned_stays_whole():
     assert_same(graph, model(x), [x])
 
 
-def test_a_program_that_is_gone():
+def test_a_program_that_is_gone() -> None:
     with pytest.raises(LostProgramError, match="compile the model here"):
         torch.ops.memcompile.stream_rows("none", [torch.zeros(2)])
 
@@ -240,7 +240,7 @@ class Random(nn.Module):
         self.layers = nn.ModuleList(made.get(kind, lambda: pair(8, 2, 8))() for kind in kinds)
         self.weight = nn.Parameter(torch.randn(8))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for kind, layer in zip(self.kinds, self.layers, strict=True):
             match kind:
                 case "norm":
@@ -259,7 +259,7 @@ class Random(nn.Module):
 
 @settings(max_examples=40, deadline=None)
 @given(LAYERS, st.integers(1, 5), st.integers(2, 9), st.sampled_from([256, 1024, 4096]))
-def test_random_networks_give_the_same(kinds, batch, length, block_bytes):
+def test_random_networks_give_the_same(kinds, batch: int, length: int, block_bytes) -> None:
     torch.manual_seed(0)
     model, x = Random(kinds).double(), torch.randn(batch, length, 8, dtype=torch.double)
     graph = traced(model, x)
@@ -277,7 +277,7 @@ class Loss(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x).pow(2).sum()
 
 
@@ -299,7 +299,7 @@ def streamed_joint(model: nn.Module, x: torch.Tensor, block_bytes: int) -> tuple
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("length", [16, 19])
-def test_a_training_step_keeps_nothing_of_the_hidden(gated, length):
+def test_a_training_step_keeps_nothing_of_the_hidden(gated: bool, length: int) -> None:
     model = Loss(FeedForward(gated=gated), FeedForward(gated=gated)).double()
     graph, programs = streamed_joint(model, torch.randn(4, length, 8, dtype=torch.double), 4 * 1024)
     assert len(programs) == 4
@@ -308,18 +308,18 @@ def test_a_training_step_keeps_nothing_of_the_hidden(gated, length):
     assert any(port.axis is None for program in programs for port in program.results), "gradients of weights are sums"
 
 
-def test_statistics_of_the_hidden_cross_into_the_backward():
+def test_statistics_of_the_hidden_cross_into_the_backward() -> None:
     class Normed(FeedForward):
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + self.down(F.layer_norm(self.up(x), (48,)))
 
     _, programs = streamed_joint(Loss(Normed()).double(), torch.randn(64, 8, dtype=torch.double), 4 * 1024)
     assert len(programs) == 2
 
 
-def test_a_mask_of_dropout_crosses_as_it_is_saved():
+def test_a_mask_of_dropout_crosses_as_it_is_saved() -> None:
     class Dropped(FeedForward):
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + self.down(F.dropout(F.gelu(self.up(x)), 0.1))
 
     graph = captured(Loss(Dropped()).double(), torch.randn(64, 8, dtype=torch.double), train=True)

@@ -33,7 +33,7 @@ def every_cut(count: int, apart: list[Cost], together: dict[tuple[int, int], Cos
 
 
 @given(st.data(), st.integers(1, 5))
-def test_the_front_is_that_of_all_cuts(data, count):
+def test_the_front_is_that_of_all_cuts(data, count: int) -> None:
     spans = [(begin, end) for begin in range(count) for end in range(begin + 1, count + 1)]
     apart = [data.draw(COSTS) for _ in range(count)]
     together = {span: data.draw(COSTS) for span in spans}
@@ -52,7 +52,7 @@ def test_the_front_is_that_of_all_cuts(data, count):
         assert cut.peak_bytes == max(part.peak_bytes for part in (*alone, *inside))
 
 
-def test_a_block_that_has_no_kernel_parts_the_run():
+def test_a_block_that_has_no_kernel_parts_the_run() -> None:
     apart = [None, Cost(5.0, 5), None]
     (cut,) = cuts(3, apart.__getitem__, lambda begin, end: None if begin <= 1 < end or begin == 1 else Cost(1.0, 1))
     assert cut.parts == ((0, 1), (2, 3))
@@ -73,6 +73,6 @@ FRONT = [Cut(1.0, 100), Cut(2.0, 42), Cut(3.0, 41), Cut(9.0, 7)]
         (None, 0.5, 0),  # nothing is as fast
     ],
 )
-def test_what_is_asked_for_chooses_the_cut(limit, allowed, best):
+def test_what_is_asked_for_chooses_the_cut(limit: int | None, allowed: float | None, best: int) -> None:
     assert FRONT[1].peak_bytes < SLACK * FRONT[2].peak_bytes
     assert best_cut(FRONT, limit, allowed) is FRONT[best]

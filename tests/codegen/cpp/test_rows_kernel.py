@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def chains(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor, int]:
 
 @given(chains())
 @settings(max_examples=12)
-def test_whole_numbers_are_exact(case):
+def test_whole_numbers_are_exact(case) -> None:
     module, x, threads = case
     try:
         exact = exactly(module, x)
@@ -85,7 +86,7 @@ def test_whole_numbers_are_exact(case):
 
 
 @pytest.mark.parametrize("decomposed", [False, True], ids=["whole", "decomposed"])
-def test_norms_and_activations(decomposed):
+def test_norms_and_activations(decomposed: bool) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(3, 20, 3, 2, 1, bias=False),
@@ -104,7 +105,7 @@ def test_norms_and_activations(decomposed):
     assert error(rows.run(), exactly(module, x)) < 1e-6
 
 
-def test_threads_give_the_same_and_may_be_more_than_rows(monkeypatch):
+def test_threads_give_the_same_and_may_be_more_than_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(Block((8, 8), 20), Block((8, 8), 24, 5)).eval()
     x = pixels(2, 8, 3, 9)
@@ -117,7 +118,7 @@ def test_threads_give_the_same_and_may_be_more_than_rows(monkeypatch):
     assert torch.equal(rows.run(2), alone)
 
 
-def test_what_is_no_number_goes_as_far_as_in_eager():
+def test_what_is_no_number_goes_as_far_as_in_eager() -> None:
     module, x = Block((16, 16), 32, 3, act=nn.ReLU), pixels(1, 16, 9, 9)
     x[0, 3, 2, 6] = torch.nan
     x[0, 5, 7, 1] = torch.inf
@@ -127,13 +128,13 @@ def test_what_is_no_number_goes_as_far_as_in_eager():
     assert 0 < expected.isnan().sum() < expected.numel()
 
 
-def test_kernels_of_equal_blocks_are_equal():
+def test_kernels_of_equal_blocks_are_equal() -> None:
     first, other = (rows_of(Block((8, 12), 20), pixels(1, 8, 6, 6)).kernel for _ in range(2))
     assert first.source == other.source
     assert first.source != rows_of(Block((8, 12), 20), pixels(1, 8, 6, 7)).kernel.source
 
 
-def test_rows_are_what_is_kept():
+def test_rows_are_what_is_kept() -> None:
     """Of the wide tensor a row for each tap; of the image a row for the input, and those a residual waits for."""
     chain = rows_of(nn.Sequential(Block((8, 8), 20), Block((8, 8), 24, 5)), pixels(1, 8, 40, 30)).kernel.chain
     assert [chain.expanded(index).rows for index in range(2)] == [3, 5]
@@ -143,7 +144,7 @@ def test_rows_are_what_is_kept():
     assert (wide.pixels, wide.step) == (2 + 30 + 2, 32)
 
 
-def test_a_projection_does_not_expand_the_next_block():
+def test_a_projection_does_not_expand_the_next_block() -> None:
     module = nn.Sequential(Block((8, 12), 20, norm=False), Block((12, 12), 12, norm=False)).eval()
     x = with_whole_numbers(module, 1, 8, 9, 7)
     rows = rows_of(module, x)
@@ -151,13 +152,13 @@ def test_a_projection_does_not_expand_the_next_block():
     assert torch.equal(rows.run().double(), exactly(module, x))
 
 
-def test_a_chain_ends_where_others_read_its_image():
+def test_a_chain_ends_where_others_read_its_image() -> None:
     class Branches(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.blocks = nn.ModuleList(Block((8, 8), 20) for _ in range(3))
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             first = self.blocks[0](x)
             return self.blocks[2](self.blocks[1](first)) + first.mean((2, 3), keepdim=True)
 
@@ -173,7 +174,7 @@ def test_a_chain_ends_where_others_read_its_image():
     ],
     ids=["bfloat16", "gelu"],
 )
-def test_what_has_no_kernel_says_why(module, x, why):
+def test_what_has_no_kernel_says_why(module, x, why: str) -> None:
     graph, _ = graph_of(module, x)
     (block,) = inverted_residuals(graph, dense=True).blocks
     with pytest.raises(KernelRefusedError, match="no fused kernel for") as refused:
@@ -181,21 +182,21 @@ def test_what_has_no_kernel_says_why(module, x, why):
     assert why in refused.value.reason
 
 
-def test_dense_convolutions_expand_only_where_asked_for():
+def test_dense_convolutions_expand_only_where_asked_for() -> None:
     module = nn.Sequential(Stem(3, 16), *Block((16, 8), 16).layers).eval()
     graph, _ = graph_of(module, torch.randn(1, 3, 12, 12))
     assert inverted_residuals(graph).blocks[0].expand is None
     assert inverted_residuals(graph, dense=True).blocks[0].expand.kernel == (3, 3)
 
 
-def test_what_does_not_compile_says_so(own_cache):
+def test_what_does_not_compile_says_so(own_cache: Path) -> None:
     with pytest.raises(KernelBuildError, match=r"no C\+\+ kernel can be built with .*nonsense"):
         load("nonsense")
     assert not list(own_cache.rglob("*.so"))
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_a_kernel_is_compiled_once(monkeypatch):
+def test_a_kernel_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     source = 'extern "C" int run() { return 7; }'
     assert load(source).run() == 7
     monkeypatch.setattr("memcompile.codegen.cpp.build._compile", None)

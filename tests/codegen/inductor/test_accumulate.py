@@ -55,7 +55,7 @@ class Stack(nn.Module):
 
 
 @pytest.fixture
-def canonical(monkeypatch):
+def canonical(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions rewrite their graphs first."""
     partition, rewrite = Session.partition, Session.inference
 
@@ -76,7 +76,7 @@ def operands() -> list[Tensor]:
     return [torch.randn(*shape) for shape in ((ROWS, WIDE), (WIDE, WIDE), (ROWS, RANK), (RANK, WIDE))]
 
 
-def test_the_op_is_what_it_says():
+def test_the_op_is_what_it_says() -> None:
     x, _, a, b = operands()
     torch.library.opcheck(MM_ADD, (x, a, b), test_utils=("test_schema", "test_faketensor"))
     assert torch.equal(MM_ADD(x, a, b), torch.addmm(x, a, b))
@@ -86,7 +86,7 @@ def test_the_op_is_what_it_says():
 
 
 @pytest.mark.parametrize("shape", [(ROWS, WIDE + 1), (1, WIDE), (WIDE,)])
-def test_nothing_is_broadcast(shape):
+def test_nothing_is_broadcast(shape) -> None:
     _, _, a, b = (t.to("meta") for t in operands())
     with pytest.raises(ValueError, match=r"mm_add: .* \+ \(96, 4\) @ \(4, 64\)"):
         MM_ADD(torch.empty(shape, device="meta"), a, b)
@@ -152,7 +152,7 @@ def is_a_factor_too(x, w, a, b):
         (is_a_factor_too, 2),
     ],
 )
-def test_it_is_in_place_where_what_it_adds_to_dies(function, count, arena):
+def test_it_is_in_place_where_what_it_adds_to_dies(function, count: int, arena: str) -> None:
     """``count``: full-size tensors that are alive at once."""
     mm_add()
     inputs = operands()
@@ -169,7 +169,7 @@ def test_it_is_in_place_where_what_it_adds_to_dies(function, count, arena):
 
 @pytest.mark.parametrize("arena", ["step", "off"])
 @pytest.mark.parametrize("net", [LoRA, LoRATwice, Stack])
-def test_a_step_has_eager_numbers_and_the_planned_peak(net, arena, canonical):
+def test_a_step_has_eager_numbers_and_the_planned_peak(net, arena: str, canonical) -> None:
     torch.manual_seed(0)
     model = Loss(net() if net is Stack else net(SIZES))
     inputs = [example(SIZES).requires_grad_()]
@@ -179,7 +179,7 @@ def test_a_step_has_eager_numbers_and_the_planned_peak(net, arena, canonical):
 
 
 @pytest.mark.parametrize("arena", ["step", "off"])
-def test_inference_holds_one_full_size_tensor(arena, canonical):
+def test_inference_holds_one_full_size_tensor(arena: str, canonical) -> None:
     """Plain Inductor holds two: the base's output, and the adapter's."""
     torch.manual_seed(0)
     model, x = LoRATwice(SIZES), example(SIZES)
@@ -191,7 +191,7 @@ def test_inference_holds_one_full_size_tensor(arena, canonical):
     assert memcompile.report(compiled).planned_peak_bytes == parameters + x.nbytes + FULL + ranks
 
 
-def test_a_budget_is_kept_with_sums_in_place(canonical):
+def test_a_budget_is_kept_with_sums_in_place(canonical) -> None:
     torch.manual_seed(0)
     model, inputs = Loss(Stack()), [example(SIZES).requires_grad_()]
     run = run_memcompile(model, inputs, "70%")
@@ -214,7 +214,7 @@ def full_size(trace: GraphTrace) -> int:
 @pytest.mark.parametrize(
     ("net", "before", "after"), [(LoRA, (2, 2), (1, 0)), (LoRATwice, (3, 2), (1, 0)), (LoRADropout, (2, 2), (1, 0))]
 )
-def test_full_size_tensors_that_are_made(net, before, after):
+def test_full_size_tensors_that_are_made(net, before: tuple[int, int], after: tuple[int, int]) -> None:
     """In the forward and in the backward, each adapter makes one more of them where Inductor has fused what it can."""
     for rewritten, counts in ((False, before), (True, after)):
         traces = lower_graphs(halves(net(SIZES), rewritten)).traces
@@ -222,7 +222,7 @@ def test_full_size_tensors_that_are_made(net, before, after):
 
 
 @pytest.mark.parametrize("net", [LoRA, LoRATwice, LoRADropout])
-def test_orders_and_predictions_know_what_is_in_place(net):
+def test_orders_and_predictions_know_what_is_in_place(net) -> None:
     """The peak of the order's problem is exact, and so is that of the model without lowering."""
     graphs, scheduling = halves(net(SIZES), rewritten=True), Scheduling()
     trace = lower(graphs.forward, kind="forward", num_user_outputs=1, shares=(0.0,), scheduling=scheduling)

@@ -27,7 +27,7 @@ def sliced(x, w, mask, *weights):
     return [torch.tanh(product[8 * i : 8 * i + 8]) @ v for i, v in enumerate(weights)]
 
 
-def test_what_a_planned_storage_is_made_of_dies_where_it_is_made():
+def test_what_a_planned_storage_is_made_of_dies_where_it_is_made() -> None:
     """Left alone, Inductor computes it again in its first readers, and keeps a buffer of it for the others."""
     inputs = [torch.randn(96, 16), torch.randn(16, 32), torch.randn(96, 32), *(torch.randn(32, 4) for _ in range(12))]
     dies = {}
@@ -42,7 +42,7 @@ def scales(x, y):
     return torch.sin(x).sum(0), torch.cos(y).sum(1)
 
 
-def test_loops_that_a_plan_keeps_apart_are_kernels_of_their_own():
+def test_loops_that_a_plan_keeps_apart_are_kernels_of_their_own() -> None:
     """Left alone, all loops between two library calls become one C++ function, whose arguments are alive together."""
     inputs = [torch.randn(64, 32), torch.randn(48, 16)]
     stored = frozenset({"sum_1", "sum_2"})
@@ -53,7 +53,7 @@ def test_loops_that_a_plan_keeps_apart_are_kernels_of_their_own():
     assert kernels == [1, 2]
 
 
-def test_a_trial_lowering_leaves_dynamic_sizes_dynamic():
+def test_a_trial_lowering_leaves_dynamic_sizes_dynamic() -> None:
     """A saved tensor whose strides hold a size: comparing them with the lowered ones must not fix it."""
     x, y = torch.randn(48, 8, requires_grad=True), torch.randn(48, 8)
     for tensor in (x, y):

@@ -24,7 +24,7 @@ def predicted_and_measured(op, *args) -> tuple[int, int]:
 
 @pytest.mark.parametrize("length", [48, 256, 800])
 @pytest.mark.parametrize("contiguous", [False, True], ids=["gradient in place", "gradient copied"])
-def test_attention(length, contiguous):
+def test_attention(length: int, contiguous: bool) -> None:
     q = torch.randn(2, length, 2, 16).transpose(1, 2)
     out, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(q, q, q, 0.0, True)
     predicted, measured = predicted_and_measured(aten._scaled_dot_product_flash_attention_for_cpu.default, q, q, q, 0.0, True)
@@ -37,7 +37,7 @@ def test_attention(length, contiguous):
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build convolves without oneDNN")
 @pytest.mark.parametrize(("channels", "size", "kernel"), [(8, 24, 3), (64, 14, 3), (64, 14, 1)])
-def test_convolution(channels, size, kernel):
+def test_convolution(channels: int, size: int, kernel: int) -> None:
     """oneDNN picks its blocks by processor: within a few kilobytes."""
     x, gradient = (torch.randn(2, channels, size, size).to(memory_format=torch.channels_last) for _ in range(2))
     weight = torch.randn(channels, channels, kernel, kernel).to(memory_format=torch.channels_last)
@@ -54,7 +54,7 @@ def test_convolution(channels, size, kernel):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("source", ["last", "part of last"])
 @pytest.mark.parametrize("gradient", ["dense", "last", "part", "part of last"])
-def test_a_convolution_in_channels_last_copies_what_is_not_dense(transposed, source, gradient):
+def test_a_convolution_in_channels_last_copies_what_is_not_dense(transposed: bool, source: str, gradient: str) -> None:
     """The gradient of a part of a concatenation lies between those of the others."""
 
     def image(layout: str) -> torch.Tensor:
@@ -70,6 +70,6 @@ def test_a_convolution_in_channels_last_copies_what_is_not_dense(transposed, sou
         assert abs(predicted - measured) <= 32 * 1024  # an image: 73,728 bytes
 
 
-def test_everything_else_takes_none():
+def test_everything_else_takes_none() -> None:
     graph = make_fx(lambda a: (a @ a).relu(), tracing_mode="fake")(torch.randn(8, 8)).graph
     assert [scratch_bytes(node) for node in graph.nodes if node.op == "call_function"] == [0, 0]

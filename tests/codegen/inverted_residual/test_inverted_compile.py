@@ -37,7 +37,7 @@ def distinct_blocks(images: int) -> dict[str, InvertedKernel]:
 
 
 @pytest.mark.parametrize(("target", "images"), [("cuda:80", 1), ("cuda:90", 64)])
-def test_mobilenet_v2(compiled, target, images):
+def test_mobilenet_v2(compiled: None, target: str, images: int) -> None:
     kernels = distinct_blocks(images)
     assert len(kernels) == 12
     for kernel in kernels.values():
@@ -48,14 +48,14 @@ def test_mobilenet_v2(compiled, target, images):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_other_dtypes(compiled, dtype, target):
+def test_other_dtypes(compiled: None, dtype: torch.dtype, target: str) -> None:
     (part,) = compile_for(kernel_of(Block((40, 40), 240, 5, act=nn.Hardswish), pixels(4, 40, 28, 28, dtype)), target)
     assert part.spills == 0
     assert part.shared_bytes <= TARGETS[target].shared_bytes
     assert "tf32" not in part.ptx
 
 
-def test_generated_modules_pass_ruff(tmp_path):
+def test_generated_modules_pass_ruff(tmp_path: Path) -> None:
     modules = [Block((24, 32), 50, 5, 2), Block((8, 8), 24, norm=False), Block((16, 16), 16, act=nn.SiLU)]
     for i, module in enumerate(modules):
         kernel = kernel_of(module, pixels(1, module.layers[0].in_channels, 6, 6))
@@ -66,13 +66,13 @@ def test_generated_modules_pass_ruff(tmp_path):
     assert found.returncode == 0, found.stdout
 
 
-def test_names_have_to_be_identifiers():
+def test_names_have_to_be_identifiers() -> None:
     (block,) = inverted_residuals(graph_of(Block((8, 8), 24), pixels(1, 8, 6, 6))[0]).blocks
     with pytest.raises(ValueError, match="identifier"):
         inverted_residual(block, "graph 0/0")
 
 
-def test_the_kernels_of_a_model(compiled, fresh_dynamo):
+def test_the_kernels_of_a_model(compiled: None, fresh_dynamo: None) -> None:
     model = nn.Sequential(Block((8, 8), 24), Block((8, 8), 24), Block((8, 16), 32, stride=2), nn.Conv2d(16, 16, 3, groups=16))
     found = memcompile.kernels(model.half().eval(), pixels(1, 8, 12, 12, torch.float16), target="cuda:80")
     assert (found.chains, found.blocks) == (0, 3)
@@ -85,7 +85,7 @@ def test_the_kernels_of_a_model(compiled, fresh_dynamo):
 class Golden(TestCase):
     maxDiff = None
 
-    def test_block(self):
+    def test_block(self) -> None:
         module = Block((16, 8), 32, norm=False).half()
         (block,) = inverted_residuals(graph_of(module, pixels(1, 16, 6, 6, torch.float16))[0]).blocks
         source = generate_inverted(block, name="block", lines=1).source

@@ -16,7 +16,7 @@ from tests.codegen.triton.test_rows_kernel import TOLERANCE
 
 
 @pytest.fixture(autouse=True)
-def same_numbers():
+def same_numbers() -> None:
     torch.manual_seed(0)
 
 
@@ -35,20 +35,22 @@ def check(module: nn.Module, x: torch.Tensor, decomposed: bool = False) -> None:
 
 @pytest.mark.parametrize("decomposed", [False, True], ids=["whole", "decomposed"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_dtypes(interpreted, dtype, decomposed):
+def test_dtypes(interpreted: None, dtype, decomposed: bool) -> None:
     check(Block((24, 24), 144), pixels(1, 24, 6, 7, dtype), decomposed)
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["bias", "norm"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("taps", [3, 5, 7])
-def test_taps_and_strides(interpreted, taps, stride, norm):
+def test_taps_and_strides(interpreted: None, taps: int, stride: int, norm: bool) -> None:
     check(Block((8, 8), 40, taps, stride, norm=norm), pixels(1, 8, 9, 5))
 
 
 @pytest.mark.parametrize(("taps", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 1, 1), (3, 1, 2)])
 @pytest.mark.parametrize("lines", [1, 2, 3])
-def test_pixels_below_each_other_share_what_they_expand(interpreted, lines, taps, stride, dilation):
+def test_pixels_below_each_other_share_what_they_expand(
+    interpreted: None, lines: int, taps: int, stride: int, dilation: int
+) -> None:
     case = case_of(Block((8, 8), 16, taps, stride, dilation=dilation), pixels(2, 8, 7, 5))
     assert error_of(generate_inverted(case.block, name="block", lines=lines), case) < TOLERANCE[torch.float32]
 
@@ -56,7 +58,7 @@ def test_pixels_below_each_other_share_what_they_expand(interpreted, lines, taps
 @pytest.mark.parametrize(
     ("channels", "mid"), [((24, 32), 144), ((3, 17), 20), ((17, 3), 51), ((40, 40), 33), ((16, 16), 16), ((160, 24), 64)]
 )
-def test_numbers_of_channels(interpreted, channels, mid):
+def test_numbers_of_channels(interpreted: None, channels: tuple[int, int], mid: int) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         check(Block(channels, mid), pixels(1, channels[0], 4, 5, dtype))
 
@@ -64,26 +66,26 @@ def test_numbers_of_channels(interpreted, channels, mid):
 @pytest.mark.parametrize(
     "act", [nn.ReLU, nn.SiLU, nn.Hardswish, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Identity, lambda: nn.LeakyReLU(0.1)]
 )
-def test_activations(interpreted, act):
+def test_activations(interpreted: None, act) -> None:
     for decomposed in (False, True):
         check(Block((8, 8), 24, act=act), pixels(1, 8, 5, 4, torch.float16), decomposed)
 
 
 @pytest.mark.parametrize("residual", [False, True])
-def test_the_input_is_added_where_the_graph_does(interpreted, residual):
+def test_the_input_is_added_where_the_graph_does(interpreted: None, residual: bool) -> None:
     case = case_of(Block((16, 16), 32, residual=residual), pixels(2, 16, 4, 4))
     assert case.block.adds_input == residual
     assert error_of(inverted_residual(case.block), case) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize(("size", "padding", "dilation"), [((1, 1), 1, 1), ((2, 9), 0, 1), ((7, 7), 3, 1), ((8, 6), 2, 2)])
-def test_sizes_and_paddings(interpreted, size, padding, dilation):
+def test_sizes_and_paddings(interpreted: None, size: tuple[int, int], padding: int, dilation: int) -> None:
     taps = 1 if padding == 0 else 3
     check(Block((8, 12), 24, taps, padding=padding, dilation=dilation), pixels(2, 8, *size))
 
 
 @pytest.mark.parametrize("pads", [(0, 1, 0, 1), (1, 1, 1, 1), (2, 0, 0, 3), (0, 0, 0, 0)])
-def test_images_that_are_padded_by_themselves(interpreted, pads):
+def test_images_that_are_padded_by_themselves(interpreted: None, pads: tuple[int, int, int, int]) -> None:
     """As networks from TensorFlow do where the stride is 2."""
     module = Block((8, 8), 24, stride=2, padding=0)
     module.layers.insert(3, nn.ZeroPad2d(pads))
@@ -92,7 +94,7 @@ def test_images_that_are_padded_by_themselves(interpreted, pads):
     assert error_of(inverted_residual(case.block), case) < TOLERANCE[torch.float32]
 
 
-def test_numbers_of_images_that_the_kernel_was_not_generated_for(interpreted):
+def test_numbers_of_images_that_the_kernel_was_not_generated_for(interpreted: None) -> None:
     module = Block((8, 8), 24)
     launch = inverted_residual(case_of(module, pixels(1, 8, 6, 6)).block).load()
     case = case_of(module, pixels(3, 8, 6, 6))
@@ -100,7 +102,7 @@ def test_numbers_of_images_that_the_kernel_was_not_generated_for(interpreted):
     assert launch(case.operands[0][:0], *case.operands[1:])[0].shape == (0, 8, 6, 6)
 
 
-def test_pixels_outside_of_the_image_are_zeroed_after_the_activation(interpreted):
+def test_pixels_outside_of_the_image_are_zeroed_after_the_activation(interpreted: None) -> None:
     """Where ``act(bias)`` is not zero, a mask before the activation, such as that of the load, makes other borders."""
     module = Block((8, 8), 32, act=nn.ReLU6, norm=False, residual=False)
     nn.init.constant_(module.layers[0].bias, 3.0)
@@ -116,7 +118,7 @@ def test_pixels_outside_of_the_image_are_zeroed_after_the_activation(interpreted
 
 
 @pytest.mark.parametrize("lines", [1, 4])
-def test_not_a_number_reaches_no_other_pixels(interpreted, lines):
+def test_not_a_number_reaches_no_other_pixels(interpreted: None, lines: int) -> None:
     case = case_of(Block((8, 8), 32, residual=False), pixels(1, 8, 9, 9))
     case.operands[0][0, :, 4, 4] = float("nan")
     (result,) = generate_inverted(case.block, name="block", lines=lines).load()(*case.operands)
@@ -124,14 +126,14 @@ def test_not_a_number_reaches_no_other_pixels(interpreted, lines):
     assert where[3:6, 3:6].all() and where.sum() == 9
 
 
-def test_results_are_written_into_given_tensors(interpreted):
+def test_results_are_written_into_given_tensors(interpreted: None) -> None:
     case = case_of(Block((8, 8), 24), pixels(2, 8, 5, 5))
     out = torch.full((2, 8, 5, 5), float("nan")).to(memory_format=torch.channels_last)
     inverted_residual(case.block).load()(*case.operands, out=(out,))
     assert torch.allclose(out.double(), case.exact, atol=1e-5)
 
 
-def test_images_with_their_channels_first_are_refused(interpreted):
+def test_images_with_their_channels_first_are_refused(interpreted: None) -> None:
     case = case_of(Block((8, 8), 24), pixels(2, 8, 5, 5))
     launch = inverted_residual(case.block).load()
     with pytest.raises(ValueError, match="x has to be"):
@@ -140,7 +142,7 @@ def test_images_with_their_channels_first_are_refused(interpreted):
         launch(*case.operands, out=(torch.empty(2, 8, 5, 5),))
 
 
-def test_the_program_of_a_block(interpreted):
+def test_the_program_of_a_block(interpreted: None) -> None:
     case = case_of(Block((8, 12), 24, stride=2), pixels(2, 8, 7, 6))
     kernel = inverted_residual(case.block)
     program = inverted_program(case.block, kernel)
@@ -151,7 +153,7 @@ def test_the_program_of_a_block(interpreted):
     assert dry.fused is not None and dry.fused.launch is None and dry.key != program.key
 
 
-def test_the_tuner_takes_the_fastest(interpreted):
+def test_the_tuner_takes_the_fastest(interpreted: None) -> None:
     case = case_of(Block((8, 8), 24), pixels(1, 8, 4, 4))
     kernel = inverted_residual(case.block)
     timed = []

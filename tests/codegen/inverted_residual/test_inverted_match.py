@@ -37,12 +37,12 @@ class Wrapped(Block):
         super().__init__((8, 8), 24)
         self.at, self.between = at, between
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.layers[self.at :](self.between(self.layers[: self.at](x)))
 
 
 @pytest.mark.parametrize("decomposed", [False, True], ids=["whole", "decomposed"])
-def test_the_blocks_of_mobilenet_v2(decomposed):
+def test_the_blocks_of_mobilenet_v2(decomposed: bool) -> None:
     modules = [module for module, _ in mobilenet_v2(dtype=torch.float32)]
     blocks = blocks_of(nn.Sequential(*modules), pixels(1, 32, 32, 32), decomposed)
     assert len(blocks) == 17
@@ -56,13 +56,13 @@ def test_the_blocks_of_mobilenet_v2(decomposed):
         assert first.result is second.input
 
 
-def test_equal_blocks_have_equal_kernels():
+def test_equal_blocks_have_equal_kernels() -> None:
     modules = [Block((8, 8), 24), Block((8, 8), 24), Block((8, 8), 32)]
     keys = [inverted_residual(block).key for block in blocks_of(nn.Sequential(*modules), pixels(1, 8, 6, 6), True)]
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_activations_after_the_block_belong_to_it():
+def test_activations_after_the_block_belong_to_it() -> None:
     (block,) = blocks_of(nn.Sequential(Block((8, 8), 24), nn.Hardswish()), pixels(1, 8, 6, 6), True)
     assert block.result.users.keys() == {block.result.graph.output_node()}
 
@@ -76,20 +76,20 @@ def test_activations_after_the_block_belong_to_it():
         (nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3)), "no 1 x 1 convolution follows it"),
     ],
 )
-def test_refusals(module, reason):
+def test_refusals(module, reason: str) -> None:
     assert reason in refusal_of(module, pixels(1, 8, 6, 6))
 
 
-def test_an_expanded_tensor_that_is_read_elsewhere():
+def test_an_expanded_tensor_that_is_read_elsewhere() -> None:
     class Both(Block):
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             wide = self.layers[:3](x)
             return self.layers[3:](wide), wide
 
     assert "is read outside of the block" in refusal_of(Both((8, 8), 24), pixels(1, 8, 6, 6))
 
 
-def test_what_one_kernel_costs():
+def test_what_one_kernel_costs() -> None:
     (block,) = blocks_of(Block((24, 24), 144), pixels(64, 24, 56, 56, torch.float16))
     area = 64 * 56 * 56
     assert saved_bytes(block) == 2 * 2 * area * 144
@@ -99,7 +99,7 @@ def test_what_one_kernel_costs():
         assert inverted_flops(block, lines) == 2 * area * 144 * (24 + 9 + 24) + extra_flops(block, lines)
 
 
-def test_one_kernel_wins_where_memory_is_the_limit():
+def test_one_kernel_wins_where_memory_is_the_limit() -> None:
     def wins(channels, mid, size, images, taps=3):
         (block,) = blocks_of(Block(channels, mid, taps), pixels(images, channels[0], size, size, torch.float16))
         return inverted_residual(block).cost(H100).wins

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ def dot_of_floats(self, a, b, d, input_precision, max_num_imprecise_acc):
 
 
 @pytest.fixture
-def interpreted(monkeypatch):
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels that are loaded now run in the interpreter, with bfloat16 as on a GPU."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(Builder, "cast_impl", cast_rounding_to_nearest)
@@ -42,7 +44,7 @@ def interpreted(monkeypatch):
 
 
 @pytest.fixture
-def compiled(monkeypatch, tmp_path):
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Kernels that are loaded now are compiled, and not found in a cache."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def kernel_of(kind: str, rank: int, dtype: torch.dtype = BF16) -> ChainKernel:
         ("gated", 256),
     ],
 )
-def test_no_spills_and_enough_shared_memory(compiled, kind, rank, target):
+def test_no_spills_and_enough_shared_memory(compiled: None, kind, rank, target: str) -> None:
     (kernel,) = compile_for(kernel_of(kind, rank), target)
     assert kernel.spills == 0
     assert 0 < kernel.registers <= 255
@@ -47,21 +48,21 @@ def test_no_spills_and_enough_shared_memory(compiled, kind, rank, target):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_other_dtypes(compiled, dtype):
+def test_other_dtypes(compiled: None, dtype: torch.dtype) -> None:
     (kernel,) = compile_for(kernel_of("rank_to_rank", 64, dtype), "cuda:90")
     assert kernel.spills == 0
     assert "tf32" not in kernel.ptx
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_kernels_for_few_rows(compiled, target):
+def test_kernels_for_few_rows(compiled: None, target: str) -> None:
     case = gated(8, 1024, 256, 2816, BF16)
     parts = kernels(case.body(), case.rows, target, name="few", method="decode")
     assert [part.name for part in parts] == ["few_project0", "few_sum1", "few_hidden2", "few_sum3", "few_emit4"]
     assert all(part.spills == 0 and part.shared_bytes <= TARGETS[target].shared_bytes for part in parts)
 
 
-def test_a_config_with_too_much_shared_memory_is_not_taken(compiled, monkeypatch):
+def test_a_config_with_too_much_shared_memory_is_not_taken(compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = kernel_of("ffn", 256)
     sizes = (("BM", 64), ("BK", 64), ("BH", 64), ("BN", 64))
     too_large, fitting = Config(sizes, 8, 4), Config(sizes, 8, 2)
@@ -70,7 +71,7 @@ def test_a_config_with_too_much_shared_memory_is_not_taken(compiled, monkeypatch
     assert compile_for(kernel, "cuda:90")[0].config == fitting
 
 
-def test_a_rank_that_does_not_fit_is_refused(compiled):
+def test_a_rank_that_does_not_fit_is_refused(compiled: None) -> None:
     with pytest.raises(KernelRefusedError, match="1000 resident columns do not fit in the registers of cuda:80"):
         compile_for(kernel_of("rank_to_rank", 1000), "cuda:80")
 
@@ -78,7 +79,9 @@ def test_a_rank_that_does_not_fit_is_refused(compiled):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kind", ["ffn", "rank_to_rank", "gated"])
 @pytest.mark.parametrize(("height", "width", "warps", "stages"), [(64, 64, 8, 2), (32, 32, 4, 3), (128, 32, 8, 2)])
-def test_no_more_shared_memory_than_estimated(compiled, kind, target, height, width, warps, stages):
+def test_no_more_shared_memory_than_estimated(
+    compiled: None, kind: str, target: str, height: int, width: int, warps: int, stages: int
+) -> None:
     kernel = kernel_of(kind, 128)
     sizes = {"BM": height, "BK": width, "BH": width, "BN": width}
     config = Config(tuple((name, sizes[name]) for name in kernel.functions[0].constants), warps, stages)
@@ -87,7 +90,7 @@ def test_no_more_shared_memory_than_estimated(compiled, kind, target, height, wi
     assert compiled_kernel.shared_bytes <= 1.01 * expected <= 2.1 * compiled_kernel.shared_bytes
 
 
-def test_saved_kernels(compiled, tmp_path):
+def test_saved_kernels(compiled: None, tmp_path: Path) -> None:
     (kernel,) = compile_for(kernel_of("rank_to_rank", 64), "cuda:90")
     paths = kernel.save(tmp_path / "kernels")
     assert [path.name for path in paths] == [f"{kernel.name}.{ending}" for ending in ("py", "ttir", "ptx")]
@@ -98,24 +101,24 @@ def test_saved_kernels(compiled, tmp_path):
     assert paths[0].read_text() == kernel.source and paths[2].read_text() == kernel.ptx
 
 
-def test_unknown_targets():
+def test_unknown_targets() -> None:
     with pytest.raises(UnknownTargetError, match="Known targets: cuda:80, cuda:90"):
         compile_for(kernel_of("rank_to_rank", 64), "cuda:75")
 
 
-def test_names_have_to_be_identifiers():
+def test_names_have_to_be_identifiers() -> None:
     case = rank_to_rank(4, 16, 40)
     with pytest.raises(ValueError, match="identifier"):
         generate(case.body(), case.rows, name="graph 0/0")
 
 
-def test_without_triton(monkeypatch):
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(MissingTritonError, match=r"pip install 'memcompile\[triton\]'"):
         kernel_of("rank_to_rank", 64).load()
 
 
-def test_the_tuner_takes_the_fastest_and_asks_once(interpreted):
+def test_the_tuner_takes_the_fastest_and_asks_once(interpreted: None) -> None:
     case = ffn(20, 48, 16, 96)
     kernel = generate(case.body(), case.rows, name="kernel")
     offered = candidates(kernel.chain, "rows", TARGETS["cuda:90"], 20)

@@ -15,7 +15,7 @@ from tests.codegen.triton.test_rows_kernel import TOLERANCE, check
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("rows", [1, 40])
-def test_ffn_of_few_rows(interpreted, rows, dtype):
+def test_ffn_of_few_rows(interpreted: None, rows: int, dtype) -> None:
     check(ffn(rows, 48, 40, 200, dtype), method="decode")
 
 
@@ -29,26 +29,26 @@ def test_ffn_of_few_rows(interpreted, rows, dtype):
     ],
     ids=["gated", "projection", "rank_to_rank", "normalized"],
 )
-def test_other_bodies(interpreted, case: Callable[[], Case]):
+def test_other_bodies(interpreted: None, case: Callable[[], Case]) -> None:
     check(case(), method="decode")
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 4])
-def test_several_tiles_a_program(interpreted, tiles):
+def test_several_tiles_a_program(interpreted: None, tiles: int) -> None:
     case = ffn(3, 80, 24, 300)
     kernel = generate(case.body(), case.rows, name="kernel", method="decode")
     (result,) = kernel.module().launch(*case.operands, config=kernel.config.as_dict() | {"TILES": tiles})
     assert torch.allclose(result.double(), case.exact()[0], atol=4e-6)
 
 
-def test_shares_are_summed_in_the_same_order_in_every_run(interpreted):
+def test_shares_are_summed_in_the_same_order_in_every_run(interpreted: None) -> None:
     case = ffn(3, 48, 24, 300, torch.float32)
     launch = generate(case.body(), case.rows, name="kernel", method="decode").load()
     first, second = launch(*case.operands)[0], launch(*case.operands)[0]
     assert torch.equal(first, second)
 
 
-def test_a_product_between_narrow_tensors_is_refused():
+def test_a_product_between_narrow_tensors_is_refused() -> None:
     case = core(4, 100, 40)
     with pytest.raises(KernelRefusedError, match="both sides of a product are narrow"):
         generate(case.body(), case.rows, name="kernel", method="decode")

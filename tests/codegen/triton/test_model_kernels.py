@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,11 +25,11 @@ def make():
 
 
 @pytest.fixture(autouse=True)
-def _fresh(fresh_dynamo, compiled):
+def _fresh(fresh_dynamo: None, compiled: None) -> None:
     pass
 
 
-def test_equal_chains_share_a_kernel():
+def test_equal_chains_share_a_kernel() -> None:
     model = nn.Sequential(FeedForward(64, 256, 16), FeedForward(64, 256, 16), nn.Linear(64, 8)).to(torch.bfloat16)
     found = memcompile.kernels(model, torch.randn(512, 64, dtype=torch.bfloat16), target="cuda:80")
     (kernel,) = found.kernels
@@ -38,17 +39,17 @@ def test_equal_chains_share_a_kernel():
     assert ".version" in kernel.ptx
 
 
-def test_a_model_without_low_rank_has_none():
+def test_a_model_without_low_rank_has_none() -> None:
     found = memcompile.kernels(nn.Linear(8, 8), torch.randn(4, 8))
     assert (found.kernels, found.chains, found.refused) == ((), 0, ())
 
 
-def test_an_unknown_target():
+def test_an_unknown_target() -> None:
     with pytest.raises(UnknownTargetError, match="cuda:90"):
         memcompile.kernels(nn.Linear(8, 8), torch.randn(4, 8), target="cuda:1")
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "model.py"
     script.write_text(SCRIPT)
     assert cli.main(["kernels", f"{script}:make", "--target", "cuda:90", "--json", "--save", str(tmp_path / "out")]) == 0

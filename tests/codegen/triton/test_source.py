@@ -17,7 +17,7 @@ from tests.codegen.triton.bodies import core, ffn, gated, normalized, projection
 
 
 @pytest.mark.parametrize("method", ["rows", "decode"])
-def test_generated_modules_pass_ruff(tmp_path, method):
+def test_generated_modules_pass_ruff(tmp_path: Path, method: str) -> None:
     cases = [ffn(8, 48, 40, 100), gated(8, 64, 24, 96, torch.bfloat16), projection(8, 64, 40), rank_to_rank(8, 384, 512)]
     cases += [normalized(8, 70, 24, 50, torch.float16), *([core(8, 64, 16)] if method == "rows" else [])]
     for i, case in enumerate(cases):
@@ -28,7 +28,7 @@ def test_generated_modules_pass_ruff(tmp_path, method):
     assert found.returncode == 0, found.stdout
 
 
-def test_calls_are_wrapped_only_when_they_are_long():
+def test_calls_are_wrapped_only_when_they_are_long() -> None:
     source = Source()
     with source.block("def f():"):
         source.call("g(", ["a", "b"])
@@ -39,7 +39,7 @@ def test_calls_are_wrapped_only_when_they_are_long():
 class Golden(TestCase):
     maxDiff = None
 
-    def test_rank_to_rank(self):
+    def test_rank_to_rank(self) -> None:
         case = rank_to_rank(64, 40, 128, torch.bfloat16)
         body = case.body()
         for line, node in enumerate(body.graph.nodes, start=30):

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def no_arenas(fresh_dynamo):
+def no_arenas(fresh_dynamo: None) -> None:
     gc.collect()
     memcompile.release()
     BLOCKS.made = 0
@@ -34,7 +34,7 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.up, self.down = nn.Linear(64, 256), nn.Linear(256, 64)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = F.gelu(self.up(x))
         return (x + self.down(F.dropout(hidden, 0.1, self.training))).tanh()
 
@@ -56,7 +56,7 @@ def same(left, right) -> bool:
 
 
 @pytest.mark.parametrize("arena", ["step", "graph"])
-def test_the_numbers_are_those_without_an_arena(arena):
+def test_the_numbers_are_those_without_an_arena(arena: str) -> None:
     model, x = Net(), torch.randn(512, 64)
     expected = gradients(compiled(model, "off"), model, x)
     torch._dynamo.reset()
@@ -67,16 +67,16 @@ def test_the_numbers_are_those_without_an_arena(arena):
 
 
 class Loss(Net):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x).pow(2).mean()
 
 
 @pytest.mark.parametrize("budget", [None, "97%"])
-def test_the_measured_peak_is_the_planned_one(budget):
+def test_the_measured_peak_is_the_planned_one(budget: str | None) -> None:
     model, x = Loss(), torch.randn(512, 64)
     function = compiled(model, memory_budget=budget)
 
-    def step():
+    def step() -> None:
         function(x).backward()
         model.zero_grad(set_to_none=True)
 
@@ -91,7 +91,7 @@ def test_the_measured_peak_is_the_planned_one(budget):
     assert "allocations a step" in str(report)
 
 
-def test_what_the_user_holds_is_not_written_over():
+def test_what_the_user_holds_is_not_written_over() -> None:
     model, x = Net(), torch.randn(512, 64)
     function = compiled(model)
     out = function(x)
@@ -104,7 +104,7 @@ def test_what_the_user_holds_is_not_written_over():
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
-def test_two_forwards_before_a_backward(newest_first):
+def test_two_forwards_before_a_backward(newest_first: bool) -> None:
     model, inputs = Net().eval(), [torch.randn(512, 64), torch.randn(512, 64)]
     function = compiled(model)
     expected = [gradients(function, model, x) for x in inputs]
@@ -118,7 +118,7 @@ def test_two_forwards_before_a_backward(newest_first):
     assert BLOCKS.made == 2
 
 
-def test_a_forward_without_a_backward_gives_its_block_back():
+def test_a_forward_without_a_backward_gives_its_block_back() -> None:
     model, x = Net(), torch.randn(512, 64)
     function = compiled(model)
     held = function(x)
@@ -127,7 +127,7 @@ def test_a_forward_without_a_backward_gives_its_block_back():
     assert not BLOCKS.blocks[0].taken
 
 
-def test_a_graph_that_is_kept_for_another_backward():
+def test_a_graph_that_is_kept_for_another_backward() -> None:
     model, x = Net().eval(), torch.randn(512, 64)
     with torch._functorch.config.patch(donated_buffer=False):  # else PyTorch itself refuses
         function = compiled(model)
@@ -151,7 +151,7 @@ def _(x, fails):
     return torch.empty_like(x)
 
 
-def test_an_exception_half_way():
+def test_an_exception_half_way() -> None:
     weight = torch.randn(64, 64)
 
     def function(x, fails):
@@ -167,7 +167,7 @@ def test_an_exception_half_way():
     assert not any(block.taken for block in BLOCKS.blocks)
 
 
-def test_threads_do_not_share_a_block():
+def test_threads_do_not_share_a_block() -> None:
     model = Net().eval()
     function, inputs = compiled(model), [torch.randn(512, 64) for _ in range(4)]
     with torch.no_grad():
@@ -189,14 +189,14 @@ def test_threads_do_not_share_a_block():
     assert BLOCKS.made <= 5
 
 
-def test_models_share_what_is_idle():
+def test_models_share_what_is_idle() -> None:
     one, two, x = Net(), Net(), torch.randn(512, 64)
     gradients(compiled(one), one, x)
     gradients(compiled(two), two, x)
     assert BLOCKS.made == 1
 
 
-def test_a_step_that_needs_more_takes_the_place_of_a_smaller_block():
+def test_a_step_that_needs_more_takes_the_place_of_a_smaller_block() -> None:
     model = Net()
     function = compiled(model)
     for rows in (256, 1024, 256):
@@ -206,11 +206,11 @@ def test_a_step_that_needs_more_takes_the_place_of_a_smaller_block():
     assert len(BLOCKS.blocks) == 1
 
 
-def test_what_lies_idle_counts_within_a_budget():
+def test_what_lies_idle_counts_within_a_budget() -> None:
     """The block of a larger model is no memory to spare for a smaller one that has a budget."""
 
     class Loss(Net):
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x).pow(2).mean()
 
     large, small = Net(), Loss()
@@ -230,7 +230,7 @@ def test_what_lies_idle_counts_within_a_budget():
     assert measure_peak(step, model=small, inputs=(narrow,)).peak_bytes <= report.budget_bytes
 
 
-def test_memory_is_given_back():
+def test_memory_is_given_back() -> None:
     model, x = Net(), torch.randn(512, 64)
     function = compiled(model)
     expected = gradients(function, model, x)
@@ -246,7 +246,7 @@ def test_memory_is_given_back():
     assert BLOCKS.reserved_bytes(CPU) == 0, "its model is gone"
 
 
-def test_dynamic_shapes_have_none_and_say_so():
+def test_dynamic_shapes_have_none_and_say_so() -> None:
     model = Net()
     function = torch.compile(model, backend="memcompile", options={"arena": "step", "inductor": QUICK}, dynamic=True)
     gradients(function, model, torch.randn(512, 64))
@@ -256,7 +256,7 @@ def test_dynamic_shapes_have_none_and_say_so():
     assert not BLOCKS.blocks
 
 
-def test_graphs_of_one_step_have_one_arena():
+def test_graphs_of_one_step_have_one_arena() -> None:
     """The second graph of a step runs while the first one's saved tensors are alive: it has none of its own."""
 
     def function(x, weight):
@@ -278,7 +278,7 @@ def test_graphs_of_one_step_have_one_arena():
 
 @settings(max_examples=4)
 @given(seed=st.integers(0, 2**32))
-def test_random_programs_bit_for_bit(seed):
+def test_random_programs_bit_for_bit(seed: int) -> None:
     model, x = Program(seed), torch.randn(N, N)
     found = []
     for arena in ("off", "step"):

@@ -53,7 +53,7 @@ def check(plan: ArenaPlan, lives, end: int) -> None:
     assert plan.peak_bytes == plan.height + max(outside(moment) for moment in range(end))
 
 
-def test_saved_tensors_and_temporaries_share_one_arena():
+def test_saved_tensors_and_temporaries_share_one_arena() -> None:
     found = step_peak(FORWARD, BACKWARD)
     plan = plan_arena(found, ALL, None)
     check(plan, found.lives, found.end)
@@ -61,7 +61,7 @@ def test_saved_tensors_and_temporaries_share_one_arena():
     assert plan.height == plan.lower_bound == 2 * UNIT
 
 
-def test_the_scratch_of_a_kernel_is_not_the_buffer_that_it_writes():
+def test_the_scratch_of_a_kernel_is_not_the_buffer_that_it_writes() -> None:
     events = [("alloc", "a", 64), ("workspace", "a", 128), ("kernel", "a"), ("alloc", "b", 64), ("free", "a"), ("free", "b")]
     events += [("alloc", "large", 1024), ("alloc", "more", 128), ("free", "more"), ("free", "large")]
     found = step_peak(trace({"x": 64}, events, []))
@@ -70,20 +70,20 @@ def test_the_scratch_of_a_kernel_is_not_the_buffer_that_it_writes():
     assert abs(a - b) >= 64, "alive together"
 
 
-def test_only_what_the_code_allocates_itself():
+def test_only_what_the_code_allocates_itself() -> None:
     found = step_peak(FORWARD, BACKWARD)
     assert set(plan_arena(found, {("forward", "t")}, None).offsets) == {("forward", "t")}
     assert plan_arena(found, set(), None).height == 0
 
 
-def test_saved_tensors_outside_where_each_half_has_its_own():
+def test_saved_tensors_outside_where_each_half_has_its_own() -> None:
     found = step_peak(FORWARD, BACKWARD)
     plan = plan_arena(found, ALL, None, across=False)
     assert set(plan.offsets) == {("forward", "t"), ("backward", "g")}
     assert plan.height == UNIT, "one after the other, at the same place"
 
 
-def test_gradients_pile_up_while_activations_go():
+def test_gradients_pile_up_while_activations_go() -> None:
     """Ten activations, freed one by one as ten gradients of half their size come: an arena for all would add half to the peak."""
     activations = [Life("forward", f"a{i}", UNIT, i + 1, 30 - 2 * i) for i in range(10)]
     gradients = [Life("backward", f"g{i}", UNIT // 2, 12 + 2 * i) for i in range(10)]
@@ -94,7 +94,7 @@ def test_gradients_pile_up_while_activations_go():
     assert plan.height == 5 * UNIT
 
 
-def test_what_is_held_between_the_halves_is_limited():
+def test_what_is_held_between_the_halves_is_limited() -> None:
     """A temporary of the forward, larger than what is saved: with the arena kept between the halves, others would pay for it."""
     lives = [Life("forward", "t", 10 * UNIT, 1, 2), Life("forward", "saved", UNIT, 2, 6)]
     found = step(lives, 8, 4)
@@ -105,7 +105,7 @@ def test_what_is_held_between_the_halves_is_limited():
     assert plan.held_bytes == UNIT
 
 
-def test_lanes_where_the_whole_cannot_be_arranged():
+def test_lanes_where_the_whole_cannot_be_arranged() -> None:
     """Seven units are alive at every moment, and no arrangement of these twelve buffers is lower than eight; three larger ones
     follow one another beside them, in a lane that is never empty."""
     twelve = ["0 2 3", "0 1 4", "1 4 2", "1 3 1", "1 5 1", "2 4 2", "2 6 1", "3 6 1", "4 7 3", "4 7 1", "5 7 1", "6 7 2"]
@@ -121,7 +121,7 @@ def test_lanes_where_the_whole_cannot_be_arranged():
     assert plan.peak_bytes == found.peak_bytes
 
 
-def test_blocks_are_handed_on_between_two_full_moments():
+def test_blocks_are_handed_on_between_two_full_moments() -> None:
     """Two moments at which 10 units are all there is, and smaller buffers one after the other between: no lane can be there all
     the time, but a block can be handed on, if not to what is saved."""
     lives = [Life("forward", "full", 10 * UNIT, 1, 2), Life("backward", "again", 9 * UNIT, 9, 10)]
@@ -153,7 +153,7 @@ def steps(draw) -> tuple[StepPeak, set[tuple[str, str]]]:
 
 
 @given(steps(), st.booleans(), st.integers(0, 300))
-def test_any_step(case, across, extra):
+def test_any_step(case, across: bool, extra: int) -> None:
     found, slots = case
     aligned = sum(-life.size_bytes % UNIT for life in found.lives)
     for limit in (None, found.peak_bytes + extra):

@@ -41,7 +41,7 @@ BACKWARD = trace(
 SLOTS = {("forward", name) for name in ("a", "b", "d", "more", "out")} | {("backward", name) for name in ("g", "h", "i")}
 
 
-def check(offsets, height=4096, relays=()):
+def check(offsets, height=4096, relays=()) -> None:
     check_places(FORWARD, BACKWARD, offsets, height, relays)
 
 
@@ -49,7 +49,7 @@ def relay(half, *buffers, size_bytes=256):
     return HandedOn(half, size_bytes, buffers, (64,) * len(buffers))
 
 
-def test_the_plan_of_the_pass_holds():
+def test_the_plan_of_the_pass_holds() -> None:
     plan = plan_arena(step_peak(FORWARD, BACKWARD), SLOTS, None)
     assert set(plan.offsets) == SLOTS - {("forward", "out"), ("backward", "g")}
     check(plan.offsets, plan.height)
@@ -68,7 +68,7 @@ def test_the_plan_of_the_pass_holds():
         ({("forward", "b"): 4096 - 64}, "leaves its 4096 bytes"),
     ],
 )
-def test_what_is_planted_is_found(offsets, words):
+def test_what_is_planted_is_found(offsets, words: str) -> None:
     with pytest.raises(VerificationError, match=words):
         check(offsets)
 
@@ -81,7 +81,7 @@ def test_what_is_planted_is_found(offsets, words):
         {("forward", "a"): 0, ("forward", "b"): 64, ("forward", "d"): 192},
     ],
 )
-def test_one_after_the_other_is_right(offsets):
+def test_one_after_the_other_is_right(offsets) -> None:
     check(offsets)
 
 
@@ -95,17 +95,17 @@ def test_one_after_the_other_is_right(offsets):
         (relay("forward", "b", "more", size_bytes=128), "leaves its 128 bytes"),
     ],
 )
-def test_what_is_planted_in_a_relay_is_found(handed, words):
+def test_what_is_planted_in_a_relay_is_found(handed, words: str) -> None:
     with pytest.raises(VerificationError, match=words):
         check({}, relays=[handed])
 
 
-def test_relays_beside_each_other_share_nothing():
+def test_relays_beside_each_other_share_nothing() -> None:
     check({("forward", "a"): 0}, relays=[relay("forward", "b", "more"), relay("backward", "h"), relay("backward", "i")])
 
 
 @given(st.data())
-def test_any_planted_overlap_is_found(data):
+def test_any_planted_overlap_is_found(data) -> None:
     """Move one buffer of a right plan onto another that is alive with it."""
     step = step_peak(FORWARD, BACKWARD)
     plan = plan_arena(step, SLOTS, None)

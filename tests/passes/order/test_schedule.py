@@ -95,7 +95,7 @@ def model_and_batch(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     ("name", "training"),
     [*((name, True) for name in ("mlp", "transformer", "conv", "branches", "densenet")), ("branches", False), ("darts", False)],
 )
-def test_the_peak_of_the_model_is_that_of_the_lowered_code(name, training):
+def test_the_peak_of_the_model_is_that_of_the_lowered_code(name, training) -> None:
     """In Inductor's order and in ours, which is never worse than any of its heuristics."""
     model, batch = model_and_batch(name)
     (graphs,) = captured(model.train(training), batch, training=training)
@@ -122,7 +122,7 @@ class Parts(nn.Module):
         return torch.stack([part @ torch.diag(scale) for part, scale in zip(parts, self.scales, strict=True)]).square().mean()
 
 
-def test_saved_views_of_one_storage_count_once():
+def test_saved_views_of_one_storage_count_once() -> None:
     (graphs,) = captured(Parts(), {"x": torch.randn(64, 16)}, training=True)
     scheduling = Scheduling()
     found = traces(graphs, scheduling)
@@ -134,7 +134,7 @@ def test_saved_views_of_one_storage_count_once():
     assert own_peak(found["backward"], entry) == scheduling.orderings["backward"].order.peak_bytes
 
 
-def test_branches_take_less_than_in_inductors_order():
+def test_branches_take_less_than_in_inductors_order() -> None:
     model, batch = model_and_batch("branches")
     (graphs,) = captured(model.eval(), batch, training=False)
     scheduling = Scheduling()
@@ -163,7 +163,7 @@ def run(
 
 @pytest.mark.parametrize("make", [Drawing, Mutating, Branches])
 @pytest.mark.parametrize("inductor", [{}, {"fallback_random": True}])
-def test_results_are_those_without_it(make, inductor):
+def test_results_are_those_without_it(make, inductor) -> None:
     """Bit for bit, random numbers too."""
     batch = {"x": torch.randn(32, 32)} if make is not Branches else {"x": torch.randn(64, 16)}
     results = []
@@ -175,7 +175,7 @@ def test_results_are_those_without_it(make, inductor):
     assert all(torch.equal(ours, plain) for ours, plain in zip(*results, strict=True))
 
 
-def test_measured_peak_falls_with_the_order():
+def test_measured_peak_falls_with_the_order() -> None:
     model, batch = model_and_batch("branches")
     peaks = []
     for enabled in (True, False):
@@ -186,7 +186,7 @@ def test_measured_peak_falls_with_the_order():
     assert peaks[0] < peaks[1]
 
 
-def test_the_report_has_the_order():
+def test_the_report_has_the_order() -> None:
     model, batch = model_and_batch("branches")
     _, ours = run(model, batch)
     assert {order.kind for order in ours.graphs[0]["schedule"].orders} == {"forward", "backward"}
@@ -194,7 +194,7 @@ def test_the_report_has_the_order():
     assert memcompile.Report.from_json(ours.to_json()).graphs[0]["schedule"].orders == ours.graphs[0]["schedule"].orders
 
 
-def test_a_dry_run_orders_as_compiling_does():
+def test_a_dry_run_orders_as_compiling_does() -> None:
     model, batch = model_and_batch("branches")
     dry = memcompile.plan(model, **batch)
     _, real = run(model, batch)
@@ -204,19 +204,19 @@ def test_a_dry_run_orders_as_compiling_does():
     ]
 
 
-def test_a_plan_sets_the_order_itself():
+def test_a_plan_sets_the_order_itself() -> None:
     model, batch = model_and_batch("mlp")
     report = memcompile.plan(model, **batch, options={"memory_budget": "60%"})
     assert report.graphs[0].passes and not report.graphs[0]["schedule"].orders
 
 
-def test_inductors_own_switch_is_kept():
+def test_inductors_own_switch_is_kept() -> None:
     model, batch = model_and_batch("branches")
     _, report = run(model, batch, inductor={"reorder_for_peak_memory": False})
     assert not report.graphs[0]["schedule"].orders
 
 
-def test_the_scheduler_is_left_as_it_was():
+def test_the_scheduler_is_left_as_it_was() -> None:
     import torch._inductor.memory as memory
     from torch._inductor.codegen.cpp import CppScheduling
 
@@ -227,10 +227,10 @@ def test_the_scheduler_is_left_as_it_was():
     assert (memory.reorder_for_peak_memory, CppScheduling.ready_to_flush) == before
 
 
-def test_a_crash_is_an_error_that_names_the_pass(monkeypatch):
+def test_a_crash_is_an_error_that_names_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or Inductor's order, where the user chose it."""
 
-    def crash(*args):
+    def crash(*args) -> None:
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr(schedule, "plan_order", crash)
@@ -261,12 +261,12 @@ def scheduler_node(*origins: torch.fx.Node, effects: bool = False) -> SimpleName
         (torch.ops.aten.sin.default, False),
     ],
 )
-def test_what_keeps_its_place_among_its_like(target, ordered):
+def test_what_keeps_its_place_among_its_like(target: str, ordered: bool) -> None:
     assert kernels._is_ordered(scheduler_node(fx_node(target))) == ordered
     assert kernels._is_ordered(scheduler_node(effects=True))
 
 
-def test_random_kernels_keep_their_order():
+def test_random_kernels_keep_their_order() -> None:
     """Each of them can only run behind the one before."""
     from torch._inductor.virtualized import V
 
@@ -293,7 +293,7 @@ def test_random_kernels_keep_their_order():
     assert all(problem.behind[first] >> second & 1 for first, second in itertools.pairwise(dict.fromkeys(places)))
 
 
-def test_an_order_that_is_not_better_is_not_taken():
+def test_an_order_that_is_not_better_is_not_taken() -> None:
     problem = OrderProblem(
         (OrderKernel("a", (0,)), OrderKernel("b", (1,))), (OrderStorage("x", 4, at_end=True), OrderStorage("y", 4, at_end=True))
     )

@@ -31,7 +31,7 @@ def network(*more: nn.Module) -> nn.Sequential:
 class Both(Block):
     """Its expanded tensor is a result as well."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = self.layers[:3](x)
         return self.layers[3:](wide) + wide.mean(1, keepdim=True)
 
@@ -56,7 +56,7 @@ def rows(report, kind: str) -> list:
 
 
 @pytest.mark.parametrize("decomposed", [False, True], ids=["whole", "decomposed"])
-def test_each_block_becomes_one_node(interpreted, decomposed):
+def test_each_block_becomes_one_node(interpreted: None, decomposed: bool) -> None:
     model, x = network(), pixels(2, 8, 9, 10)
     gm, done, tensors = rewritten(model, x, decomposed=decomposed)
     assert operators(gm) == ["stream_rows", "getitem"] * 2
@@ -67,7 +67,7 @@ def test_each_block_becomes_one_node(interpreted, decomposed):
         torch.testing.assert_close(gm(*tensors)[0], model(x), rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_refused_stays_with_the_reason(interpreted):
+def test_what_is_refused_stays_with_the_reason(interpreted: None) -> None:
     model, x = network(Both((12, 12), 24)), pixels(1, 8, 6, 6)
     gm, done, tensors = rewritten(model, x)
     assert operators(gm).count("stream_rows") == 2 and operators(gm).count("convolution") == 3
@@ -82,7 +82,7 @@ def test_what_is_refused_stays_with_the_reason(interpreted):
     [nn.Identity(), nn.Conv2d(12, 4, 1), nn.Sequential(nn.Conv2d(12, 4, 3), nn.Flatten(2))],
     ids=["block", "conv", "flat"],
 )
-def test_results_keep_their_strides(interpreted, last):
+def test_results_keep_their_strides(interpreted: None, last) -> None:
     model, x = network(last), torch.randn(2, 8, 12, 10)
     gm, done, tensors = rewritten(model, x)
     assert len(done.blocks) == 2
@@ -104,21 +104,21 @@ class Reshaping(fx.Interpreter):
         return super().call_function(torch.ops.aten.reshape.default if view else target, args, kwargs)
 
 
-def test_nothing_is_replaced_unasked(interpreted):
+def test_nothing_is_replaced_unasked(interpreted: None) -> None:
     for kernel, device in (("off", CPU), ("off", CUDA), ("auto", CPU)):
         gm, done, _ = rewritten(network(), pixels(1, 8, 6, 6), kernel, device)
         assert done == Inverted()
         assert "stream_rows" not in operators(gm)
 
 
-def test_without_a_gpu_or_the_interpreter_the_graph_stays(monkeypatch):
+def test_without_a_gpu_or_the_interpreter_the_graph_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     gm, done, _ = rewritten(network(), pixels(1, 8, 6, 6))
     assert [why for _, _, why in done.refused] == ["Triton kernels run on CUDA devices, or with TRITON_INTERPRET=1"]
     assert "stream_rows" not in operators(gm)
 
 
-def test_auto_takes_the_kernels_that_win(monkeypatch):
+def test_auto_takes_the_kernels_that_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memcompile.codegen.inverted_residual.program.device_model", lambda _device: H100)
     monkeypatch.setattr("memcompile.codegen.inverted_residual.program.target_of", lambda _device: TARGETS["cuda:90"])
     between = nn.Sequential(nn.AvgPool2d(8), nn.Conv2d(24, 160, 1))
@@ -131,7 +131,7 @@ def test_auto_takes_the_kernels_that_win(monkeypatch):
     assert rewritten(model, pixels(32, 24, 56, 56, torch.float16), "triton", CUDA, run=False)[1].blocks[1:]
 
 
-def test_the_backend_runs_them(interpreted):
+def test_the_backend_runs_them(interpreted: None) -> None:
     model, x = network(), torch.randn(1, 8, 16, 16)
     with torch.no_grad():
         step, expected = compiled(model, patch_kernel="triton"), model(x)
@@ -149,7 +149,7 @@ def test_the_backend_runs_them(interpreted):
     assert sum("@triton.jit" in kernel.code for kernel in report.kernels) == 2
 
 
-def test_the_backend_tiles_what_is_left(interpreted):
+def test_the_backend_tiles_what_is_left(interpreted: None) -> None:
     before = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 8, 3, 2, 1)
     model, x = nn.Sequential(*before, *network()).eval(), torch.randn(1, 3, 24, 24)
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_the_backend_tiles_what_is_left(interpreted):
     assert "patches" in whys[2] or "strips" in whys[2]
 
 
-def test_kernels_are_taken_where_they_keep_the_budget(monkeypatch):
+def test_kernels_are_taken_where_they_keep_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU; here kernels are let win on the CPU, in dry runs."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr("memcompile.passes.residuals.kernels.wanted", lambda kernel, _device: kernel != "off")

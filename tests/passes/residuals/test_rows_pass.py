@@ -53,7 +53,7 @@ def rows(report, kind: str) -> list:
     return [row for row in report.decisions if row.kind == kind]
 
 
-def test_a_chain_becomes_one_node():
+def test_a_chain_becomes_one_node() -> None:
     model, x = network(), torch.randn(2, 3, 18, 20).to(memory_format=torch.channels_last)
     gm, done, tensors = rewritten(model, x, Goal(forced=True), run=True)
     assert operators(gm) == ["stream_rows", "getitem"]
@@ -64,7 +64,7 @@ def test_a_chain_becomes_one_node():
     assert block.saved_bytes == wide + 4 * 2 * (8 * 9 * 10 + 12 * 5 * 5)
 
 
-def test_the_room_cuts_chains():
+def test_the_room_cuts_chains() -> None:
     """Of all blocks in one kernel to each in its own: more threads' rows are in a workspace, or more images in memory."""
     model, x = network(), torch.randn(1, 3, 64, 64)
     peaks = []
@@ -74,14 +74,14 @@ def test_the_room_cuts_chains():
     assert peaks[1] < peaks[0]
 
 
-def test_what_is_alive_beside_a_block_counts():
+def test_what_is_alive_beside_a_block_counts() -> None:
     class Skip(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.first, self.pool = nn.Conv2d(3, 12, 1), nn.MaxPool2d(2)
             self.blocks = nn.ModuleList([Block((12, 12), 24), Block((12, 12), 24), Block((12, 12), 24)])
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             wide = self.first(x)
             narrow = self.blocks[0](self.pool(wide))
             last = self.blocks[2](self.blocks[1](narrow))
@@ -93,14 +93,14 @@ def test_what_is_alive_beside_a_block_counts():
     assert bytes_beside(graph, blocks) == [wide, wide, wide + narrow]
 
 
-def test_a_graph_that_fits_is_left_alone_unless_forced():
+def test_a_graph_that_fits_is_left_alone_unless_forced() -> None:
     model, x = network(), torch.randn(1, 3, 18, 20)
     assert rewritten(model, x, Goal(room_bytes=1000), peak=1000)[:2] == (None, Inverted())
     assert rewritten(model, x, Goal(room_bytes=1000), peak=1001)[1].blocks
     assert rewritten(model, x, Goal(room_bytes=1000, forced=True), peak=1000)[1].blocks
 
 
-def test_blocks_of_slow_kernels_stay_library_calls(monkeypatch):
+def test_blocks_of_slow_kernels_stay_library_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memcompile.passes.residuals.chains.rows_seconds", lambda _kernel, _model, _threads: 1.0)
     gm, done, _ = rewritten(network(), torch.randn(1, 3, 18, 20), Goal(max_overhead=0.1))
     assert gm is None
@@ -108,7 +108,7 @@ def test_blocks_of_slow_kernels_stay_library_calls(monkeypatch):
     assert rewritten(network(), torch.randn(1, 3, 18, 20), Goal(forced=True))[1].blocks
 
 
-def test_what_has_no_kernel_says_why():
+def test_what_has_no_kernel_says_why() -> None:
     model = network(Block((12, 12), 20, act=nn.GELU), Block((12, 6), 30))
     gm, done, _ = rewritten(model, torch.randn(1, 3, 18, 20), Goal(forced=True))
     assert len(done.blocks) >= 2 and operators(gm).count("convolution") == 3
@@ -116,7 +116,7 @@ def test_what_has_no_kernel_says_why():
     assert "has no C++ formula" in why
 
 
-def test_a_compiler_that_is_missing_is_said():
+def test_a_compiler_that_is_missing_is_said() -> None:
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
         gm, done, _ = rewritten(network(), torch.randn(1, 3, 18, 20), Goal(forced=True))
     assert gm is None
@@ -125,7 +125,7 @@ def test_a_compiler_that_is_missing_is_said():
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_a_compiler_without_openmp_is_said(monkeypatch):
+def test_a_compiler_without_openmp_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memcompile.codegen.cpp.build.FLAGS", ("-shared", "-fPIC", "-nostdinc"))
     gm, done, _ = rewritten(network(), torch.randn(1, 3, 18, 20), Goal(forced=True), run=True)
     assert gm is None
@@ -135,7 +135,7 @@ def test_a_compiler_without_openmp_is_said(monkeypatch):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_backend_runs_them(threads):
+def test_the_backend_runs_them(threads: int) -> None:
     model, x = network(nn.Conv2d(12, 4, 1)), torch.randn(1, 3, 64, 64)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -159,7 +159,7 @@ def test_the_backend_runs_them(threads):
     assert generated and all(kernel.language == "cpp" and "dense_row" in kernel.code for kernel in generated)
 
 
-def test_auto_takes_them_to_keep_a_budget_and_a_dry_run_compiles_nothing(monkeypatch):
+def test_auto_takes_them_to_keep_a_budget_and_a_dry_run_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = network(), torch.randn(1, 3, 96, 96)
     with torch.no_grad():
         plain = memcompile.plan(model, x)
@@ -176,7 +176,7 @@ def test_auto_takes_them_to_keep_a_budget_and_a_dry_run_compiles_nothing(monkeyp
     assert all(row.why != WHY for row in other.decisions)
 
 
-def test_a_kernel_takes_its_images_from_any_layout():
+def test_a_kernel_takes_its_images_from_any_layout() -> None:
     """What comes from outside is read as it lies; what does not is brought to channels last."""
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), Stem(6, 16), *Block((16, 8), 16).layers).eval()
     x = torch.randn(2, 3, 30, 20)
@@ -187,7 +187,7 @@ def test_a_kernel_takes_its_images_from_any_layout():
             torch.testing.assert_close(stem(images), network()(images), rtol=1e-5, atol=1e-5)
 
 
-def test_cpp_kernels_do_not_run_elsewhere():
+def test_cpp_kernels_do_not_run_elsewhere() -> None:
     assert rows_refusal(torch.device("cuda")) == "C++ kernels run on the CPU"
     assert wanted("cpp", torch.device("cuda")) and wanted("auto", CPU)
     assert not (wanted("auto", torch.device("cuda")) or wanted("off", CPU) or wanted("triton", CPU))

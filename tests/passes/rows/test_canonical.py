@@ -130,7 +130,7 @@ def in_another_order(x, w, a, b, s):
         (in_another_order, []),
     ],
 )
-def test_what_is_rewritten(function, kinds):
+def test_what_is_rewritten(function, kinds) -> None:
     assert [line.split()[1] for line in outcomes_of(function)] == kinds
     assert not any("refused" in line for line in outcomes_of(function))
     outcomes_of(function, train=True)
@@ -177,13 +177,13 @@ def gradient_is_read_by_pointwise_code(x, w, a, b, s):
         (gradient_is_read_by_pointwise_code, True, "# scale mul_1 refused: slice_scatter reads it, too"),
     ],
 )
-def test_refusals_say_why(function, train, refusal):
+def test_refusals_say_why(function, train: bool, refusal: str) -> None:
     lines = outcomes_of(function, train)
     assert refusal in lines
     assert not any("refused" not in line for line in lines if line.split()[1] == refusal.split()[1])
 
 
-def test_dynamic_shapes_are_left_alone():
+def test_dynamic_shapes_are_left_alone() -> None:
     x, *rest = operands()
     torch._dynamo.mark_dynamic(x, 0)
     module = captured(scaled_by_a_tensor, x, *rest, train=False)
@@ -224,7 +224,7 @@ def writes_what_was_copied(x):
 @pytest.mark.parametrize(
     ("function", "left"), [(copies, 0), (copies_to_another_order, 1), (returns_a_copy, 1), (writes_what_was_copied, 1)]
 )
-def test_only_copies_that_change_nothing_are_dropped(function, left):
+def test_only_copies_that_change_nothing_are_dropped(function, left: int) -> None:
     module = traced(function, torch.randn(4, 3))
     outcomes = canonicalise(module)
     found = [node for node in module.graph.nodes if node.target is torch.ops.aten.clone.default]
@@ -234,7 +234,7 @@ def test_only_copies_that_change_nothing_are_dropped(function, left):
     assert torch.equal(torch.as_tensor(module(x.clone())[0]), function(x.clone()))
 
 
-def test_results_stay_tensors_of_their_own():
+def test_results_stay_tensors_of_their_own() -> None:
     """A view of everything that the graph returns is not replaced by what it views, nor two equal views by one."""
 
     def function(x):

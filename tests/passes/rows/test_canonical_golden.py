@@ -20,7 +20,7 @@ class TestSpellings(TestCase):
         done = list(map(line_of, canonicalise(module)))
         self.assertExpectedInline("\n".join((*done, lines_of(module.graph))), expected, skip=1)
 
-    def test_lora_before(self):
+    def test_lora_before(self) -> None:
         self.assertExpectedInline(
             lines_of(graph_of("LoRA").graph),
             """\
@@ -44,7 +44,7 @@ add: [2, 32, 48] = add.Tensor(view_1, mul)
 return add""",
         )
 
-    def test_lora(self):
+    def test_lora(self) -> None:
         self.check(
             "LoRA",
             """\
@@ -67,7 +67,7 @@ view_default_1: [2, 32, 48] = view.default(mm_add_default, [2, 32, 48])
 return view_default_1""",
         )
 
-    def test_lora_joint_before(self):
+    def test_lora_joint_before(self) -> None:
         self.assertExpectedInline(
             lines_of(graph_of("LoRA", train=True).graph),
             """\
@@ -108,7 +108,7 @@ add_1: [2, 32, 16] = add.Tensor(view_9, view_11)
 return add, None, None, add_1, mm_4, mm_2""",
         )
 
-    def test_lora_joint(self):
+    def test_lora_joint(self) -> None:
         self.check(
             "LoRA",
             """\
@@ -145,7 +145,7 @@ return view_default_3, None, None, view_default_4, mm_4, mm_default_2""",
             train=True,
         )
 
-    def test_two_adapters_joint(self):
+    def test_two_adapters_joint(self) -> None:
         self.check(
             "LoRATwice",
             """\
@@ -199,7 +199,7 @@ return view_default_7, None, None, view_default_9, mm_10, mm_default_5, mm_6, mm
             train=True,
         )
 
-    def test_dropout_joint(self):
+    def test_dropout_joint(self) -> None:
         self.check(
             "LoRADropout",
             """\
@@ -248,7 +248,7 @@ return view_default_3, None, None, view_default_5, mm_4, mm_default_2""",
             train=True,
         )
 
-    def test_learned_scale_joint(self):
+    def test_learned_scale_joint(self) -> None:
         self.check(
             "LoRALearnedScale",
             """\
@@ -290,7 +290,7 @@ return add, None, None, view_default_2, mm_4, mul_tensor_1, sum_1""",
             train=True,
         )
 
-    def test_copy(self):
+    def test_copy(self) -> None:
         self.check(
             "LoRADropout",
             """\
@@ -313,7 +313,7 @@ view_default_1: [2, 32, 48] = view.default(mm_add_default, [2, 32, 48])
 return view_default_1""",
         )
 
-    def test_linear_pair(self):
+    def test_linear_pair(self) -> None:
         self.check(
             "LinearPairBias",
             """\
@@ -330,7 +330,7 @@ view_3: [2, 32, 48] = view.default(addmm, [2, 32, 48])
 return view_3""",
         )
 
-    def test_factors(self):
+    def test_factors(self) -> None:
         self.check(
             "Factors",
             """\
@@ -346,7 +346,7 @@ add: [2, 32, 48] = add.Tensor(view_3, arg3_1)
 return add""",
         )
 
-    def test_singular_values(self):
+    def test_singular_values(self) -> None:
         self.check(
             "SingularValues",
             """\
@@ -364,7 +364,7 @@ view_3: [2, 32, 48] = view.default(mm_1, [2, 32, 48])
 return view_3""",
         )
 
-    def test_materialised(self):
+    def test_materialised(self) -> None:
         self.check(
             "Materialised",
             """\
@@ -379,7 +379,7 @@ view_1: [2, 32, 48] = view.default(mm_default_1, [2, 32, 48])
 return view_1""",
         )
 
-    def test_materialised_linear(self):
+    def test_materialised_linear(self) -> None:
         self.check(
             "MaterialisedLinear",
             """\
@@ -395,7 +395,7 @@ view_1: [2, 32, 48] = view.default(addmm_default, [2, 32, 48])
 return view_1""",
         )
 
-    def test_materialised_joint(self):
+    def test_materialised_joint(self) -> None:
         self.check(
             "Materialised",
             """\
@@ -425,7 +425,7 @@ return view_1, mm_5, mm_4, view_3""",
             train=True,
         )
 
-    def test_einsum_before(self):
+    def test_einsum_before(self) -> None:
         self.assertExpectedInline(
             lines_of(graph_of("Einsum").graph),
             """\
@@ -453,7 +453,7 @@ view_7: [2, 32, 48] = view.default(permute_9, [2, 32, 48])
 return view_7""",
         )
 
-    def test_einsum(self):
+    def test_einsum(self) -> None:
         self.check(
             "Einsum",
             """\
@@ -469,7 +469,7 @@ view_default_11: [2, 32, 48] = view.default(mm_default_1, [2, 32, 48])
 return view_default_11""",
         )
 
-    def test_einsum_joint(self):
+    def test_einsum_joint(self) -> None:
         self.check(
             "Einsum",
             """\
@@ -501,7 +501,7 @@ return view_default_21, mm_default_4, view_default_25, mm_default_2""",
             train=True,
         )
 
-    def test_batch_of_one(self):
+    def test_batch_of_one(self) -> None:
         self.check(
             "BatchOfOne",
             """\
@@ -517,7 +517,7 @@ view_default_1: [2, 32, 48] = view.default(mm_default_1, [2, 32, 48])
 return view_default_1""",
         )
 
-    def test_per_head_before(self):
+    def test_per_head_before(self) -> None:
         self.assertExpectedInline(
             lines_of(graph_of("PerHead").graph),
             """\
@@ -548,7 +548,7 @@ view_8: [2, 2, 32, 8] = view.default(permute_9, [2, 2, 32, 8])
 return view_8""",
         )
 
-    def test_per_head(self):
+    def test_per_head(self) -> None:
         self.check(
             "PerHead",
             """\
@@ -566,7 +566,7 @@ permute_default_1: [2, 2, 32, 8] = permute.default(view_default_9, [1, 0, 2, 3])
 return permute_default_1""",
         )
 
-    def test_feed_forward(self):
+    def test_feed_forward(self) -> None:
         self.check(
             "FeedForward",
             """\
@@ -597,7 +597,7 @@ view_7: [2, 32, 16] = view.default(addmm_1, [2, 32, 16])
 return view_7""",
         )
 
-    def test_swiglu(self):
+    def test_swiglu(self) -> None:
         self.check(
             "SwiGLU",
             """\
@@ -633,7 +633,7 @@ view_11: [2, 32, 16] = view.default(mm_5, [2, 32, 16])
 return view_11""",
         )
 
-    def test_attention(self):
+    def test_attention(self) -> None:
         self.check(
             "EinsumAttention",
             """\
@@ -686,7 +686,7 @@ view_27: [2, 32, 16] = view.default(clone, [2, 32, 16])
 return view_27""",
         )
 
-    def test_monarch(self):
+    def test_monarch(self) -> None:
         self.check(
             "Monarch",
             """\
@@ -706,7 +706,7 @@ view_3: [2, 32, 48] = view.default(clone_1, [2, 32, 48])
 return view_3""",
         )
 
-    def test_blast(self):
+    def test_blast(self) -> None:
         self.check(
             "BLAST",
             """\
@@ -727,7 +727,7 @@ view_1: [2, 32, 48] = view.default(clone, [2, 32, 48])
 return view_1""",
         )
 
-    def test_sltrain(self):
+    def test_sltrain(self) -> None:
         self.check(
             "SLTrain",
             """\

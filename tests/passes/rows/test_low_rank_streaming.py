@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,7 +34,7 @@ BLOCK = 64 * 1024
 
 
 @pytest.fixture(autouse=True)
-def small_blocks():
+def small_blocks() -> Iterator[None]:
     gc.collect()
     memcompile.release()
     with blocks_of(BLOCK):
@@ -65,7 +67,7 @@ def gradients(function, model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]
 
 
 @pytest.mark.parametrize(("kinds", "arena"), [(("ffn", "gated"), "off"), (("attention", "ffn"), "step")])
-def test_inference_is_planned_to_the_byte(kinds, arena):
+def test_inference_is_planned_to_the_byte(kinds: tuple[str, str], arena: str) -> None:
     model, x = network(*kinds).eval(), torch.randn(ROWS)
     with torch.no_grad():
         expected = model(x)
@@ -80,14 +82,14 @@ def test_inference_is_planned_to_the_byte(kinds, arena):
 
 
 @pytest.mark.parametrize(("kinds", "arena"), [(("ffn", "ffn"), "step"), (("gated",), "off")])
-def test_training_is_planned_to_the_byte(kinds, arena):
+def test_training_is_planned_to_the_byte(kinds: tuple[str, ...], arena: str) -> None:
     model, x = Loss(*network(*kinds)), torch.randn(ROWS)
     expected = gradients(model, model, x)
     step = compiled(model, arena=arena)
     for one, other in zip(gradients(step, model, x), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-4)
 
-    def run():
+    def run() -> None:
         model.zero_grad(set_to_none=True)
         step(x).backward()
 
@@ -99,7 +101,7 @@ def test_training_is_planned_to_the_byte(kinds, arena):
     assert report.planned_peak_bytes < 0.7 * plain.planned_peak_bytes
 
 
-def test_a_budget_below_what_streaming_reaches_is_met_by_recomputing():
+def test_a_budget_below_what_streaming_reaches_is_met_by_recomputing() -> None:
     model, x = Loss(*network("ffn", "ffn", "ffn")), torch.randn(ROWS)
     expected = gradients(model, model, x)
     budget = int(0.8 * memcompile.plan(model, x).planned_peak_bytes)
@@ -111,9 +113,9 @@ def test_a_budget_below_what_streaming_reaches_is_met_by_recomputing():
     assert {"tile", "recompute"} <= {row.kind for row in report.graphs[0].decisions}
 
 
-def test_a_hidden_with_dropout_has_one_mask():
+def test_a_hidden_with_dropout_has_one_mask() -> None:
     class Dropped(FeedForward):
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + self.down(F.dropout(F.gelu(self.up(x)), 0.2))
 
     torch.manual_seed(0)
@@ -133,7 +135,7 @@ def test_a_hidden_with_dropout_has_one_mask():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_types(dtype):
+def test_other_types(dtype: torch.dtype) -> None:
     model, x = network("ffn", "attention", dtype=dtype).eval(), torch.randn(ROWS, dtype=dtype)
     with torch.no_grad():
         step = compiled(model)
@@ -143,7 +145,7 @@ def test_other_types(dtype):
     torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_a_dry_run_knows_the_same_peak():
+def test_a_dry_run_knows_the_same_peak() -> None:
     model, x = Loss(*network("ffn")), torch.randn(ROWS)
     dry = memcompile.plan(model, x, options={"inductor": QUICK, "arena": "off"})
     step = compiled(model, arena="off")
@@ -152,7 +154,7 @@ def test_a_dry_run_knows_the_same_peak():
     assert [row.kind for row in dry.graphs[0].decisions] == ["tile", "tile"]
 
 
-def test_a_dry_run_does_not_stand_in_for_code():
+def test_a_dry_run_does_not_stand_in_for_code() -> None:
     model, x = network("ffn").eval(), torch.randn(ROWS)
     with torch.no_grad():
         report = memcompile.plan(model, x, options={"inductor": QUICK})
@@ -161,7 +163,7 @@ def test_a_dry_run_does_not_stand_in_for_code():
     assert report.graphs[0].decisions
 
 
-def test_dynamic_shapes_are_refused_with_their_reason():
+def test_dynamic_shapes_are_refused_with_their_reason() -> None:
     model = network("ffn").eval()
     step = torch.compile(model, backend="memcompile", dynamic=True, options={"inductor": QUICK})
     with torch.no_grad():
@@ -173,8 +175,8 @@ def test_dynamic_shapes_are_refused_with_their_reason():
     assert all("dynamic shapes" in row.why for row in refused)
 
 
-def test_a_bug_in_the_pass_has_its_name(monkeypatch):
-    def broken(*_args):
+def test_a_bug_in_the_pass_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args) -> None:
         raise ValueError("broken on purpose")
 
     monkeypatch.setattr("memcompile.passes.rows.low_rank.regions_between_necks", broken)
@@ -186,7 +188,7 @@ def test_a_bug_in_the_pass_has_its_name(monkeypatch):
         torch.testing.assert_close(compiled(model, fallback="inductor")(x), model(x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_program_is_a_module_that_runs_alone(tmp_path):
+def test_a_program_is_a_module_that_runs_alone(tmp_path: Path) -> None:
     model, x = network("gated").eval(), torch.randn(ROWS)
     with torch.no_grad():
         step = compiled(model)
@@ -208,7 +210,7 @@ def test_a_program_is_a_module_that_runs_alone(tmp_path):
     assert not lint.returncode, lint.stdout
 
 
-def test_programs_die_with_the_models_that_use_them():
+def test_programs_die_with_the_models_that_use_them() -> None:
     model, x = network("ffn").eval(), torch.randn(ROWS)
     with torch.no_grad():
         step = compiled(model)
@@ -221,7 +223,7 @@ def test_programs_die_with_the_models_that_use_them():
     assert program() is None
 
 
-def test_two_threads_run_one_program():
+def test_two_threads_run_one_program() -> None:
     model = network("ffn").eval()
     inputs = [torch.randn(ROWS) for _ in range(2)]
     with torch.no_grad():
@@ -244,7 +246,7 @@ def test_two_threads_run_one_program():
         torch.testing.assert_close(found[index], expected[index], rtol=1e-5, atol=1e-5)
 
 
-def test_an_error_inside_a_block_leaves_nothing_behind():
+def test_an_error_inside_a_block_leaves_nothing_behind() -> None:
     model, x = network("ffn").eval(), torch.randn(ROWS)
     with torch.no_grad():
         step = compiled(model)
@@ -275,13 +277,13 @@ def test_an_error_inside_a_block_leaves_nothing_behind():
     assert measured.peak_bytes == memcompile.report(step).planned_peak_bytes
 
 
-def test_a_factored_layer_beside_a_dense_one():
+def test_a_factored_layer_beside_a_dense_one() -> None:
     class Mixed(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.up, self.dense = pair(32, 8, 192), nn.Linear(192, 16)
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.dense(self.up(x).relu())
 
     torch.manual_seed(0)
@@ -292,14 +294,14 @@ def test_a_factored_layer_beside_a_dense_one():
     assert tiles(step)
 
 
-def test_dense_queries_keys_and_values_beside_factored_layers_are_seeds():
+def test_dense_queries_keys_and_values_beside_factored_layers_are_seeds() -> None:
     class Block(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.q, self.k, self.v, self.out = (nn.Linear(32, 32) for _ in range(4))
             self.ffn = FeedForward(32, 192, 8)
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             batch, length, width = x.shape
             q, k, v = (layer(x).view(batch, length, 4, 8).transpose(1, 2) for layer in (self.q, self.k, self.v))
             seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
@@ -330,7 +332,7 @@ for kinds, batch in ((("ffn", "gated"), 8), (("ffn",), 1)):
 """
 
 
-def test_a_chain_runs_as_one_triton_kernel():
+def test_a_chain_runs_as_one_triton_kernel() -> None:
     """Interpreted; few rows take the kernel that splits the columns."""
     done = subprocess.run(
         [sys.executable, "-c", TRITON], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
@@ -338,7 +340,7 @@ def test_a_chain_runs_as_one_triton_kernel():
     assert not done.returncode, done.stderr[-2000:]
 
 
-def test_a_triton_kernel_without_a_gpu_is_refused_and_rows_stream():
+def test_a_triton_kernel_without_a_gpu_is_refused_and_rows_stream() -> None:
     model, x = network("ffn").eval(), torch.randn(ROWS)
     with torch.no_grad():
         step = compiled(model, low_rank_kernel="triton")

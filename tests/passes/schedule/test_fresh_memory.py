@@ -13,16 +13,16 @@ CHAIN = RematProblem(
 )
 
 
-def test_with_room_only_what_the_user_holds_is_fresh():
+def test_with_room_only_what_the_user_holds_is_fresh() -> None:
     assert fresh_bytes(Replay(CHAIN), RematSchedule((0, 1, 2), 3), 100) == 8
 
 
-def test_at_the_peak_one_lane_holds_one_of_two():
+def test_at_the_peak_one_lane_holds_one_of_two() -> None:
     """``a`` and ``b`` are 16 bytes together, and then ``b`` and the loss are: a lane for ``a`` would be idle beside them."""
     assert fresh_bytes(Replay(CHAIN), RematSchedule((0, 1, 2), 3), 16) == 8 + 8
 
 
-def test_what_comes_back_is_written_again():
+def test_what_comes_back_is_written_again() -> None:
     """``a`` is away while ``large`` is there. A lane for both would waste 4 bytes while the loss takes them; but ``large`` can
     have the block that ``a`` had before."""
     problem = RematProblem(

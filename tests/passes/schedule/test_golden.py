@@ -29,7 +29,7 @@ class Block(nn.Module):
         self.up = nn.Linear(8, 32)
         self.down = nn.Linear(32, 8)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = nn.functional.gelu(self.up(x))
         x = x + nn.functional.dropout(self.down(hidden), 0.1)
         return x.pow(2).mean()
@@ -101,7 +101,7 @@ class Counter(nn.Module):
         self.weight = nn.Parameter(torch.ones(8))
         self.register_buffer("seen", torch.zeros(8))
 
-    def forward(self, x, scratch):
+    def forward(self, x: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
         y = torch.tanh(x * self.weight)
         self.seen += y.detach().mean(0)
         scratch.copy_(y.detach())
@@ -111,7 +111,7 @@ class Counter(nn.Module):
 class TestGolden(TestCase):
     maxDiff = None
 
-    def test_storage_facts(self):
+    def test_storage_facts(self) -> None:
         self.assertExpectedInline(
             facts_of(planned().facts),
             """\
@@ -132,7 +132,7 @@ backward mm_2: mul_15 -> mm_2[1024] (output)
 backward sum_2: mul_15 -> sum_2[128] (output)""",
         )
 
-    def test_facts_of_written_inputs(self):
+    def test_facts_of_written_inputs(self) -> None:
         """They are written once, and take no memory of their own."""
         torch._dynamo.reset()
         planner = Planner(unplanned)
@@ -150,7 +150,7 @@ backward tangents: - -> tangents_1[4] (once, output)
 backward sum_2: tangents_1 -> sum_2[32] (output)""",
         )
 
-    def test_decisions(self):
+    def test_decisions(self) -> None:
         self.assertExpectedInline(
             decisions_of(planned()),
             """\
@@ -163,7 +163,7 @@ again gt: 128 bytes, 1 time(s), 8.82 us, test_golden.py
 refused inductor_seeds_default: random state, mutation or side effect: runs once""",
         )
 
-    def test_joint_graph(self):
+    def test_joint_graph(self) -> None:
         self.assertExpectedInline(
             lines_of(planned().joint.module.graph),
             """\
@@ -237,7 +237,7 @@ view: [8] = view.default(sum_1, [8])
 return mean, mm_2, view_1, None, mm_1, view""",
         )
 
-    def test_forward(self):
+    def test_forward(self) -> None:
         self.assertExpectedInline(
             lines_of(planned().graphs.forward.graph),
             """\
@@ -267,7 +267,7 @@ mean: [] = mean.default(pow_1)
 return mean, primals_1, primals_2, primals_3, primals_4, addmm_1, inductor_seeds_default""",
         )
 
-    def test_a_plan_that_changes_nothing_is_the_partition(self):
+    def test_a_plan_that_changes_nothing_is_the_partition(self) -> None:
         """The base order written down is PyTorch's own partition again, node by node."""
         plan = planned(unplanned)
         before = plan.facts.graphs

@@ -62,26 +62,26 @@ def compare(model: nn.Module, seed: int, lowering=None) -> Planner:
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**32))
-def test_any_plan_leaves_the_numbers_alone(seed):
+def test_any_plan_leaves_the_numbers_alone(seed: int) -> None:
     """Random numbers included: both runs start from the same state, and a mask drawn twice would show."""
     compare(Program(seed), seed)
 
 
 @settings(max_examples=12)
 @given(seed=st.integers(0, 2**32))
-def test_planned_numbers_are_those_of_eager(seed):
+def test_planned_numbers_are_those_of_eager(seed: int) -> None:
     model = Program(seed, with_random=False)
     x = torch.randn(N, N, generator=torch.Generator().manual_seed(seed), requires_grad=True)
     assert_same_step(step(model, Planner(random_schedule(seed)), x), step(model, None, x), tolerance=2e-5)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_plans_of_the_real_lowering(seed):
+def test_plans_of_the_real_lowering(seed: int) -> None:
     """The same with Inductor's own answer to what is materialised."""
     compare(Program(seed), seed, with_lowering)
 
 
-def test_the_random_plans_make_things_again():
+def test_the_random_plans_make_things_again() -> None:
     """Most of them do: the tests above are no tautology."""
     x, longer = torch.randn(N, N, requires_grad=True), 0
     for seed in range(8):

@@ -34,7 +34,7 @@ def summed_late(steps: int = 4) -> RematProblem:
     return problem(*ops, sizes=sizes, outputs=(2 * steps - 1,))
 
 
-def test_a_sum_at_the_end_is_made_step_by_step():
+def test_a_sum_at_the_end_is_made_step_by_step() -> None:
     found = summed_late()
     names = [found.ops[p].name for p in order(found)]
     assert names == ["g0", "g1", "w0", "w1", "g2", "w2", "g3", "w3"]
@@ -43,7 +43,7 @@ def test_a_sum_at_the_end_is_made_step_by_step():
     assert peak(moved) == 240
 
 
-def test_what_adds_bytes_stays():
+def test_what_adds_bytes_stays() -> None:
     """The op reads 100 bytes for the last time, but writes 200."""
     found = problem(
         Op("a", (), (0,), 1.0),
@@ -56,7 +56,7 @@ def test_what_adds_bytes_stays():
     assert order(found) == [0, 1, 2, 3]
 
 
-def test_an_op_with_effects_stays():
+def test_an_op_with_effects_stays() -> None:
     found = problem(
         Op("a", (), (0,), 1.0),
         Op("b", (), (1,), 1.0),
@@ -67,7 +67,7 @@ def test_an_op_with_effects_stays():
     assert order(found) == [0, 1, 2]
 
 
-def test_all_readers_of_one_storage_move_together():
+def test_all_readers_of_one_storage_move_together() -> None:
     """None of the three frees it alone."""
     found = problem(
         Op("a", (), (0,), 1.0),
@@ -79,6 +79,6 @@ def test_all_readers_of_one_storage_move_together():
     assert order(found) == [0, 2, 3, 4, 1]
 
 
-def test_the_forward_stays():
+def test_the_forward_stays() -> None:
     found = summed_late()
     assert order(RematProblem(found.storages, found.ops, boundary=len(found.ops))) == list(range(8))

@@ -26,7 +26,7 @@ class Net(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
         self.register_buffer("seen", torch.zeros(()))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             x = nn.functional.dropout(torch.tanh(layer(x)), 0.2)
         self.seen += 1
@@ -53,18 +53,18 @@ def check(planned: Planned, schedule: RematSchedule | None = None) -> None:
     check_unchanged(planned.facts.graphs, planned.graphs)
 
 
-def test_a_right_plan_passes(planned):
+def test_a_right_plan_passes(planned) -> None:
     check(planned)
 
 
-def test_a_schedule_that_reads_what_is_not_there(planned):
+def test_a_schedule_that_reads_what_is_not_there(planned) -> None:
     sequence = list(planned.schedule.sequence)
     sequence.remove(planned.schedule.sequence[-2])
     with pytest.raises(ValueError, match=r"op|execution"):
         check(planned, RematSchedule(tuple(sequence), planned.schedule.split))
 
 
-def test_random_state_drawn_twice(planned):
+def test_random_state_drawn_twice(planned) -> None:
     graph = planned.graphs.forward.graph
     seeds = next(n for n in graph.nodes if "inductor_seeds" in str(n.target))
     with graph.inserting_before(graph.output_node()):
@@ -73,7 +73,7 @@ def test_random_state_drawn_twice(planned):
         check(planned)
 
 
-def test_a_mutation_that_went_missing(planned):
+def test_a_mutation_that_went_missing(planned) -> None:
     graph = planned.graphs.forward.graph
     copy = next(n for n in graph.nodes if str(n.target) == "aten.copy_.default")
     copy.replace_all_uses_with(copy.args[0])
@@ -82,7 +82,7 @@ def test_a_mutation_that_went_missing(planned):
         check(planned)
 
 
-def test_a_mutation_that_happens_twice(planned):
+def test_a_mutation_that_happens_twice(planned) -> None:
     graph = planned.graphs.forward.graph
     copy = next(n for n in graph.nodes if str(n.target) == "aten.copy_.default")
     with graph.inserting_after(copy):
@@ -91,7 +91,7 @@ def test_a_mutation_that_happens_twice(planned):
         check(planned)
 
 
-def test_operands_that_changed_places(planned):
+def test_operands_that_changed_places(planned) -> None:
     graph = planned.graphs.backward.graph
     product = next(n for n in graph.nodes if str(n.target) == "aten.mm.default")
     product.args = product.args[::-1]
@@ -100,7 +100,7 @@ def test_operands_that_changed_places(planned):
 
 
 @pytest.mark.parametrize("half", ["forward", "backward"])
-def test_an_output_of_another_shape(planned, half):
+def test_an_output_of_another_shape(planned, half: str) -> None:
     module = getattr(planned.graphs, half)
     node = next(n for n in module.graph.output_node().args[0] if n is not None)
     node.meta = {**node.meta, "val": torch.empty(3, 5, device="meta")}
@@ -108,7 +108,7 @@ def test_an_output_of_another_shape(planned, half):
         check(planned)
 
 
-def test_gradients_in_another_order(planned):
+def test_gradients_in_another_order(planned) -> None:
     output = planned.graphs.backward.graph.output_node()
     gradients = list(output.args[0])
     first, second = (next(i for i, g in enumerate(gradients) if g is not None and g.meta["val"].dim() == dim) for dim in (1, 2))
@@ -118,21 +118,21 @@ def test_gradients_in_another_order(planned):
         check(planned)
 
 
-def test_inputs_of_the_forward(planned):
+def test_inputs_of_the_forward(planned) -> None:
     placeholder = planned.graphs.forward.graph.find_nodes(op="placeholder")[0]
     placeholder.target = "something_else"
     with pytest.raises(VerificationError, match="inputs changed"):
         check(planned)
 
 
-def test_a_node_without_a_fake_value(planned):
+def test_a_node_without_a_fake_value(planned) -> None:
     node = next(n for n in planned.graphs.forward.graph.nodes if n.op == "call_function")
     del node.meta["val"]
     with pytest.raises(VerificationError, match=f"{node.name} .*no fake value"):
         check_shapes(planned.graphs.forward)
 
 
-def test_a_broken_graph(planned):
+def test_a_broken_graph(planned) -> None:
     """Use before definition: what FX's own lint finds arrives as its error."""
     graph = planned.joint.module.graph
     nodes = [n for n in graph.nodes if n.op == "call_function"]
@@ -142,7 +142,7 @@ def test_a_broken_graph(planned):
         check(planned)
 
 
-def test_the_plan_is_what_is_verified(planned):
+def test_the_plan_is_what_is_verified(planned) -> None:
     """A plan for other facts is not a plan for these."""
     shorter = dataclasses.replace(planned.facts.problem, ops=planned.facts.problem.ops[:-1])
     facts = dataclasses.replace(planned.facts, problem=shorter)

@@ -14,7 +14,7 @@ from memcompile.solvers.order.ordering_bound import lower_bound
 from memcompile.solvers.order.ordering_search import OrderEffort, Stepper, beam, best_first, windows
 from memcompile.solvers.order.ordering_solve import solve
 
-KINDS = ("call", "kernel", "loops", "loops")
+KINDS: tuple[Kind, ...] = ("call", "kernel", "loops", "loops")
 
 
 def random_problem(seed: int, count: int, kinds: tuple[Kind, ...] = KINDS) -> OrderProblem:
@@ -55,7 +55,8 @@ def all_orders(problem: OrderProblem, done: tuple[int, ...] = ()) -> Iterator[tu
 
 
 def random_order(problem: OrderProblem, seed: int) -> tuple[int, ...]:
-    draw, done = random.Random(seed), []
+    draw = random.Random(seed)
+    done: list[int] = []
     while len(done) < len(problem.kernels):
         done.append(
             draw.choice([k for k, kernel in enumerate(problem.kernels) if k not in done and set(kernel.after) <= set(done)])

@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memcompile.solvers.places.fill import fill
 
+Integers = npt.NDArray[np.int64]
 MOMENTS = 6
 
 
 @st.composite
-def instances(draw):
+def instances(draw: st.DrawFn) -> tuple[Integers, Integers, Integers, Integers]:
     """Up to seven buffers over six moments, and room for them all with something to spare."""
     lives = draw(st.lists(st.tuples(st.integers(0, MOMENTS - 1), st.integers(1, MOMENTS), st.integers(1, 9)), max_size=7))
     begins, ends, sizes = (np.array([life[i] for life in lives], dtype=np.int64) for i in range(3))
@@ -24,12 +26,13 @@ def instances(draw):
     return begins, ends, sizes, alive + np.array(spare)
 
 
-def alive_of(begins, ends, sizes):
+def alive_of(begins: Integers, ends: Integers, sizes: Integers) -> Integers:
     moments = np.arange(MOMENTS)[:, None]
-    return ((begins <= moments) & (ends > moments)) @ sizes if len(sizes) else np.zeros(MOMENTS, dtype=np.int64)
+    alive: Integers = ((begins <= moments) & (ends > moments)) @ sizes if len(sizes) else np.zeros(MOMENTS, dtype=np.int64)
+    return alive
 
 
-def fits(inside, begins, ends, sizes, room) -> bool:
+def fits(inside: npt.NDArray[np.bool_], begins: Integers, ends: Integers, sizes: Integers, room: Integers) -> bool:
     level = alive_of(begins, ends, sizes * inside)
     outside = alive_of(begins, ends, sizes * ~inside)
     return bool((outside + level.max(initial=0) <= room).all())
@@ -37,7 +40,7 @@ def fits(inside, begins, ends, sizes, room) -> bool:
 
 @given(instances())
 @settings(max_examples=150, deadline=None)
-def test_no_choice_has_more_inside(instance):
+def test_no_choice_has_more_inside(instance: tuple[Integers, Integers, Integers, Integers]) -> None:
     begins, ends, sizes, room = instance
     found = fill(begins, ends, sizes, room)
     choices = [np.array(bits, dtype=bool) for bits in itertools.product([False, True], repeat=len(sizes))]
@@ -49,7 +52,7 @@ def test_no_choice_has_more_inside(instance):
         assert (alive_of(begins, ends, sizes * ~found.inside) + found.height <= room).all()
 
 
-def test_gradients_that_pile_up_outside_push_what_lives_before_them_out():
+def test_gradients_that_pile_up_outside_push_what_lives_before_them_out() -> None:
     """Four activations of 10, freed one by one while 5 pile up outside each time: 40 at the peak, and no byte to spare."""
     begins, ends = np.array([0, 1, 2, 3]), np.array([8, 7, 6, 5])
     sizes = np.full(4, 10)
@@ -58,7 +61,7 @@ def test_gradients_that_pile_up_outside_push_what_lives_before_them_out():
     assert (found.inside.sum(), found.height, found.bound) == (2, 20, 20)
 
 
-def test_the_same_instance_gives_the_same_answer():
+def test_the_same_instance_gives_the_same_answer() -> None:
     rng = np.random.default_rng(0)
     begins = rng.integers(0, 300, 400)
     ends = begins + rng.integers(1, 60, 400)

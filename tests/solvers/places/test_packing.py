@@ -17,7 +17,7 @@ from memcompile.solvers.places.packing import Buffer, CapacityError, Packing, Pa
 EXAMPLE = "id,lower,upper,size\nb1,0,3,4\nb2,3,9,4\nb3,0,9,4\nb4,9,21,4\nb5,0,21,4\n"
 
 
-def made(*rows: tuple[int, ...]) -> list[Buffer]:
+def made(*rows: tuple[int, int, int]) -> list[Buffer]:
     return [Buffer(f"b{i}", *row) for i, row in enumerate(rows)]
 
 
@@ -221,7 +221,7 @@ def test_the_text_format_has_no_aliases() -> None:
         write_csv([Buffer("b", 0, 1, 4), Buffer("v", 0, 1, 4, alias="b")], (0, 0))
 
 
-def test_a_slow_machine_finds_the_same_places(monkeypatch):
+def test_a_slow_machine_finds_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """The search goes on for as much work as elsewhere, whatever the clock says."""
     rng = random.Random(7)
     rows = [(lower := rng.randrange(60), lower + rng.randrange(1, 25), 64 * rng.randrange(1, 400)) for _ in range(120)]

@@ -218,7 +218,7 @@ loss""",
     )
 
 
-def test_a_slow_machine_finds_the_same_plan(monkeypatch):
+def test_a_slow_machine_finds_the_same_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every look at the clock takes five seconds (other processes, a first import), nothing is cut short."""
     problem = unet(3)
     budget = int(0.45 * base_peak(problem))
@@ -229,7 +229,7 @@ def test_a_slow_machine_finds_the_same_plan(monkeypatch):
     assert solve(problem, budget, time_limit_s=3.0).schedule == usual.schedule
 
 
-def test_a_shorter_limit_is_less_work():
+def test_a_shorter_limit_is_less_work() -> None:
     problem = unet(3)
     budget = int(0.45 * base_peak(problem))
     done = []

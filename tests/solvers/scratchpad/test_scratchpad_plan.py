@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -158,7 +159,7 @@ def test_networks_that_cannot_run_are_refused(ops: list[ScratchpadOp], tensors: 
         check(ScratchpadProblem(tuple(ops), tuple(tensors)))
 
 
-def broken(solution: ScratchpadSolution, **changes: object) -> ScratchpadSolution:
+def broken(solution: ScratchpadSolution, **changes: Any) -> ScratchpadSolution:
     return replace(solution, levels=(replace(solution.levels[0], **changes),))
 
 
@@ -174,7 +175,7 @@ def test_the_checker_sees_every_lie() -> None:
         i for i, stay in enumerate(stays) if i != result and stay.begin <= stays[result].begin < stay.end and stay.offset
     )
 
-    def with_stay(index: int, **changes: object) -> ScratchpadSolution:
+    def with_stay(index: int, **changes: Any) -> ScratchpadSolution:
         return broken(solution, stays=(*stays[:index], replace(stays[index], **changes), *stays[index + 1 :]))
 
     lies = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcompile.solvers.tiling import paths
+from memcompile.solvers.tiling import paths, ranges
 from memcompile.solvers.tiling.again import choices, variants
 from memcompile.solvers.tiling.grids import Periods
 from memcompile.solvers.tiling.layers import PatchLayers, StripLayers
@@ -256,7 +256,7 @@ class _Clock:
     """Seconds that pass with each stage that is looked at, and with nothing else."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, real = 0, paths.tiled_ranges
+        self.now, real = 0, ranges.tiled_ranges
 
         def ticking(*arguments: Any) -> Any:
             self.now += 1
