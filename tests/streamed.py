@@ -21,7 +21,7 @@ def eagerly(graph: fx.GraphModule) -> RowBlock:
     return RowBlock(lambda _workspace: lambda tensors: graph(*tensors), 0, 0)
 
 
-TOOLS = low_rank.Tools(eagerly, fuse)
+TOOLS = low_rank.RowTools(eagerly, fuse)
 
 
 @contextlib.contextmanager

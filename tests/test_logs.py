@@ -13,7 +13,7 @@ from memcompile.logs import get_logger
 EMIT = """
 import torch
 from memcompile.logs import get_logger
-for name in ("memcompile.passes.schedule.fit", "memcompile.passes.schedule.rematerialize"):
+for name in ("memcompile.step.calibrate", "memcompile.passes.schedule.rematerialize"):
     log = get_logger(name)
     log.debug("debug of %s", name)
     log.info("info of %s", name)
@@ -33,14 +33,14 @@ def run(script: str, torch_logs: str | None = None) -> str:
 @pytest.mark.parametrize(
     ("torch_logs", "shown", "hidden"),
     [
-        ("+memcompile", ["debug of memcompile.passes.schedule.fit", "debug of memcompile.passes.schedule.rematerialize"], []),
-        ("memcompile", ["info of memcompile.passes.schedule.fit"], ["debug of"]),
+        ("+memcompile", ["debug of memcompile.step.calibrate", "debug of memcompile.passes.schedule.rematerialize"], []),
+        ("memcompile", ["info of memcompile.step.calibrate"], ["debug of"]),
         (
             "+memcompile.passes",
             ["debug of memcompile.passes.schedule.rematerialize"],
-            ["debug of memcompile.passes.schedule.fit"],
+            ["debug of memcompile.step.calibrate"],
         ),
-        (None, ["warning of memcompile.passes.schedule.fit"], ["info of"]),
+        (None, ["warning of memcompile.step.calibrate"], ["info of"]),
     ],
 )
 def test_torch_logs(torch_logs: str | None, shown: list[str], hidden: list[str]) -> None:
