@@ -42,7 +42,7 @@ from memcompile.solvers.keeping import keep_in
 if TYPE_CHECKING:
     from torch import nn
 
-    from memcompile.compiling.gpu_kernels import KernelSet
+    from memcompile.commands.gpu_kernels import KernelSet
     from memcompile.low_rank.layers import Choice
     from memcompile.low_rank.linear import LowRankLinear
     from memcompile.offload.offloading import Offloaded, Tier, Which
@@ -117,7 +117,7 @@ def kernels(model: Callable[..., Any], /, *args: Any, target: str = "cuda:90", *
     source, ttir, ptx, registers, shared memory and spills, and what no kernel can do, with the reason. Raises
     `UnknownTargetError` and `MissingTritonError`.
     """
-    from memcompile.compiling.gpu_kernels import kernels as compiled
+    from memcompile.commands.gpu_kernels import kernels as compiled
 
     return compiled(model, *args, target=target, **kwargs)
 

@@ -12,7 +12,7 @@ from memcompile.codegen.inductor.dynamo import call_at_reset
 from memcompile.codegen.inductor.seams import require_seams
 from memcompile.codegen.inductor.surface import surfacing
 from memcompile.compiling.session import Session
-from memcompile.errors import InvalidOptionError, ScratchpadError
+from memcompile.errors import InvalidOptionError
 from memcompile.machine.support import check_devices, check_torch
 from memcompile.options import Options
 from memcompile.report.data import Report
@@ -34,10 +34,6 @@ def memcompile(
     if mode not in (None, "default"):
         raise InvalidOptionError("mode", mode, "None; Inductor's settings go to options={'inductor': {...}}")
     parsed = Options.from_mapping(options)
-    if parsed["scratchpad"] is not None:
-        raise ScratchpadError(
-            "nothing that is compiled runs in a scratchpad", "Plan it: memcompile.plan(model, *args, options=...)"
-        )
     device = check_devices(t.device for t in example_inputs if isinstance(t, torch.Tensor))
     call_at_reset(LEDGER)
     return Session(gm, example_inputs, parsed, device).compile()

@@ -200,7 +200,7 @@ def _allocate(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _kernels(arguments: argparse.Namespace, console: Console) -> int:
-    from memcompile.compiling.gpu_kernels import run
+    from memcompile.commands.gpu_kernels import run
 
     return run(arguments, console)
 

@@ -41,6 +41,10 @@ class ScratchpadPlans(Pass[Captured, ScratchpadPlan]):
         memories: Memories | None = ctx.options["scratchpad"]
         if memories is None:
             return None
+        if not ctx.dry:
+            raise ScratchpadError(
+                "nothing that is compiled runs in a scratchpad", "Plan it: memcompile.plan(model, *args, options=...)"
+            )
         if graph.training:
             raise ScratchpadError("a training graph was captured, and it is for inference", NO_GRAD)
         from memcompile.scratchpad.choose import planned_graph  # OR-tools loads slowly
