@@ -227,7 +227,7 @@ def test_the_search_for_stages_keeps_the_time_limit(monkeypatch: pytest.MonkeyPa
 
     real = paths.tiled_ranges
     monkeypatch.setattr(paths, "tiled_ranges", ticking)
-    tools = functools.partial(choose.Tools, clock=lambda: now[0])
+    tools = functools.partial(choose.TileTools, clock=lambda: now[0])
     monkeypatch.setattr(shrinking, "TileTools", tools)
     with torch.no_grad():
         memcompile.plan(
