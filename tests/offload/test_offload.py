@@ -9,6 +9,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ from memcompile.runtime.transfers.weight_store import WeightFiles, _blocks
 class Tied(nn.Module):
     """An embedding whose weight is the last layer's too, a buffer, a large and a small layer."""
 
+    scale: torch.Tensor
+
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -38,14 +41,15 @@ class Tied(nn.Module):
         self.register_buffer("scale", torch.full((64,), 0.5, dtype=dtype))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.head(self.small(torch.relu(self.large(self.embed(tokens) * self.scale))))
+        y: torch.Tensor = self.head(self.small(torch.relu(self.large(self.embed(tokens) * self.scale))))
+        return y
 
 
 TOKENS = torch.arange(12).reshape(2, 6)
 
 
 @pytest.fixture
-def model():
+def model() -> Tied:
     return Tied().eval()
 
 
@@ -72,7 +76,7 @@ def open_files(directory: Path) -> int:
     return found
 
 
-def test_an_offloaded_model_gives_the_same_bits(model, tmp_path: Path) -> None:
+def test_an_offloaded_model_gives_the_same_bits(model: Tied, tmp_path: Path) -> None:
     expected = model(TOKENS)
     size = sum(p.numel() * 4 for p in model.parameters())
     handle = memcompile.offload_parameters(model, directory=tmp_path)
@@ -81,7 +85,7 @@ def test_an_offloaded_model_gives_the_same_bits(model, tmp_path: Path) -> None:
     assert torch.equal(model(TOKENS), expected)
 
 
-def test_tied_parameters_are_one_weight_and_stay_tied(model, tmp_path: Path) -> None:
+def test_tied_parameters_are_one_weight_and_stay_tied(model: Tied, tmp_path: Path) -> None:
     handle = memcompile.offload_parameters(model, directory=tmp_path)
     weights = offloaded_weights(model)
     assert weights[model.embed]["weight"] is weights[model.head]["weight"]
@@ -90,7 +94,7 @@ def test_tied_parameters_are_one_weight_and_stay_tied(model, tmp_path: Path) -> 
     assert model.embed.weight is model.head.weight
 
 
-def test_restore_gives_back_the_class_the_names_and_the_values(model, tmp_path: Path) -> None:
+def test_restore_gives_back_the_class_the_names_and_the_values(model: Tied, tmp_path: Path) -> None:
     before, names = copy.deepcopy(model.state_dict()), [name for name, _ in model.named_parameters()]
     with memcompile.offload_parameters(model, directory=tmp_path):
         assert type(model.large) is not nn.Linear
@@ -99,7 +103,7 @@ def test_restore_gives_back_the_class_the_names_and_the_values(model, tmp_path: 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_state_dict_holds_the_weights_and_can_be_loaded(model, tmp_path: Path) -> None:
+def test_a_state_dict_holds_the_weights_and_can_be_loaded(model: Tied, tmp_path: Path) -> None:
     before = copy.deepcopy(model.state_dict())
     memcompile.offload_parameters(model, directory=tmp_path)
     found = model.state_dict()
@@ -113,7 +117,7 @@ def test_a_state_dict_holds_the_weights_and_can_be_loaded(model, tmp_path: Path)
         model.load_state_dict({**other, "large.weight": torch.ones(2)})
 
 
-def test_only_the_chosen_parameters_leave(model, tmp_path: Path) -> None:
+def test_only_the_chosen_parameters_leave(model: Tied, tmp_path: Path) -> None:
     memcompile.offload_parameters(model, directory=tmp_path, parameters=["large.*"])
     assert {name for name, _ in model.named_parameters()} == {"embed.weight", "small.weight", "small.bias"}
     memcompile.offload_parameters(model, directory=tmp_path, parameters=lambda name, _: name == "small.weight")
@@ -166,7 +170,7 @@ def test_a_copy_reads_the_same_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("metadata", ["", "x" * 3, "y" * 777])
-def test_a_checkpoint_is_read_where_it_is(dtype: torch.dtype, metadata, tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_where_it_is(dtype: torch.dtype, metadata: str, tmp_path: Path) -> None:
     source = Tied(dtype).eval()
     path = checkpoint_of(source, tmp_path / "model.safetensors", metadata)
     with torch.device("meta"):
@@ -178,7 +182,7 @@ def test_a_checkpoint_is_read_where_it_is(dtype: torch.dtype, metadata, tmp_path
     assert torch.equal(model(TOKENS), source(TOKENS))
 
 
-def test_a_directory_of_files_with_an_index(model, tmp_path: Path) -> None:
+def test_a_directory_of_files_with_an_index(model: Tied, tmp_path: Path) -> None:
     expected = model(TOKENS)
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
     parts = {f"part-{index}.safetensors": [name] for index, name in enumerate(tensors)}
@@ -202,7 +206,7 @@ def test_what_stays_of_a_model_on_the_meta_device_is_made(tmp_path: Path) -> Non
     assert torch.equal(model(TOKENS), source(TOKENS))
 
 
-def test_a_weight_of_a_checkpoint_is_not_written_to(model, tmp_path: Path) -> None:
+def test_a_weight_of_a_checkpoint_is_not_written_to(model: Tied, tmp_path: Path) -> None:
     path = checkpoint_of(model, tmp_path / "model.safetensors")
     state = copy.deepcopy(model.state_dict())
     memcompile.offload_parameters(model, checkpoint=path)
@@ -242,14 +246,14 @@ HOW = [
 
 
 @pytest.mark.parametrize(("how", "message"), HOW)
-def test_a_damaged_checkpoint_changes_nothing(model, how: str, message: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_changes_nothing(model: Tied, how: str, message: str, tmp_path: Path) -> None:
     path = damaged(checkpoint_of(model, tmp_path / "model.safetensors"), how)
     with pytest.raises(CheckpointError, match=message):
         memcompile.offload_parameters(model, checkpoint=path)
     assert len(list(model.parameters())) == 5 and type(model.large) is nn.Linear
 
 
-def test_a_checkpoint_of_another_model_is_refused(model, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused(model: Tied, tmp_path: Path) -> None:
     tensors = {name: p.detach() for name, p in model.named_parameters()}
     cases = [
         ({**tensors, "large.bias": torch.ones(3)}, "'large.bias' has the shape"),
@@ -265,7 +269,7 @@ def test_a_checkpoint_of_another_model_is_refused(model, tmp_path: Path) -> None
         read_checkpoint(tmp_path.parent / tmp_path.name / "..")
 
 
-def test_a_file_that_shrinks_is_an_error_not_zeros(model, tmp_path: Path) -> None:
+def test_a_file_that_shrinks_is_an_error_not_zeros(model: Tied, tmp_path: Path) -> None:
     path = checkpoint_of(model, tmp_path / "model.safetensors")
     memcompile.offload_parameters(model, checkpoint=path)
     os.truncate(path, 4096)
@@ -274,7 +278,7 @@ def test_a_file_that_shrinks_is_an_error_not_zeros(model, tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_offloaded_is_refused_before_anything_changes(tmp_path: Path) -> None:
-    cases = [
+    cases: list[tuple[nn.Module, dict[str, Any], str]] = [
         (Tied().train(), {}, "cannot be trained"),
         (nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)).eval(), {}, "in a list"),
         (Tied().eval(), {"tier": "host"}, "use tier='disk'"),
@@ -287,10 +291,10 @@ def test_what_cannot_be_offloaded_is_refused_before_anything_changes(tmp_path: P
             memcompile.offload_parameters(model, directory=tmp_path, **options)
         assert len(list(model.parameters())) == count
     with pytest.raises(InvalidOptionError):
-        memcompile.offload_parameters(Tied().eval(), "tape")
+        memcompile.offload_parameters(Tied().eval(), "tape")  # type: ignore[arg-type]
 
 
-def test_a_cast_is_refused_and_names_the_fix(model, tmp_path: Path) -> None:
+def test_a_cast_is_refused_and_names_the_fix(model: Tied, tmp_path: Path) -> None:
     memcompile.offload_parameters(model, directory=tmp_path)
     with pytest.raises(OffloadError, match="Cast the model first"):
         model.half()
@@ -306,7 +310,7 @@ def test_pieces_of_a_read_cover_it_once(offset: int, size: int) -> None:
     assert all(length <= 2**20 for _, length in pieces)
 
 
-def test_a_read_that_nobody_waited_for_does_not_spoil_the_next(model, tmp_path: Path) -> None:
+def test_a_read_that_nobody_waited_for_does_not_spoil_the_next(model: Tied, tmp_path: Path) -> None:
     memcompile.offload_parameters(model, directory=tmp_path)
     large, small = offloaded_weights(model)[model.large]["weight"], offloaded_weights(model)[model.small]["weight"]
     dest = torch.empty(large.size_bytes, dtype=torch.uint8)

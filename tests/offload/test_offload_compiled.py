@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +17,9 @@ from torch import nn
 
 import memcompile
 from memcompile.errors import BudgetInfeasibleError
-from memcompile.runtime.measure import measure_peak
+from memcompile.report.data import GraphReport
+from memcompile.runtime.ledger import LEDGER
+from memcompile.runtime.measure import Measurement, measure_peak
 from memcompile.runtime.transfers.held import offloaded_weights, resident_tensors
 from memcompile.runtime.transfers.weight_store import WeightFiles
 
@@ -36,42 +41,43 @@ class Stack(nn.Module):
         x = torch.relu(self.first(x))
         for layer in self.layers:
             x = torch.relu(layer(x))
-        return self.first(x)
+        y: torch.Tensor = self.first(x)
+        return y
 
 
 def weight_bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def compiled(model: nn.Module, budget: int | None = None, dynamic: bool | None = None, **options):
+def compiled(model: nn.Module, budget: int | None = None, dynamic: bool | None = None, **options: Any) -> Any:
     torch._dynamo.reset()
     chosen = options if budget is None else {"memory_budget": budget, **options}
     return torch.compile(model, backend="memcompile", options=chosen, dynamic=dynamic)
 
 
 @pytest.fixture
-def expected():
+def expected() -> torch.Tensor:
     with torch.no_grad():
-        result = torch.compile(Stack().eval())(X)
+        result: torch.Tensor = torch.compile(Stack().eval())(X)
     torch._dynamo.reset()
     return result
 
 
 @pytest.fixture
-def model(tmp_path: Path):
+def model(tmp_path: Path) -> Stack:
     model = Stack().eval()
     memcompile.offload_parameters(model, directory=tmp_path)
     return model
 
 
-def run_and_measure(step, model):
+def run_and_measure(step: Callable[..., Any], model: nn.Module) -> tuple[list[torch.Tensor], Measurement, GraphReport]:
     with torch.no_grad():
         results = [step(X).clone() for _ in range(3)]
         measured = measure_peak(lambda: step(X), model=model, inputs=X)
     return results, measured, memcompile.report(step).graphs[-1]
 
 
-def test_four_times_the_budget_in_weights(model, expected) -> None:
+def test_four_times_the_budget_in_weights(model: Stack, expected: torch.Tensor) -> None:
     size = weight_bytes(Stack())
     budget = size // 4
     results, measured, graph = run_and_measure(compiled(model, budget), model)
@@ -86,7 +92,7 @@ def test_four_times_the_budget_in_weights(model, expected) -> None:
     assert any(row.name == "weights" and row.peak_after_bytes <= budget for row in graph.passes)
 
 
-def test_weights_stay_where_there_is_room(model, expected) -> None:
+def test_weights_stay_where_there_is_room(model: Stack, expected: torch.Tensor) -> None:
     size = weight_bytes(Stack())
     held = []
     for budget in (size // 2, 2 * size):
@@ -99,7 +105,7 @@ def test_weights_stay_where_there_is_room(model, expected) -> None:
     assert graph.plan["weights"]["streamed_bytes"] == 0
 
 
-def test_without_a_budget_nothing_stays_and_reads_overlap(model, expected) -> None:
+def test_without_a_budget_nothing_stays_and_reads_overlap(model: Stack, expected: torch.Tensor) -> None:
     results, measured, graph = run_and_measure(compiled(model), model)
     assert torch.equal(results[-1], expected) and not resident_tensors(model)
     assert measured.peak_bytes == pytest.approx(graph.planned_peak_bytes, rel=0.01)
@@ -107,7 +113,7 @@ def test_without_a_budget_nothing_stays_and_reads_overlap(model, expected) -> No
     assert any(re.search(r"read [1-9]\d* operations? before", row.why) for row in graph.decisions)
 
 
-def test_a_weight_that_is_used_far_apart_is_read_twice(model) -> None:
+def test_a_weight_that_is_used_far_apart_is_read_twice(model: Stack) -> None:
     with torch.no_grad():
         step = compiled(model)
         step(X)
@@ -115,7 +121,7 @@ def test_a_weight_that_is_used_far_apart_is_read_twice(model) -> None:
     assert [row.kind for row in rows] == ["move", "move"]
 
 
-def test_below_the_floor_the_error_names_it_and_it_holds(model, expected) -> None:
+def test_below_the_floor_the_error_names_it_and_it_holds(model: Stack, expected: torch.Tensor) -> None:
     step = compiled(model, 100_000)
     with torch.no_grad(), pytest.raises(BudgetInfeasibleError) as caught:
         step(X)
@@ -125,13 +131,13 @@ def test_below_the_floor_the_error_names_it_and_it_holds(model, expected) -> Non
     assert torch.equal(results[-1], expected) and measured.peak_bytes <= floor
 
 
-def test_best_effort_takes_the_floor(model, expected) -> None:
+def test_best_effort_takes_the_floor(model: Stack, expected: torch.Tensor) -> None:
     results, _, graph = run_and_measure(compiled(model, 100_000, on_infeasible="best_effort"), model)
     assert torch.equal(results[-1], expected)
     assert graph.planned_peak_bytes < 2 * WIDTH * WIDTH * 4
 
 
-def test_a_dry_run_reads_nothing(model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_reads_nothing(model: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WeightFiles, "start", lambda *_: pytest.fail("a dry run reads"))
     budget = weight_bytes(Stack()) // 4
     with torch.no_grad():
@@ -154,23 +160,23 @@ def test_a_checkpoint_in_bfloat16_of_a_model_on_meta(tmp_path: Path) -> None:
         assert torch.equal(step(x), expected) and torch.equal(step(x), expected)
 
 
-def test_graphs_of_one_model_take_turns_within_their_budget(model, expected) -> None:
+def test_graphs_of_one_model_take_turns_within_their_budget(model: Stack, expected: torch.Tensor) -> None:
     step = compiled(model, weight_bytes(Stack()) // 2, dynamic=False)
     longer = torch.cat([X] * 32)
     with torch.no_grad():
         for _ in range(2):
             assert torch.equal(step(X), expected)
             step(longer)
-        measured = [measure_peak(lambda x=x: step(x), model=model, inputs=x).peak_bytes for x in (X, longer)]
+        measured = [measure_peak(functools.partial(step, x), model=model, inputs=x).peak_bytes for x in (X, longer)]
     held = [graph.plan["weights"]["resident_bytes"] for graph in memcompile.report(step).graphs]
     assert max(measured) <= weight_bytes(Stack()) // 2
     assert len(held) == 2 and held[0] > held[1], "the second one has less room for weights"
 
 
-def test_two_models_are_two_reports_and_die_apart(tmp_path: Path, expected) -> None:
+def test_two_models_are_two_reports_and_die_apart(tmp_path: Path, expected: torch.Tensor) -> None:
     models = [Stack().eval(), Stack().eval()]
     with torch.no_grad():
-        models[1].layers[3].weight.mul_(2)
+        cast(nn.Linear, models[1].layers[3]).weight.mul_(2)
         for each in models:
             memcompile.offload_parameters(each, directory=tmp_path)
         steps = [torch.compile(each, backend="memcompile") for each in models]
@@ -189,7 +195,7 @@ def test_compiled_code_keeps_no_weight_alive(tmp_path: Path) -> None:
     step = compiled(model, weight_bytes(Stack()) // 2)
     with torch.no_grad():
         step(X)
-    code = memcompile.compiling.session.LEDGER.last  # its report, at least, outlives the model
+    code = LEDGER.last  # its report, at least, outlives the model
     residents = [weakref.ref(tensor) for tensor in resident_tensors(model)]
     store = weakref.ref(offloaded_weights(model)[model.first]["weight"].store)
     assert residents and code is not None
@@ -198,7 +204,7 @@ def test_compiled_code_keeps_no_weight_alive(tmp_path: Path) -> None:
     assert store() is None and not any(ref() is not None for ref in residents)
 
 
-def test_a_new_state_is_what_the_compiled_model_reads(model) -> None:
+def test_a_new_state_is_what_the_compiled_model_reads(model: Stack) -> None:
     step = compiled(model, weight_bytes(Stack()) // 2)
     with torch.no_grad():
         step(X)
@@ -210,8 +216,8 @@ def test_a_new_state_is_what_the_compiled_model_reads(model) -> None:
 
 
 def test_what_is_trained_beside_frozen_weights_gets_the_same_gradients(tmp_path: Path) -> None:
-    def adapted():
-        model = Stack().eval()
+    def adapted() -> Any:
+        model: Any = Stack().eval()
         model.requires_grad_(False)
         model.adapter = nn.Parameter(torch.ones(WIDTH))
         model.layers[4].register_forward_pre_hook(lambda _, args: (args[0] * model.adapter,))
@@ -234,7 +240,7 @@ def test_a_weight_that_the_model_returns_is_read_for_it(tmp_path: Path) -> None:
             super().__init__()
             self.layer = nn.Linear(8, 8)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return self.layer(x), self.layer.weight.t(), self.layer.bias
 
     model = Returning().eval()
@@ -245,7 +251,7 @@ def test_a_weight_that_the_model_returns_is_read_for_it(tmp_path: Path) -> None:
     assert all(torch.allclose(*pair) for pair in zip(found, plain, strict=True))
 
 
-def test_reads_end_with_the_model(model) -> None:
+def test_reads_end_with_the_model(model: Stack) -> None:
     with torch.no_grad():
         compiled(model, weight_bytes(Stack()) // 2)(X)
     stores = {id(w.store): w.store for weights in offloaded_weights(model).values() for w in weights.values()}

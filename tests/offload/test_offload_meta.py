@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -23,12 +23,13 @@ def no_grad() -> Iterator[None]:
         yield
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "vocab_size": 64, "max_position_embeddings": 64, "head_dim": 8, "pad_token_id": 0,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10_000.0}
 LLAMA3 = {**YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+AUTO: Any = transformers.AutoModelForCausalLM
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**SMALL),
     "llama, tied": lambda: transformers.LlamaConfig(**SMALL, tie_word_embeddings=True),
@@ -43,6 +44,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
 def tokens() -> Tensor:
     return torch.arange(24).reshape(2, 12) % 60 + 1
 
@@ -54,7 +58,7 @@ def saved(model: nn.Module, path: Path, **more: Tensor) -> Path:
     return path
 
 
-def randomised(model: nn.Module) -> nn.Module:
+def randomised(model: M) -> M:
     torch.manual_seed(0)
     for parameter in model.parameters():
         parameter.normal_(0, 0.3)
@@ -65,10 +69,10 @@ def randomised(model: nn.Module) -> nn.Module:
     ("name", "dtype"), [*((name, torch.float32) for name in CONFIGS), ("llama", torch.bfloat16), ("yarn", torch.bfloat16)]
 )
 def test_models_of_transformers(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    real = randomised(transformers.AutoModelForCausalLM.from_config(CONFIGS[name]())).to(dtype)
+    real = randomised(AUTO.from_config(CONFIGS[name]())).to(dtype)
     path = saved(real, tmp_path / "model.safetensors")
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).eval().to(dtype)
+        model = AUTO.from_config(CONFIGS[name]()).eval().to(dtype)
     memcompile.offload_parameters(model, checkpoint=path)
     assert torch.equal(model(tokens()).logits, real(tokens()).logits)
     buffers = dict(real.named_buffers())
@@ -77,6 +81,10 @@ def test_models_of_transformers(name: str, dtype: torch.dtype, tmp_path: Path) -
 
 class Frequencies(nn.Module):
     """Buffers that no checkpoint has. ``learned`` is here to see that it is left alone."""
+
+    powers: Tensor
+    mask: Tensor
+    scale: Tensor
 
     def __init__(self, size: int = 8) -> None:
         super().__init__()
@@ -112,11 +120,11 @@ class FromItsWeights(Frequencies):
         self.fill()
 
 
-def net(kind: type[Frequencies]) -> nn.Module:
+def net(kind: type[Frequencies]) -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 8), kind(), nn.Linear(8, 8))
 
 
-def meta(make: Callable[[], nn.Module]) -> nn.Module:
+def meta(make: Callable[[], M]) -> M:
     with torch.device("meta"):
         return make().eval()
 
@@ -172,7 +180,9 @@ def init_empty_weights() -> Iterator[None]:
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         register(module, name, parameter)
         if parameter is not None:
-            module._parameters[name] = nn.Parameter(module._parameters[name].to("meta"), parameter.requires_grad)
+            registered = module._parameters[name]
+            assert registered is not None
+            module._parameters[name] = nn.Parameter(registered.to("meta"), parameter.requires_grad)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "register_parameter", on_meta)
@@ -186,7 +196,8 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.embed(x))
+        y: Tensor = self.head(self.embed(x))
+        return y
 
 
 @pytest.mark.parametrize("parameters", [None, ["*embed*"]], ids=["all", "the head stays"])
@@ -195,7 +206,8 @@ def test_broken_ties_name_what_ties_them(parameters: Any, tmp_path: Path) -> Non
     real = randomised(transformers.LlamaForCausalLM(config))
     path = saved(real, tmp_path / "model.safetensors")
     with init_empty_weights():
-        model = transformers.LlamaForCausalLM(config).eval()
+        model: Any = transformers.LlamaForCausalLM(config)
+        model.eval()
     with pytest.raises(CheckpointError, match=r"'lm_head\.weight'.*model\.tie_weights\(\)"):
         memcompile.offload_parameters(model, checkpoint=path, parameters=parameters)
     model.tie_weights()
