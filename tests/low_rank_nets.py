@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,8 @@ class LinearPair(nn.Module):
         self.down, self.up = nn.Linear(sizes.width, sizes.rank, False), nn.Linear(sizes.rank, sizes.hidden, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.down(x))
+        y: Tensor = self.up(self.down(x))
+        return y
 
 
 class LinearPairBias(LinearPair):
@@ -119,7 +121,8 @@ class PerHead(nn.Module):
         self.v = weight(sizes.heads, sizes.head_rank, sizes.head)
 
     def forward(self, x: Tensor) -> Tensor:
-        ranks = torch.einsum("bnd,dr->bnr", x, self.u).unflatten(-1, (self.v.shape[0], -1))
+        ranks: Any = torch.einsum("bnd,dr->bnr", x, self.u)
+        ranks = ranks.unflatten(-1, (self.v.shape[0], -1))
         return torch.einsum("bnhr,hrd->bhnd", ranks, self.v)
 
 
@@ -132,7 +135,8 @@ class FeedForward(nn.Module):
         self.down = nn.Sequential(nn.Linear(sizes.hidden, sizes.rank, False), nn.Linear(sizes.rank, sizes.width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x)))
+        y: Tensor = self.down(F.gelu(self.up(x)))
+        return y
 
 
 class SwiGLU(nn.Module):
@@ -145,7 +149,8 @@ class SwiGLU(nn.Module):
         self.down = nn.Sequential(nn.Linear(sizes.hidden, sizes.rank, False), nn.Linear(sizes.rank, sizes.width, False))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        y: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return y
 
 
 class LoRA(nn.Module):
@@ -159,7 +164,7 @@ class LoRA(nn.Module):
         self.scale, self.dropout = 16 / sizes.rank, nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
+        y: Tensor = self.base(x)
         for a, b in zip(self.a, self.b, strict=True):
             y = y + b(a(self.dropout(x))) * self.scale
         return y
@@ -190,7 +195,8 @@ class LoRALearnedScale(LoRA):
         self.learned = nn.Parameter(torch.tensor(self.scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.b[0](self.a[0](x)) * self.learned
+        y: Tensor = self.base(x) + self.b[0](self.a[0](x)) * self.learned
+        return y
 
 
 class Attention(nn.Module):
@@ -277,6 +283,8 @@ class BLAST(nn.Module):
 
 class SLTrain(nn.Module):
     """A weight of scaled low-rank factors plus a few values at fixed places (Han et al., 2024)."""
+
+    places: Tensor
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()

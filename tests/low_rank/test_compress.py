@@ -1,5 +1,7 @@
 """`memcompile.compress`: what it makes of models, what it says, what it refuses."""
 
+from __future__ import annotations
+
 import copy
 import json
 import subprocess
@@ -7,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +33,7 @@ import memcompile
 from memcompile import LowRankLinear
 from memcompile.commands import cli
 from memcompile.errors import CalibrationError, InvalidOptionError, NoSuchLayerError, RankChoiceError
+from memcompile.low_rank.factor import decompose
 from memcompile.low_rank.layers import linear_layers
 from memcompile.low_rank.ranks import rank_of
 from tests.steps import relative_error
@@ -38,27 +42,29 @@ from tests.steps import relative_error
 def tiny(name: str) -> tuple[PreTrainedModel, Mapping[str, Tensor]]:
     """A model of two layers with random weights, and inputs."""
     torch.manual_seed(0)
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    ids = {"input_ids": torch.randint(0, 60, (2, 12))}
+    small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    inputs = {"input_ids": torch.randint(0, 60, (2, 12))}
+    model: Any
     match name:
         case "gpt2":
             config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60, n_positions=16, bos_token_id=0, eos_token_id=0)
-            return GPT2LMHeadModel(config).eval(), ids
+            model = GPT2LMHeadModel(config)
         case "bert":
-            return BertModel(BertConfig(vocab_size=60, max_position_embeddings=16, **small)).eval(), ids
+            model = BertModel(BertConfig(vocab_size=60, max_position_embeddings=16, **small))
         case "llama":
-            config = LlamaConfig(vocab_size=60, num_key_value_heads=2, tie_word_embeddings=False, **small)
-            return LlamaForCausalLM(config).eval(), ids
+            model = LlamaForCausalLM(LlamaConfig(vocab_size=60, num_key_value_heads=2, tie_word_embeddings=False, **small))
         case "t5":  # it reads the weight of its own linear layers
-            return T5EncoderModel(T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)).eval(), ids
+            model = T5EncoderModel(T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4))
         case _:
-            config = ViTConfig(image_size=16, patch_size=4, **small)
-            return ViTModel(config).eval(), {"pixel_values": torch.randn(2, 3, 16, 16)}
+            model = ViTModel(ViTConfig(image_size=16, patch_size=4, **small))
+            inputs = {"pixel_values": torch.randn(2, 3, 16, 16)}
+    return model.eval(), inputs
 
 
-def first_output(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+def first_output(model: Callable[..., Any], inputs: Mapping[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        return model(**inputs)[0]
+        output: Tensor = model(**inputs)[0]
+    return output
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "vit", "llama", "t5"])
@@ -90,7 +96,9 @@ def test_transformers(name: str, calibrated: bool) -> None:
 def test_full_rank_leaves_the_outputs() -> None:
     """A rank below which nothing is lost, and which is smaller all the same: weights of low rank."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(32, 40), nn.GELU(), Conv1D(24, 40), nn.Linear(24, 1, bias=False))
+    make: Any = Conv1D
+    model = nn.Sequential(nn.Linear(32, 40), nn.GELU(), make(24, 40), nn.Linear(24, 1, bias=False))
+    layer: Any
     with torch.no_grad():
         for layer in (model[0], model[2]):
             layer.weight.copy_(torch.randn(layer.weight.shape[0], 6) @ torch.randn(6, layer.weight.shape[1]))
@@ -110,6 +118,7 @@ def test_calibration_makes_outputs_better() -> None:
     after = memcompile.compress(model, rank=6, layers="*.mlp.*", calibration=[inputs])
     assert relative_error(first_output(model, inputs), dense) < relative_error(first_output(plain, inputs), dense)
     for whitened, unaware in zip(after.layers, before.layers, strict=True):
+        assert whitened.weight_error is not None and unaware.weight_error is not None
         assert whitened.weight_error > unaware.weight_error
 
 
@@ -123,9 +132,8 @@ def test_nothing_is_replaced_when_a_later_layer_fails(monkeypatch: pytest.Monkey
         calls.append(weight)
         if len(calls) == 2:
             raise RuntimeError("out of memory")
-        return real(weight, gram)
+        return decompose(weight, gram)
 
-    real = module.decompose
     monkeypatch.setattr(module, "decompose", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         memcompile.compress(model, rank=1)
@@ -146,7 +154,7 @@ def test_a_ratio_is_the_decimal_number_that_was_written() -> None:
 
 
 def test_patterns_and_predicates() -> None:
-    def names(**settings: object) -> dict[str, int]:
+    def names(**settings: Any) -> dict[str, int]:
         model, _ = tiny("gpt2")
         return dict(memcompile.compress(model, **settings).ranks)
 
@@ -204,7 +212,7 @@ def test_the_ranks_of_a_report_make_the_same_layers() -> None:
         ({"rank": 2, "calibration": iter(())}, CalibrationError, "it holds no batch"),
     ],
 )
-def test_mistakes(settings: dict[str, object], error: type[Exception], message: str) -> None:
+def test_mistakes(settings: dict[str, Any], error: type[Exception], message: str) -> None:
     model, _ = tiny("gpt2")
     with pytest.raises(error) as caught:
         memcompile.compress(model, **settings)
@@ -234,8 +242,9 @@ def test_report() -> None:
 
 def test_long_reports_show_the_largest_errors() -> None:
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(30)))
+    last: Any = model[29]
     with torch.no_grad():
-        model[29].weight.copy_(torch.eye(8))  # nothing is worse to cut
+        last.weight.copy_(torch.eye(8))  # nothing is worse to cut
     text = str(memcompile.compress(model, rank=2))
     assert text.splitlines()[3].split()[0] == "29"
     assert "and 6 more layers: report.layers" in text
@@ -245,7 +254,8 @@ def test_compiled(fresh_dynamo: None) -> None:
     model, inputs = tiny("gpt2")
     memcompile.compress(model, ratio=0.4, calibration=[inputs])
     eager = first_output(model, inputs)
-    compiled = torch.compile(model, backend="memcompile", options={"inductor": {"cpp.simdlen": 1}})
+    options: dict[str, Any] = {"inductor": {"cpp.simdlen": 1}}
+    compiled = torch.compile(model, backend="memcompile", options=options)
     assert relative_error(first_output(compiled, inputs), eager) < 3e-6
 
 
@@ -253,7 +263,7 @@ def test_a_model_that_is_compiled_already(fresh_dynamo: None) -> None:
     """Its graphs see the new layers: names are those of the model itself, calibration runs eagerly."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-    compiled = torch.compile(model, backend="eager")
+    compiled: Any = torch.compile(model, backend="eager")
     x = torch.randn(3, 8)
     dense = compiled(x)
     report = memcompile.compress(compiled, rank=2, calibration=[x])
@@ -268,7 +278,8 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.up(x).relu())
+        y: Tensor = self.down(self.up(x).relu())
+        return y
 
 
 def test_calibration_compiles_nothing(fresh_dynamo: None) -> None:

@@ -1,6 +1,10 @@
 """Calibration: every layer is made right for what it reads, and the model is as before."""
 
+from __future__ import annotations
+
 import copy
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -25,14 +29,15 @@ class Branches(nn.Module):
         x = x + 1
         out = self.query(x).sum() + self.key(input=x).sum() + self.value(x).sum()
         x.mul_(torch.linspace(-1, 3, 12)).tanh_()
-        return out + self.late(x).sum() + self.late(2 * x).sum() + self.dead(torch.zeros(3, 8)).sum()
+        found: Tensor = out + self.late(x).sum() + self.late(2 * x).sum() + self.dead(torch.zeros(3, 8)).sum()
+        return found
 
 
 def test_every_layer_is_calibrated_on_what_it_reads() -> None:
     torch.manual_seed(0)
     model = Branches()
     batches = [torch.randn(5, 12), torch.randn(2, 3, 12)]
-    seen = {name: [] for name, _ in model.named_children()}
+    seen: dict[str, list[Tensor]] = {name: [] for name, _ in model.named_children()}
     with torch.no_grad():
         for batch in batches:
             x = batch + 1
@@ -42,18 +47,21 @@ def test_every_layer_is_calibrated_on_what_it_reads() -> None:
     dense = copy.deepcopy(model)
     report = memcompile.compress(model, rank=2, calibration=batches)
     rows = {layer.name: layer for layer in report.layers}
+    linear: Any
+    new: Any
     for name in ("query", "key", "value", "late"):
         x = torch.cat(seen[name]).double()
-        linear, layer = dense.get_submodule(name), rows[name]
+        linear, new, layer = dense.get_submodule(name), model.get_submodule(name), rows[name]
         best = LowRankLinear.from_linear(linear, 2, x.T @ x)
-        assert relative_error(model.get_submodule(name).weight, best.weight) < 1e-4
-        missing = x @ (linear.weight - model.get_submodule(name).weight).double().T
+        assert relative_error(new.weight, best.weight) < 1e-4
+        missing = x @ (linear.weight - new.weight).double().T
         assert layer.output_error == pytest.approx((missing.norm() / (x @ linear.weight.double().T).norm()).item(), rel=1e-5)
     for name in ("unused", "dead"):
         assert rows[name].reason == "calibration does not reach it (plain SVD)"
         assert rows[name].output_error is None
-        plain = LowRankLinear.from_linear(dense.get_submodule(name), 2)
-        assert relative_error(model.get_submodule(name).weight, plain.weight) < 1e-6
+        linear, new = dense.get_submodule(name), model.get_submodule(name)
+        plain = LowRankLinear.from_linear(linear, 2)
+        assert relative_error(new.weight, plain.weight) < 1e-6
     assert "note: calibration does not reach it (plain SVD): unused, dead" in str(report)
 
 
@@ -79,7 +87,7 @@ def test_calibration_leaves_no_trace() -> None:
     flags = [module.training for module in model.modules()]
     state = copy.deepcopy(model.state_dict())
 
-    def batches():
+    def batches() -> Iterator[Tensor]:
         yield torch.randn(4, 6)
         assert torch.is_grad_enabled() is False and not model.training
         raise KeyError("the data ends here")
@@ -93,7 +101,8 @@ def test_calibration_leaves_no_trace() -> None:
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     memcompile.compress(model, rank=1, calibration=[torch.randn(4, 6)])
     assert [module.training for module in model.modules()] == flags
-    assert torch.equal(model[2].running_mean, state["2.running_mean"])
+    norm: Any = model[2]
+    assert torch.equal(norm.running_mean, state["2.running_mean"])
 
 
 def test_inputs_that_are_not_finite() -> None:

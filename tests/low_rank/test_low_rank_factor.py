@@ -1,5 +1,7 @@
 """The factors: exact at full rank, and at lower ones better than anything else of the same rank."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from hypothesis import given
@@ -83,6 +85,7 @@ def test_nothing_of_the_same_rank_has_a_smaller_output_error(shape: tuple[int, i
     plain = decompose(weight).truncated(rank)
     assert found < 0.7 * (x @ (weight - product(plain)).T).square().sum().item()
     assert factors.output_error == pytest.approx((found**0.5) / (x @ weight.T).norm().item())
+    assert factors.output_error is not None
     assert factors.energy_kept == pytest.approx(1 - factors.output_error**2, abs=1e-6)
     assert factors.weight_error >= plain.weight_error
 

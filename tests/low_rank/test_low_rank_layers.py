@@ -1,6 +1,9 @@
 """Which layers are left alone and why, and layers that are held in several places."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,10 @@ import memcompile
 from memcompile import LowRankLinear
 from tests.steps import relative_error
 
+l1_unstructured: Any = prune.l1_unstructured
 
-def reason_of(model: nn.Module, name: str = "0", **settings: object) -> str:
+
+def reason_of(model: nn.Module, name: str = "0", **settings: Any) -> str:
     """Why `compress` leaves layer ``name`` alone; what it says has to be true."""
     before = model.get_submodule(name)
     (layer,) = [layer for layer in memcompile.compress(model, **{"ratio": 0.5, **settings}).layers if layer.name == name]
@@ -45,7 +50,7 @@ def test_tied_weights_are_left_alone() -> None:
 def test_a_module_with_two_names_is_replaced_at_both() -> None:
     shared = nn.Linear(8, 8)
     block = nn.Sequential(shared)
-    model = nn.ModuleDict({"a": shared, "b": nn.Sequential(nn.ReLU(), shared), "c": block, "d": block})
+    model: Any = nn.ModuleDict({"a": shared, "b": nn.Sequential(nn.ReLU(), shared), "c": block, "d": block})
     report = memcompile.compress(model, rank=2, layers="b.1")
     assert len(report.layers) == 1
     assert isinstance(model["a"], LowRankLinear)
@@ -65,7 +70,7 @@ def hooked(register: str) -> nn.Module:
 
 def patched() -> nn.Module:
     layer = nn.Linear(6, 6)
-    layer.forward = lambda x: x  # type: ignore[method-assign]
+    layer.forward = lambda input: input  # type: ignore[method-assign]
     return layer
 
 
@@ -104,7 +109,7 @@ def integers() -> nn.Module:
         (lambda: type("Mine", (Conv1D,), {})(6, 6), "it is a Mine, which may compute something else"),
         (lambda: parametrizations.weight_norm(nn.Linear(6, 6)), "it is parametrised"),
         (
-            lambda: prune.l1_unstructured(nn.Linear(6, 6), "weight", 0.5),
+            lambda: l1_unstructured(nn.Linear(6, 6), "weight", 0.5),
             "it has hooks (forward_pre_hooks), which would be lost",
         ),
         (lambda: hooked("register_forward_hook"), "it has hooks (forward_hooks), which would be lost"),
@@ -155,7 +160,8 @@ def test_code_that_reads_the_weights_of_its_layers_goes_on() -> None:
 
 def test_conv1d_is_the_transpose_of_linear() -> None:
     torch.manual_seed(0)
-    conv, linear = Conv1D(20, 12), nn.Linear(12, 20)
+    make: Any = Conv1D
+    conv, linear = make(20, 12), nn.Linear(12, 20)
     with torch.no_grad():
         linear.weight.copy_(conv.weight.T)
         linear.bias.copy_(conv.bias)
