@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,16 +29,17 @@ FACTORS = [random(HEADS, RANK, HEAD) for _ in range(3)]
 INPUTS = [random(BATCH, HEADS, TOKENS, RANK), *(random(BATCH, HEADS, KEYS, RANK) for _ in range(2))]
 
 
-def heads(ranks, width=HEAD):
+def heads(ranks: Sequence[Tensor], width: int = HEAD) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values."""
-    return [rank @ factor[..., :width] for rank, factor in zip(ranks, FACTORS, strict=True)]
+    q, k, v = [rank @ factor[..., :width] for rank, factor in zip(ranks, FACTORS, strict=True)]
+    return q, k, v
 
 
-def plain(*ranks):
+def plain(*ranks: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*heads(ranks))
 
 
-def with_a_mask(*ranks):
+def with_a_mask(*ranks: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(
         *heads(ranks), attn_mask=torch.linspace(-2, 1, KEYS, dtype=ranks[0].dtype).expand(TOKENS, -1)
     )
@@ -43,14 +47,14 @@ def with_a_mask(*ranks):
 
 @pytest.mark.parametrize("biases", ["none", "head", "all"])
 @pytest.mark.parametrize("keywords", [{}, {"is_causal": True}, {"scale": 0.7}])
-def test_the_numbers_stay(biases: str, keywords: dict[str, object]) -> None:
+def test_the_numbers_stay(biases: str, keywords: dict[str, Any]) -> None:
     """With a bias for each head, with one for all of them, and without."""
     shape = {"none": (), "head": (HEADS, 1, HEAD), "all": (HEAD,)}[biases]
     added = [random(*shape) for _ in range(3)]
 
     def attention(*ranks: Tensor) -> Tensor:
-        found = heads(ranks) if not shape else [h + b for h, b in zip(heads(ranks), added, strict=True)]
-        return F.scaled_dot_product_attention(*found, **keywords)
+        q, k, v = heads(ranks) if not shape else [h + b for h, b in zip(heads(ranks), added, strict=True)]
+        return F.scaled_dot_product_attention(q, k, v, **keywords)
 
     module = captured(attention, *INPUTS, train=False)
     (outcome,) = assert_same_numbers(module)
@@ -67,23 +71,23 @@ def test_a_mask_stays() -> None:
     assert isinstance(outcome, Rewrite)
 
 
-def mask_and_bias(*ranks):
+def mask_and_bias(*ranks: Tensor) -> Tensor:
     q, k, v = heads(ranks)
     return F.scaled_dot_product_attention(
         q, k, v + torch.ones(HEAD, dtype=v.dtype), attn_mask=torch.zeros(TOKENS, KEYS, dtype=v.dtype)
     )
 
 
-def keys_are_returned(*ranks):
+def keys_are_returned(*ranks: Tensor) -> tuple[Tensor, Tensor]:
     q, k, v = heads(ranks)
     return F.scaled_dot_product_attention(q, k, v), k
 
 
-def as_wide_as_the_rank(*ranks):
+def as_wide_as_the_rank(*ranks: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*heads(ranks, RANK))
 
 
-def other_ranks(*ranks):
+def other_ranks(*ranks: Tensor) -> Tensor:
     q, k, _ = heads(ranks)
     return F.scaled_dot_product_attention(q, k, ranks[2][..., :3] @ FACTORS[2][:, :3])
 
@@ -98,7 +102,7 @@ def other_ranks(*ranks):
         (plain, True, "its backward reads"),
     ],
 )
-def test_refusals_say_why(function, train: bool, why: str) -> None:
+def test_refusals_say_why(function: Callable[..., object], train: bool, why: str) -> None:
     inputs = [t.clone().requires_grad_(train) for t in INPUTS]
     outcomes = canonicalise(captured(function, *inputs, train=train))
     (refusal,) = (outcome for outcome in outcomes if outcome.kind == "attention")
@@ -107,11 +111,11 @@ def test_refusals_say_why(function, train: bool, why: str) -> None:
 
 
 @pytest.mark.parametrize("between", [torch.mul, torch.add])
-def test_rotated_heads_are_left_alone(between) -> None:
+def test_rotated_heads_are_left_alone(between: Callable[..., Any]) -> None:
     """What stands between factors and attention and is no bias (RoPE, positions) is no pattern at all."""
     angles = random(TOKENS, HEAD)
 
-    def rotated(q, k, v):
+    def rotated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         made = heads((q, k[:, :, :TOKENS], v[:, :, :TOKENS]))
         return F.scaled_dot_product_attention(*(between(h, angles) for h in made))
 
@@ -120,7 +124,8 @@ def test_rotated_heads_are_left_alone(between) -> None:
 
 def test_results_get_the_strides_of_what_they_replace() -> None:
     module = traced(lambda x: (x + 1, x.transpose(1, 2).contiguous().transpose(1, 2)), random(2, 3, 4, 5))
-    plain, like = module.graph.output_node().args[0]
+    outputs: Any = module.graph.output_node().args[0]
+    plain, like = outputs
     found = _laid_out(plain, like)
     assert value_of(plain).stride() != value_of(like).stride() == value_of(found).stride()
     module.graph.output_node().args = ((plain, found),)

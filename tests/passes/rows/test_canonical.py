@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -84,36 +85,36 @@ def outcomes_of(function: Callable[..., object], train: bool = False) -> list[st
     return [line_of(outcome) for outcome in assert_same_numbers(module)]
 
 
-def scaled_by_a_tensor(x, w, a, b, s):
+def scaled_by_a_tensor(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     return x @ w + x @ a @ b * s
 
 
-def divided(x, w, a, b, s):
+def divided(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     return x @ w + (x @ a @ b) / 3.0
 
 
-def with_alpha(x, w, a, b, s):
+def with_alpha(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     return torch.add(x @ w, x @ a @ b, alpha=3)
 
 
-def subtracted(x, w, a, b, s):
+def subtracted(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     return x @ w - x @ a @ b
 
 
-def product_first(x, w, a, b, s):
+def product_first(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     return x @ a @ b + x @ w
 
 
-def in_three_dimensions(x, w, a, b, s):
+def in_three_dimensions(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     y = x.view(2, -1, WIDE)
     return y @ w + (y @ a @ b).transpose(0, 1).transpose(0, 1) * 0.5
 
 
-def both_transposed(x, w, a, b, s):
+def both_transposed(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     return (x @ w).t() + (x @ a @ b).t()
 
 
-def in_another_order(x, w, a, b, s):
+def in_another_order(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     return (x @ w).view(WIDE, ROWS).t() + x @ a @ b
 
 
@@ -130,38 +131,38 @@ def in_another_order(x, w, a, b, s):
         (in_another_order, []),
     ],
 )
-def test_what_is_rewritten(function, kinds) -> None:
+def test_what_is_rewritten(function: Callable[..., object], kinds: list[str]) -> None:
     assert [line.split()[1] for line in outcomes_of(function)] == kinds
     assert not any("refused" in line for line in outcomes_of(function))
     outcomes_of(function, train=True)
 
 
-def base_is_returned(x, w, a, b, s):
+def base_is_returned(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     y = x @ w
     return y + x @ a @ b, y
 
 
-def base_is_read(x, w, a, b, s):
+def base_is_read(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     y = x @ w
     return (y + x @ a @ b) * y.exp()
 
 
-def product_is_read(x, w, a, b, s):
+def product_is_read(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     y = x @ a @ b
     return (x @ w + y) * y.exp()
 
 
-def unscaled_is_returned(x, w, a, b, s):
+def unscaled_is_returned(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     y = x @ a @ b
     return y * 2.0, y
 
 
-def factors_are_returned(x, w, a, b, s):
+def factors_are_returned(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     product = a @ b
     return x @ product, product
 
 
-def gradient_is_read_by_pointwise_code(x, w, a, b, s):
+def gradient_is_read_by_pointwise_code(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     """The backward of y = xA @ B * 2 reads 2 dy for the products and for the bias-like input."""
     return (x @ a @ b + w[:ROWS]) * 2.0 + x @ w
 
@@ -177,7 +178,7 @@ def gradient_is_read_by_pointwise_code(x, w, a, b, s):
         (gradient_is_read_by_pointwise_code, True, "# scale mul_1 refused: slice_scatter reads it, too"),
     ],
 )
-def test_refusals_say_why(function, train: bool, refusal: str) -> None:
+def test_refusals_say_why(function: Callable[..., object], train: bool, refusal: str) -> None:
     lines = outcomes_of(function, train)
     assert refusal in lines
     assert not any("refused" not in line for line in lines if line.split()[1] == refusal.split()[1])
@@ -203,19 +204,19 @@ def traced(function: Callable[..., object], *inputs: Tensor) -> fx.GraphModule:
     return module
 
 
-def copies(x):
+def copies(x: Tensor) -> Tensor:
     return x.clone() @ x.clone().t()
 
 
-def copies_to_another_order(x):
+def copies_to_another_order(x: Tensor) -> Tensor:
     return x.t().clone(memory_format=torch.contiguous_format) @ x
 
 
-def returns_a_copy(x):
+def returns_a_copy(x: Tensor) -> Tensor:
     return x.clone().view(-1)
 
 
-def writes_what_was_copied(x):
+def writes_what_was_copied(x: Tensor) -> Tensor:
     before = x.clone()
     torch.ops.aten.copy_(x, before + 1)
     return before.sum()
@@ -224,7 +225,7 @@ def writes_what_was_copied(x):
 @pytest.mark.parametrize(
     ("function", "left"), [(copies, 0), (copies_to_another_order, 1), (returns_a_copy, 1), (writes_what_was_copied, 1)]
 )
-def test_only_copies_that_change_nothing_are_dropped(function, left: int) -> None:
+def test_only_copies_that_change_nothing_are_dropped(function: Callable[..., Tensor], left: int) -> None:
     module = traced(function, torch.randn(4, 3))
     outcomes = canonicalise(module)
     found = [node for node in module.graph.nodes if node.target is torch.ops.aten.clone.default]
@@ -237,13 +238,13 @@ def test_only_copies_that_change_nothing_are_dropped(function, left: int) -> Non
 def test_results_stay_tensors_of_their_own() -> None:
     """A view of everything that the graph returns is not replaced by what it views, nor two equal views by one."""
 
-    def function(x):
+    def function(x: Tensor) -> tuple[Tensor, ...]:
         y = x @ x.t()
         return y, y.view(2, 2, 4).view(4, 4), y.view(16), y.view(-1), x.view(12).view(4, 3)
 
     module = traced(function, torch.randn(4, 3))
     canonicalise(module)
-    outputs = module.graph.output_node().args[0]
+    outputs: Any = module.graph.output_node().args[0]
     assert len(set(outputs)) == 5
     assert all(node.op == "call_function" for node in outputs)
 
@@ -258,7 +259,7 @@ terms = st.tuples(
 def test_random_sums(found: list[tuple[str, bool, tuple[int, ...]]], train: bool, keeps_base: bool) -> None:
     """Terms with scales of every kind, in other shapes, on the left or on the right of a base that may be needed again."""
 
-    def function(x, w, a, b, s):
+    def function(x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         y = base = x @ w
         for kind, left, shape in found:
             term, y = ((x @ a @ b).view(shape or x.shape), y.reshape(shape or x.shape))

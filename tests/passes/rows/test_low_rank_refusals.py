@@ -4,6 +4,7 @@ residuals where there are none."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -69,11 +70,12 @@ def _outcomes(module: nn.Module, x: Tensor, *, training: bool, monkeypatch: pyte
     """What the pass says of the graphs of a step."""
     done: list[LowRank] = []
     tools = RowTools(interpret, lambda _region: pytest.fail("no kernel was asked for"), dry=True)
-    partition = dryrun.default_partition
+    dry_run: Any = dryrun
+    partition: Callable[..., StepGraphs] = dry_run.default_partition
 
     def watched(gm: fx.GraphModule, *arguments: object, **settings: object) -> StepGraphs:
         done.append(rewrite_training(gm, tools))
-        return partition(gm, *arguments, **settings)  # type: ignore[arg-type]
+        return partition(gm, *arguments, **settings)
 
     monkeypatch.setattr(dryrun, "default_partition", watched)
     graphs = dryrun.captured(module.train(training), {}, args=(x,), training=training)

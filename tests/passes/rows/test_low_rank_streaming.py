@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ import memcompile
 from memcompile.compiling.dryrun import captured
 from memcompile.errors import PassError
 from memcompile.passes.rows.low_rank import _dense_before_attention, factored
+from memcompile.report.data import DecisionRow
 from memcompile.runtime.measure import measure_peak
-from memcompile.streaming.program import PROGRAMS
+from memcompile.streaming.program import PROGRAMS, Program, Run
 from tests.steps import QUICK, SEARCH_S
 from tests.streamed import blocks_of
 from tests.streaming.test_streaming import Attention, FeedForward, Loss, pair
@@ -43,7 +45,7 @@ def small_blocks() -> Iterator[None]:
 
 def network(*kinds: str, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(0)
-    made = {
+    made: dict[str, Callable[[], nn.Module]] = {
         "ffn": lambda: FeedForward(32, 192, 8),
         "gated": lambda: FeedForward(32, 192, 8, gated=True),
         "attention": lambda: Attention(32, 8, 4),
@@ -51,19 +53,20 @@ def network(*kinds: str, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return nn.Sequential(*(made[kind]() for kind in kinds)).to(dtype)
 
 
-def compiled(model: nn.Module, **options):
-    return torch.compile(model, backend="memcompile", options={"inductor": QUICK, **options})
+def compiled(model: nn.Module, **options: Any) -> Any:
+    chosen: dict[str, Any] = {"inductor": QUICK, **options}
+    return torch.compile(model, backend="memcompile", options=chosen)
 
 
-def tiles(model) -> list:
+def tiles(model: Callable[..., Any]) -> list[DecisionRow]:
     return [row for row in memcompile.report(model).graphs[0].decisions if row.kind == "tile"]
 
 
-def gradients(function, model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+def gradients(function: Callable[..., Any], model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     model.zero_grad(set_to_none=True)
     torch.manual_seed(0)
     function(x).backward()
-    return [p.grad.clone() for p in model.parameters()]
+    return [cast(torch.Tensor, p.grad).clone() for p in model.parameters()]
 
 
 @pytest.mark.parametrize(("kinds", "arena"), [(("ffn", "gated"), "off"), (("attention", "ffn"), "step")])
@@ -116,7 +119,8 @@ def test_a_budget_below_what_streaming_reaches_is_met_by_recomputing() -> None:
 def test_a_hidden_with_dropout_has_one_mask() -> None:
     class Dropped(FeedForward):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + self.down(F.dropout(F.gelu(self.up(x)), 0.2))
+            y: torch.Tensor = self.down(F.dropout(F.gelu(self.up(x)), 0.2))
+            return x + y
 
     torch.manual_seed(0)
     model, x = Loss(Dropped(32, 192, 8)), torch.randn(ROWS, requires_grad=True)
@@ -124,7 +128,8 @@ def test_a_hidden_with_dropout_has_one_mask() -> None:
 
     def loss(value: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(3)
-        return step(value)
+        found: torch.Tensor = step(value)
+        return found
 
     (gradient,) = torch.autograd.grad(loss(x), x)
     assert len(tiles(step)) == 2
@@ -165,7 +170,8 @@ def test_a_dry_run_does_not_stand_in_for_code() -> None:
 
 def test_dynamic_shapes_are_refused_with_their_reason() -> None:
     model = network("ffn").eval()
-    step = torch.compile(model, backend="memcompile", dynamic=True, options={"inductor": QUICK})
+    options: dict[str, Any] = {"inductor": QUICK}
+    step = torch.compile(model, backend="memcompile", dynamic=True, options=options)
     with torch.no_grad():
         for rows in (96, 80):
             x = torch.randn(8, rows, 32)
@@ -176,7 +182,7 @@ def test_dynamic_shapes_are_refused_with_their_reason() -> None:
 
 
 def test_a_bug_in_the_pass_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_args) -> None:
+    def broken(*_args: object) -> None:
         raise ValueError("broken on purpose")
 
     monkeypatch.setattr("memcompile.passes.rows.low_rank.regions_between_necks", broken)
@@ -196,6 +202,7 @@ def test_a_program_is_a_module_that_runs_alone(tmp_path: Path) -> None:
     memcompile.report(step).save(tmp_path)
     (path,) = tmp_path.glob("kernels/*/*rows_*.py")
     spec = importlib.util.spec_from_file_location("rows", path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     key = path.stem.rpartition("_")[2]
@@ -253,13 +260,15 @@ def test_an_error_inside_a_block_leaves_nothing_behind() -> None:
         expected = step(x).clone()
         key = next(k.name.removeprefix("rows_") for k in memcompile.report(step).kernels if k.name.startswith("rows_"))
         program = PROGRAMS[key]
+        assert isinstance(program, Program)
         block = program.blocks[program.block]
         calls = []
 
-        def failing(workspace):
+        def failing(workspace: torch.Tensor) -> Run:
+            assert block.prepare is not None
             run = block.prepare(workspace)
 
-            def once(tensors):
+            def once(tensors: list[torch.Tensor]) -> object:
                 calls.append(tensors)
                 if len(calls) == 2:
                     raise KeyboardInterrupt
@@ -284,7 +293,8 @@ def test_a_factored_layer_beside_a_dense_one() -> None:
             self.up, self.dense = pair(32, 8, 192), nn.Linear(192, 16)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.dense(self.up(x).relu())
+            y: torch.Tensor = self.dense(self.up(x).relu())
+            return y
 
     torch.manual_seed(0)
     model, x = Mixed().eval(), torch.randn(ROWS)
@@ -305,7 +315,8 @@ def test_dense_queries_keys_and_values_beside_factored_layers_are_seeds() -> Non
             batch, length, width = x.shape
             q, k, v = (layer(x).view(batch, length, 4, 8).transpose(1, 2) for layer in (self.q, self.k, self.v))
             seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
-            return self.ffn(x + self.out(seen))
+            y: torch.Tensor = self.ffn(x + self.out(seen))
+            return y
 
     torch.manual_seed(0)
     model, x = Block().eval(), torch.randn(ROWS)
