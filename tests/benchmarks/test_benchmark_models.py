@@ -8,6 +8,7 @@ import sys
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,14 +27,14 @@ from benchmarks.rematerialize_table import Row, best_peer
 pytestmark = pytest.mark.usefixtures("cold_workers")
 
 
-def row(way: str, **fields) -> Row:
+def row(way: str, **fields: Any) -> Row:
     return Row("2026-01-01", "cpu", 2, "2.13.0", "", "net", way, **fields)
 
 
 def small_lstm(dropout: bool = True) -> models.Case:
     """Twelve steps of a narrow LSTM, four to a chunk."""
 
-    def build(scale: int):
+    def build(scale: int) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
         tokens = models.windows(4 * scale, 13)
         model = nets.UnrolledLSTM(16, chunk=4)
         model.drop.p = 0.3 if dropout else 0.0
@@ -43,7 +44,7 @@ def small_lstm(dropout: bool = True) -> models.Case:
 
 
 @pytest.mark.parametrize("name", ["vit", "unet", "llama"])
-def test_a_case_is_the_same_at_every_call(name):
+def test_a_case_is_the_same_at_every_call(name: str) -> None:
     pytest.importorskip("transformers")
     first, second = (models.CASES[name].make() for _ in range(2))
     for ours, theirs in zip(first[0].state_dict().values(), second[0].state_dict().values(), strict=True):
@@ -52,28 +53,28 @@ def test_a_case_is_the_same_at_every_call(name):
     assert first[0].training
 
 
-def test_batch_scale_multiplies_the_batch():
+def test_batch_scale_multiplies_the_batch() -> None:
     pytest.importorskip("transformers")
     _, batch = models.CASES["vit"].make(batch_scale=2)
     assert batch["pixel_values"].shape == (16, 3, 224, 224)
     assert batch["labels"].shape == (16,)
 
 
-def test_the_text_is_text():
+def test_the_text_is_text() -> None:
     assert "statement" in bytes(models.text().tolist()).decode()
     assert models.text().max() < models.BYTES
     assert (models.text() == models.MASK_BYTE).sum() == 0
 
 
-def test_resnet50_is_the_published_one():
+def test_resnet50_is_the_published_one() -> None:
     """25,557,032 parameters, as in He et al. and every model zoo."""
     assert sum(p.numel() for p in nets.ResNet50().parameters()) == 25_557_032
 
 
-def test_unrolled_lstm_is_torchs_lstm():
+def test_unrolled_lstm_is_torchs_lstm() -> None:
     torch.manual_seed(0)
     net = nets.UnrolledLSTM(16)
-    reference = torch.nn.LSTM(16, 16, batch_first=True)
+    reference: Any = torch.nn.LSTM(16, 16, batch_first=True)
     with torch.no_grad():
         reference.weight_ih_l0.copy_(net.input_gates.weight)
         reference.bias_ih_l0.copy_(net.input_gates.bias)
@@ -87,7 +88,7 @@ def test_unrolled_lstm_is_torchs_lstm():
 
 
 @pytest.mark.parametrize("net", [nets.UNet(4, 2), nets.ResNet50(4, 10)])
-def test_checkpointing_changes_no_gradient(net):
+def test_checkpointing_changes_no_gradient(net: Any) -> None:
     pixels = models.images(2, 64)
     labels = torch.zeros(2, 64, 64, dtype=torch.long) if isinstance(net, nets.UNet) else torch.arange(2)
     found = []
@@ -111,21 +112,22 @@ class Tower(torch.nn.Module):
             torch.nn.Sequential(linear(64, 512), torch.nn.Tanh(), linear(512, 64), torch.nn.Tanh()) for _ in range(3)
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
             x = x + (checkpoint(block, x, use_reentrant=False) if self.checkpoint else block(x))
         return x.square().mean()
 
 
 @pytest.mark.slow
-@torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False)  # put back what the benchmark sets
-def test_ways_compile_apart_and_take_turns():
+# put back what the benchmark sets
+@torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False)  # type: ignore[untyped-decorator]
+def test_ways_compile_apart_and_take_turns() -> None:
     """Equal models must not share compiled code: with the checkpointed and the budgeted way, other peaks come out."""
     prepare_process()
     build = lambda scale: (Tower(), {"x": torch.randn(512 * scale, 64)})  # noqa: E731
     case = dataclasses.replace(models.CASES["lstm"], name="tower", build=build)
     ways = (PLAIN, peers.CHECKPOINT, peers.ACTIVATION_BUDGETS[-1])
-    runnings = [peers.Running(case, way) for way in ways]
+    runnings: list[peers.Running[Any]] = [peers.Running(case, way) for way in ways]
     for running in runnings:
         assert running.first_call() > 0
     plain, checkpointed, budgeted = (running.peak().transient_bytes for running in runnings)
@@ -138,22 +140,22 @@ def test_ways_compile_apart_and_take_turns():
     assert set(timings) == {"compile", "checkpoint", "budget 0.1"}
 
 
-def test_gradient_gap_sees_a_wrong_mask():
-    plain = peers.Running(small_lstm(), EAGER)
-    other = peers.Running(small_lstm(), EAGER)
+def test_gradient_gap_sees_a_wrong_mask() -> None:
+    plain: peers.Running[Any] = peers.Running(small_lstm(), EAGER)
+    other: Any = peers.Running(small_lstm(), EAGER)
     assert peers.gradient_gap(plain.results(), other.results()) == 0.0
     other.module.drop.forward = lambda x: x * (torch.rand_like(x) > 0.3) / 0.7  # other masks, the same distribution
     assert peers.gradient_gap(plain.results(), other.results()) > 0.1
 
 
-def test_timing_is_the_median_of_paired_ratios():
+def test_timing_is_the_median_of_paired_ratios() -> None:
     """A slow third round hits both and leaves the ratio alone."""
     timing = Timing.of([2.2, 2.0, 40.0], [2.0, 2.0, 40.0])
     assert (timing.seconds, timing.ratio) == (2.2, 1.0)
     assert math.isclose(timing.ratio_q3, 1.05)
 
 
-def test_results_survive_writing_and_reading(tmp_path):
+def test_results_survive_writing_and_reading(tmp_path: Path) -> None:
     results = Kept(Row, tmp_path / "deep" / "rows.csv")
     results.put(row("compile", measured_peak_bytes=1000, ratio=1.0))
     results.put(row("memcompile 60%", budget_bytes=600, budget_share=0.6, status="infeasible", note='a, "b"'))
@@ -163,7 +165,7 @@ def test_results_survive_writing_and_reading(tmp_path):
     assert [each.measured_peak_bytes for each in again] == [1001, None]
 
 
-def test_the_best_peer_keeps_the_budget():
+def test_the_best_peer_keeps_the_budget() -> None:
     found = [
         row("compile", measured_peak_bytes=1000, ratio=1.0),
         row("checkpoint", measured_peak_bytes=330, ratio=1.04),
@@ -179,7 +181,7 @@ def test_the_best_peer_keeps_the_budget():
     ]
 
 
-def test_the_table_goes_between_the_markers(tmp_path):
+def test_the_table_goes_between_the_markers(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(
         "above\n<!-- results: written by rematerialize.py -->\nold\n<!-- end of rematerialize results -->\nbelow\n"
@@ -200,7 +202,7 @@ def test_the_table_goes_between_the_markers(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_way_in_a_process_of_its_own():
+def test_a_way_in_a_process_of_its_own() -> None:
     """Its errors and its death come back as the failure of that way alone."""
     wrong = peers.memcompile_way("wrong", None, inductor={"no.such.setting": 1})
     remotes = [Remote(way.name, partial(rematerialize.Training, models.CASES["lstm"], way)) for way in (EAGER, wrong)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the benchmarks are no installed package
 
-from benchmarks import patch, patch_running
+import memcompile
+from benchmarks import patch
 from benchmarks.core import turns
 from benchmarks.core.rows import Kept, Setting, read_rows
+from benchmarks.core.steps import max_error
 from benchmarks.core.table import between
 from benchmarks.core.ways import EAGER, PLAIN, Way
 from benchmarks.core.workers import WayFailedError
@@ -35,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("cold_workers")
 SETTING = Setting("cpu", 2, "2.13.0", "abc")
 CHOSEN = patch.Chosen("cpu", 1, torch.float32, 2, overheads=(0.1,), shares=(0.5,))
 OURS, HALF = within_overhead(0.1), within_share(0.5)
-PATCHED = {
+PATCHED: dict[str, Any] = {
     "patch_peak_bytes": 2**18,
     "patch_base_bytes": 2**20,
     "macs": 110,
@@ -45,7 +49,7 @@ PATCHED = {
 }
 
 
-def row(way: str, case: str = "net", **fields) -> Row:
+def row(way: str, case: str = "net", **fields: Any) -> Row:
     return Row("2026-01-01", "cpu", 2, "2.13.0", "", case, "float32", 1, way, **fields)
 
 
@@ -53,13 +57,13 @@ def smoothing(channels: int = 3) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
 
 
-def on_meta(build) -> nn.Module:
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     with torch.device("meta"):
         return build().eval()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_classifier_has_the_published_parameters_and_multiply_adds(name):
+def test_a_classifier_has_the_published_parameters_and_multiply_adds(name: str) -> None:
     architecture = ARCHITECTURES[name]
     module = on_meta(lambda: Classifier(architecture))
     digits = 6 if name == "mobilenetv2-1.0" else 2
@@ -68,7 +72,7 @@ def test_a_classifier_has_the_published_parameters_and_multiply_adds(name):
     assert module(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, architecture.classes)
 
 
-def test_mobilenets_widths_are_those_of_the_zoo():
+def test_mobilenets_widths_are_those_of_the_zoo() -> None:
     narrow = ARCHITECTURES["mobilenetv2-0.35"]
     assert narrow.stem == 16
     assert narrow.head == 448
@@ -77,7 +81,7 @@ def test_mobilenets_widths_are_those_of_the_zoo():
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_no_block_of_a_text_is_lost(name):
+def test_no_block_of_a_text_is_lost(name: str) -> None:
     architecture = ARCHITECTURES[name]
     assert len(architecture.blocks) == len(architecture.text.split())
     assert np.prod([block.stride for block in architecture.blocks]) == 16
@@ -92,7 +96,9 @@ def test_no_block_of_a_text_is_lost(name):
     ],
     ids=["esrgan", "unet", "vae"],
 )
-def test_the_other_networks_have_the_published_parameters(build, count, shape, expected):
+def test_the_other_networks_have_the_published_parameters(
+    build: Callable[[], nn.Module], count: int, shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
     if build is VaeDecoder:
         pytest.importorskip("diffusers")
     module = on_meta(build)
@@ -100,14 +106,14 @@ def test_the_other_networks_have_the_published_parameters(build, count, shape, e
     assert module(torch.empty(shape, device="meta")).shape == expected
 
 
-def test_multiply_adds_are_those_of_the_formula():
+def test_multiply_adds_are_those_of_the_formula() -> None:
     module = on_meta(lambda: nn.Conv2d(6, 12, (3, 5), 2, (1, 2), groups=3))
     assert macs(module, 2, 6, 10, 14) == 2 * 12 * 5 * 7 * (6 // 3) * 3 * 5
 
 
-def test_what_comes_out_depends_on_the_image():
+def test_what_comes_out_depends_on_the_image() -> None:
     """Of a deep network whose weights shrink what passes, only the last bias would be left, and no error could be seen."""
-    module = initialised(Classifier(ARCHITECTURES["mcunet-vww1"]), 2, 3, 64, 64)
+    module: Any = initialised(Classifier(ARCHITECTURES["mcunet-vww1"]), 2, 3, 64, 64)
     with torch.no_grad():
         first, second = module(torch.randn(2, 3, 64, 64))
     assert (first - second).abs().max() > 0.05 * (first - module.classifier.bias).abs().max()
@@ -115,7 +121,7 @@ def test_what_comes_out_depends_on_the_image():
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2-224", "esrgan-128", "unet16-512", "vae-256"])
-def test_a_case_is_the_same_at_every_call(name):
+def test_a_case_is_the_same_at_every_call(name: str) -> None:
     if CASES[name].package:
         pytest.importorskip(CASES[name].package)
     first, second = (CASES[name].make(8) for _ in range(2))
@@ -124,40 +130,40 @@ def test_a_case_is_the_same_at_every_call(name):
     assert first[1]["x"].shape == CASES[name].shape(8)
 
 
-def test_a_scale_keeps_sides_in_their_multiples():
+def test_a_scale_keeps_sides_in_their_multiples() -> None:
     assert CASES["mobilenetv2-224"].shape(1) == (1, 3, 224, 224)
     assert CASES["mobilenetv2-224"].shape(2) == (1, 3, 96, 96)
     assert CASES["mobilenetv2-224"].shape(100) == (1, 3, 32, 32)
     assert CASES["vae-512"].shape(4) == (1, 4, 16, 16)
 
 
-def test_a_planned_case_has_no_memory():
+def test_a_planned_case_has_no_memory() -> None:
     for name in ("int8-mobilenetv2-1.0", "fp16-unet64-2048"):
         module, batch = CASES[name].make()
         assert {t.device.type for t in (*module.parameters(), *batch.values())} == {"meta"}
         assert not module.training
 
 
-def test_tiles_are_half_as_wide_as_the_picture_and_change_it():
+def test_tiles_are_half_as_wide_as_the_picture_and_change_it() -> None:
     pytest.importorskip("diffusers")
     case = Case(
         "small", "", lambda: VaeDecoder((16, 32), 8), 16, channels=4, tiled=lambda tile: VaeDecoder((16, 32), 8, tile * 2)
     )
-    found = [Running(case, way, "cpu", 1, torch.float32) for way in (EAGER, TILING)]
+    found: list[Any] = [Running(case, way, "cpu", 1, torch.float32) for way in (EAGER, TILING)]
     assert found[1].module.vae.tile_latent_min_size == 8
     whole, tiled = (each.results()["output"] for each in found)
     assert whole.shape == tiled.shape == (1, 3, 32, 32)
     assert np.abs(whole - tiled).max() > 0
 
 
-def test_ways_are_the_options_that_users_write():
+def test_ways_are_the_options_that_users_write() -> None:
     assert OURS.options == {"patch": {"max_overhead": 0.1}}
     assert HALF.within(7).options == {"memory_budget": 7}
     assert Way("memcompile", "memcompile").options == {}
 
 
-def test_ways_of_a_case():
-    def names(case: str, **changes) -> list[str]:
+def test_ways_of_a_case() -> None:
+    def names(case: str, **changes: Any) -> list[str]:
         return [way.name for way in patch.ways_of(CASES[case], dataclasses.replace(CHOSEN, **changes))]
 
     assert names("unet16-512") == ["eager", "compile", "memcompile +10 %", "memcompile in 50 %"]
@@ -166,36 +172,36 @@ def test_ways_of_a_case():
     assert names("int8-mcunet-in3") == [f"memcompile +{percent} %" for percent in (0, 3, 10, 25)]
 
 
-def test_cases_by_name():
+def test_cases_by_name() -> None:
     assert [case.name for case in patch.chosen_cases(["esrgan-128"])] == ["esrgan-128"]
     planned = patch.chosen_cases(["planned"])
     assert {case.name for case in planned} == {name for name in CASES if name.startswith(("int8-", "fp16-"))}
     assert len(patch.chosen_cases(["all"])) == len(CASES)
 
 
-def test_eager_and_compiled_agree(fresh_dynamo):
+def test_eager_and_compiled_agree(fresh_dynamo: None) -> None:
     """And count the same bytes at entry."""
     case = Case("small", "", smoothing, 32)
     eager, compiled = (Running(case, way, "cpu", 1, torch.float32) for way in (EAGER, PLAIN))
-    found = [each.measured(row(each.way.name)) for each in (eager, compiled)]
+    found: list[Any] = [each.measured(row(each.way.name)) for each in (eager, compiled)]
     tensors = (*eager.module.parameters(), *eager.module.buffers(), *eager.batch.values())
     assert found[0].entry_bytes == found[1].entry_bytes == sum(t.nbytes for t in tensors)
     assert found[0].peak_bytes - found[0].entry_bytes >= 4 * 8 * 32 * 32
     assert found[0].first_call_seconds is None
     assert found[1].first_call_seconds > 0
-    assert patch.max_error(eager.results(), compiled.results()) < 1e-5
+    assert max_error(eager.results(), compiled.results()) < 1e-5
 
 
 def stage(kind: str, *grid: int) -> SimpleNamespace:
     return SimpleNamespace(kind=kind, grid=grid)
 
 
-def report_with(*stages: SimpleNamespace) -> SimpleNamespace:
+def report_with(*stages: SimpleNamespace) -> Any:
     found = SimpleNamespace(peak_bytes=30, base_peak_bytes=90, macs=110, base_macs=100, seconds=0.25, stages=stages)
     return SimpleNamespace(graphs=[{"patch": found}, {"patch": None}], decisions=())
 
 
-def test_stages_are_read_off_the_report():
+def test_stages_are_read_off_the_report() -> None:
     stages = (
         stage("patches", 4, 4),
         stage("rows", 14, 1),
@@ -204,9 +210,16 @@ def test_stages_are_read_off_the_report():
         stage("layerwise", 1, 1),
     )
     found = with_patches(row("ours"), report_with(*stages))
-    counted = {"patch_peak_bytes": 30, "patch_base_bytes": 90, "macs": 110, "base_macs": 100, "plan_seconds": 0.25}
+    counted: dict[str, Any] = {
+        "patch_peak_bytes": 30,
+        "patch_base_bytes": 90,
+        "macs": 110,
+        "base_macs": 100,
+        "plan_seconds": 0.25,
+    }
     assert found == row("ours", stages="patches 4 x 4, 2 x rows 14 x 1, 2 x layerwise", **counted)
-    assert with_patches(row("ours"), SimpleNamespace(graphs=[{"patch": None}], decisions=())) == row("ours")
+    without: Any = SimpleNamespace(graphs=[{"patch": None}], decisions=())
+    assert with_patches(row("ours"), without) == row("ours")
 
 
 def run(case: Case, tmp_path: Path, chosen: patch.Chosen = CHOSEN) -> dict[str, Row]:
@@ -217,16 +230,16 @@ def run(case: Case, tmp_path: Path, chosen: patch.Chosen = CHOSEN) -> dict[str, 
     return {each.way: each for each in read_rows(Row, path)}
 
 
-def test_a_planned_case_counts_its_own_bytes(tmp_path, monkeypatch):
+def test_a_planned_case_counts_its_own_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def plan(module, x, options):
+    def plan(module: nn.Module, x: torch.Tensor, options: Mapping[str, Any]) -> Any:
         asked.append((options["bytes_per_element"], options["patch"]["max_overhead"], x.device.type))
         if options["patch"]["max_overhead"] == 0.25:
             raise MemcompileError("too deep\nand more")
         return report_with(stage("patches", 4, 4))
 
-    monkeypatch.setattr(patch_running.memcompile, "plan", plan)
+    monkeypatch.setattr(memcompile, "plan", plan)
     case = CASES["int8-mcunet-vww1"]
     rows = run(case, tmp_path)
     assert asked == [(1, share, "meta") for share in (0.0, 0.03, 0.1, 0.25)]
@@ -246,7 +259,8 @@ class Fake:
     def __init__(self, way: str, steps: int = 1000, refuses: WayFailedError | None = None) -> None:
         self.way, self.steps, self.refuses = way, steps, refuses
 
-    def ask(self, what: str, *rows: Row):
+    def ask(self, what: str, *rows: Row) -> Any:
+        found: dict[str, Any]
         if self.refuses is not None:
             raise self.refuses
         if what == "results":
@@ -270,10 +284,10 @@ class Fake:
         self.steps = 0
 
 
-def test_the_ways_of_a_case_become_rows(tmp_path, monkeypatch):
+def test_the_ways_of_a_case_become_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = {}
 
-    def start(name: str, make: Callable[[], Running], threads: int) -> Fake:
+    def start(name: str, make: partial[Running], threads: int) -> Fake:
         started[name] = make.args[1]
         return Fake(name)
 
@@ -299,7 +313,9 @@ def test_the_ways_of_a_case_become_rows(tmp_path, monkeypatch):
     ],
     ids=["compiling", "budget", "timing"],
 )
-def test_a_failing_way_is_a_row_and_stops_no_other(dying, status, tmp_path, monkeypatch):
+def test_a_failing_way_is_a_row_and_stops_no_other(
+    dying: Fake, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = {OURS.name: dying}
     monkeypatch.setattr(turns, "Remote", lambda way, *_rest: made.setdefault(way, Fake(way)))
     rows = run(CASES["unet16-512"], tmp_path)
@@ -307,7 +323,7 @@ def test_a_failing_way_is_a_row_and_stops_no_other(dying, status, tmp_path, monk
     assert rows[HALF.name].ratio == 0.5
 
 
-def test_there_is_no_share_of_a_peak_that_is_not_known(tmp_path, monkeypatch):
+def test_there_is_no_share_of_a_peak_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = {PLAIN.name: Fake(PLAIN.name, refuses=WayFailedError("no compiler"))}
     monkeypatch.setattr(turns, "Remote", lambda way, *_rest: made.setdefault(way, Fake(way)))
     rows = run(CASES["unet16-512"], tmp_path)
@@ -315,13 +331,13 @@ def test_there_is_no_share_of_a_peak_that_is_not_known(tmp_path, monkeypatch):
     assert (rows[OURS.name].seconds, rows[OURS.name].ratio) == (0.5, None)
 
 
-def test_published_figures_are_of_networks_that_are_planned():
+def test_published_figures_are_of_networks_that_are_planned() -> None:
     assert {f"int8-{each.net}" for each in PUBLISHED} <= CASES.keys()
     assert all(each.peak_kb < each.base_kb and each.mac_factor > 1 for each in PUBLISHED)
 
 
-def test_the_table_has_a_line_for_each_way_and_for_each_planned_network():
-    patches = {"patch_base_bytes": 1372 * 2**10, "base_macs": 1000}
+def test_the_table_has_a_line_for_each_way_and_for_each_planned_network() -> None:
+    patches: dict[str, Any] = {"patch_base_bytes": 1372 * 2**10, "base_macs": 1000}
     rows = [
         row("eager", transient_bytes=2**21, ratio=1.5, ratio_q1=1.4, ratio_q3=1.6),
         row("compile", transient_bytes=2**20, seconds=0.25, ratio=1.0, first_call_seconds=12.0, max_error=1e-7),
@@ -358,12 +374,14 @@ def test_the_table_has_a_line_for_each_way_and_for_each_planned_network():
     assert "| fp16-unet64-2048 | 2048.0 MiB | 1024.0 MiB at - | - | - |" in text
 
 
-def test_an_empty_table_can_be_written():
+def test_an_empty_table_can_be_written() -> None:
     assert tables([]) == ""
 
 
-def test_a_small_network_is_planned_in_its_own_bytes():
+def test_a_small_network_is_planned_in_its_own_bytes() -> None:
     """Half the bytes for each number, half the peak, the same work."""
+    narrow: Any
+    wide: Any
     narrow, wide = (
         planned(Case("small", "", smoothing, 64, bytes_per_element=size), within_overhead(0.1), 1, row("ours"))
         for size in (1, 2)

@@ -96,6 +96,7 @@ def test_the_papers_program_agrees(given_problem: ScratchpadProblem, more: int) 
         return
     answer, ours = solve(given_problem, size, 60.0), plan_scratchpad(given_problem, size)
     assert answer.status == "optimal"
+    assert answer.moved_bytes is not None and answer.bound_bytes is not None
     assert ours.bound_bytes <= answer.moved_bytes <= ours.moved_bytes
     assert answer.moved_bytes == answer.bound_bytes
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import fx
 
 from memcompile.solvers.schedule.problem import Op, RematProblem, RematSchedule, Storage
 from memcompile.step.calibrate import base_names, calibrated, crowded, fused
-from memcompile.step.facts import Facts, OpFacts, StepGraphs
+from memcompile.step.facts import Facts, Half, OpFacts, StepGraphs
 from memcompile.step.trace import Event, GraphTrace, TracedBuffer, step_peak
 
 NAMES = ("a", "b", "c")
@@ -17,12 +18,12 @@ NAMES = ("a", "b", "c")
 def chain(backward: bool = True) -> Facts:
     """a -> b -> c, 100 bytes each; all of them in the backward, or all in the forward."""
     graph = fx.Graph()
-    nodes = []
+    nodes: list[fx.Node] = []
     for name in NAMES:
         nodes.append(graph.create_node("call_function", len, (nodes[-1],) if nodes else (), name=name))
     storages = tuple(Storage(name, 100, is_output=name == "c") for name in NAMES)
     ops = tuple(Op(name, (i - 1,) if i else (), (i,), 1.0) for i, name in enumerate(NAMES))
-    half = "backward" if backward else "forward"
+    half: Half = "backward" if backward else "forward"
     facts = tuple(OpFacts(half, (node,), ((node, i),), "") for i, node in enumerate(nodes))
     graphs = StepGraphs(fx.GraphModule({}, graph), None, 1)
     problem = RematProblem(storages, ops, boundary=0 if backward else 3)
@@ -32,7 +33,7 @@ def chain(backward: bool = True) -> Facts:
 SCHEDULE = RematSchedule((0, 1, 2), 0)
 
 
-def lowered(*events: tuple) -> dict:
+def lowered(*events: tuple[Any, ...]) -> dict[str, Any]:
     """A backward that does ``events``: ("alloc", buffer, bytes, origins...), ("free", buffer), ("kernel", name)."""
     read, buffers = [], {}
     for kind, name, *rest in events:
@@ -48,7 +49,7 @@ def workspaces(facts: Facts) -> tuple[int, ...]:
     return tuple(op.workspace_bytes for op in facts.problem.ops)
 
 
-def run(facts: Facts, budget: int, *events: tuple) -> Facts:
+def run(facts: Facts, budget: int, *events: tuple[Any, ...]) -> Facts:
     return calibrated(facts, SCHEDULE, base_names(facts), budget_bytes=budget, **lowered(*events))
 
 

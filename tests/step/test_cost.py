@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +16,13 @@ from memcompile.step.cost import CostModel, flops_of, is_extern
 from tests.planned_eagerly import DEVICE
 
 
-def node_of(function, *inputs, name: str) -> fx.Node:
+def node_of(function: Callable[..., Any], *inputs: Any, name: str) -> fx.Node:
     graph = make_fx(function, tracing_mode="fake")(*inputs).graph
-    return next(node for node in graph.nodes if name in node.name)
+    found: fx.Node = next(node for node in graph.nodes if name in node.name)
+    return found
 
 
-def attention(q, k, v):
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
     out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     return backward(torch.ones_like(out), q, k, v, out, logsumexp, 0.0, True)

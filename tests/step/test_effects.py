@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from torch import nn
+from torch._C._distributed_c10d import FileStore
 
 from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.index import RematIndex
@@ -32,88 +34,89 @@ def add_into(total: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 @add_into.register_fake
-def _(total, x):
+def _(total: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
 
 
-def chain(a):
+def chain(a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x = a.sin()
     y = (x @ x).cos()
     return x, (y @ y).sin()
 
 
-def adds(a, b):
+def adds(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, z = chain(a)
     b.add_(z + x)
     return z.sum()
 
 
-def reads_before_and_after(a, b):
+def reads_before_and_after(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, z = chain(a)
     before = b @ x
     b.mul_(z)
     return before.sum() + (b @ x).cos().sum()
 
 
-def writes_a_row(a, b):
+def writes_a_row(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, z = chain(a)
     b[1].copy_(z.sum(0))
     return (b * x).sum()
 
 
-def writes_transposed(a, b):
+def writes_transposed(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, z = chain(a)
     b.t().copy_(z + x)
     return z.sum()
 
 
-def writes_by_index(a, b):
+def writes_by_index(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, z = chain(a)
     b.index_put_((torch.tensor([0, 2]),), z[:2], accumulate=True)
     b.clamp_(max=0.5)
     return (x + z).sum()
 
 
-def writes_two(a, b):
+def writes_two(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, z = chain(a)
     a.mul_(0.5)
     b.add_(a @ z)
     return (x * z).sum()
 
 
-def calls_an_operator_that_writes(a, b):
+def calls_an_operator_that_writes(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, z = chain(a)
-    y = torch.ops.memcompile_tests.add_into(b, (x + z).detach())
+    y: torch.Tensor = torch.ops.memcompile_tests.add_into(b, (x + z).detach())
     return (y @ z).sum()
 
 
-def returns_what_it_wrote(a, b):
+def returns_what_it_wrote(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x, z = chain(a)
     b.add_(x @ z)
     return b, b.sum()
 
 
-def solves(a, b):
+def solves(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, z = chain(a)
     s = torch.linalg.solve(x @ x.T + 8 * torch.eye(8), z)
     b.add_(s)
     return torch.tanh(s @ x).sum()
 
 
-def asserts(a, b):
+def asserts(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, z = chain(a)
     torch._assert_async((z.abs() < 2).all(), "out of range")
     b.add_(z)
     return (x @ z).sum()
 
 
-def communicates(a, b):
+def communicates(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, z = chain(a)
-    b.add_(collectives.all_reduce(x + z, "sum", "0").detach())
-    return torch.tanh(collectives.all_gather_tensor(z, 0, "0") @ x).sum()
+    group: Any = "0"
+    b.add_(collectives.all_reduce(x + z, "sum", group).detach())
+    return torch.tanh(collectives.all_gather_tensor(z, 0, group) @ x).sum()
 
 
-PROGRAMS = [
+PROGRAMS: list[Callable[..., Any]] = [
     adds,
     reads_before_and_after,
     writes_a_row,
@@ -128,14 +131,14 @@ PROGRAMS = [
 ]
 
 
-OVERWRITES_WHAT_IS_SAVED = (reads_before_and_after, writes_two)
+OVERWRITES_WHAT_IS_SAVED: tuple[Callable[..., Any], ...] = (reads_before_and_after, writes_two)
 """Eager's autograd refuses them, too."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A process group of one."""
-    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
+    store = FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -151,7 +154,7 @@ def same(ours: object, theirs: object) -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-def test_inference(program, fresh_dynamo: None) -> None:
+def test_inference(program: Callable[..., Any], fresh_dynamo: None) -> None:
     planner = Planner(keep_nothing, with_lowering)
     mine, theirs = inputs(), inputs()
     with torch.no_grad():
@@ -162,11 +165,11 @@ def test_inference(program, fresh_dynamo: None) -> None:
 
 @pytest.mark.parametrize("program", [p for p in PROGRAMS if p not in OVERWRITES_WHAT_IS_SAVED], ids=lambda p: p.__name__)
 @pytest.mark.parametrize("choose", [keep_nothing, unplanned])
-def test_training(program, choose, fresh_dynamo: None) -> None:
+def test_training(program: Callable[..., Any], choose: Callable[[Facts], RematSchedule], fresh_dynamo: None) -> None:
     """The scale requires a gradient, what is written does not."""
     planner = Planner(choose, with_lowering)
 
-    def program_with_scale(a, b, scale):
+    def program_with_scale(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> Any:
         return program(a * scale, b)
 
     results = []
@@ -182,6 +185,8 @@ def test_training(program, choose, fresh_dynamo: None) -> None:
 
 class Counted(nn.Module):
     """Batch normalisation, and a buffer that is read and written."""
+
+    mean: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +240,7 @@ def test_optimizer_steps(name: str, foreach: bool, fresh_dynamo: None) -> None:
 
 
 def test_a_compiled_graph_with_a_budget_writes_its_input(fresh_dynamo: None) -> None:
-    options = {"memory_budget": "60%", "on_infeasible": "best_effort"}
+    options: dict[str, Any] = {"memory_budget": "60%", "on_infeasible": "best_effort"}
     mine, theirs = inputs(), inputs()
     with torch.no_grad():
         same(torch.compile(adds, backend="memcompile", options=options)(*mine), adds(*theirs))
@@ -245,7 +250,7 @@ def test_a_compiled_graph_with_a_budget_writes_its_input(fresh_dynamo: None) -> 
 def test_saved_tensors_of_a_graph_with_effect_tokens_keep_their_places(fresh_dynamo: None) -> None:
     """The lowered forward has fewer outputs than were partitioned: a slot was taken for the user's, another one given away."""
 
-    def solving(a, w, b):
+    def solving(a: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         for _ in range(3):
             x = torch.tanh(a @ w)
             s = torch.linalg.solve(x @ x.T + 10 * torch.eye(64), b)
@@ -255,7 +260,12 @@ def test_saved_tensors_of_a_graph_with_effect_tokens_keep_their_places(fresh_dyn
     torch.manual_seed(0)
     given = [torch.randn(64, 64, requires_grad=True) for _ in range(3)]
     expected = torch.autograd.grad(solving(*(x.double() for x in given)), given)
-    options = {"memory_budget": "80%", "on_infeasible": "best_effort", "inductor": QUICK, "solver_time_limit_s": SEARCH_S}
+    options: dict[str, Any] = {
+        "memory_budget": "80%",
+        "on_infeasible": "best_effort",
+        "inductor": QUICK,
+        "solver_time_limit_s": SEARCH_S,
+    }
     compiled = torch.compile(solving, backend="memcompile", options=options)
     for gradient, right in zip(torch.autograd.grad(compiled(*given), given), expected, strict=True):
         torch.testing.assert_close(gradient, right, rtol=0, atol=1e-2 * float(right.abs().max()))

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from memcompile.step.trace import Event, GraphTrace, step_peak
+from typing import Any
+
+from memcompile.step.trace import Event, GraphTrace, StepPeak, step_peak
 
 
-def trace(inputs: dict[str, int], events: list[tuple], outputs: list[str], nodes: list[str] | None = None) -> GraphTrace:
+def trace(
+    inputs: dict[str, int], events: list[tuple[Any, ...]], outputs: list[str], nodes: list[str] | None = None
+) -> GraphTrace:
     """``events``: ("alloc", name, bytes), ("alias", name, base), ("free", name), ("kernel", name), ("workspace", name, bytes).
 
     ``nodes``: names of the outputs in the graph, where they are others than in the code."""
     read = []
     for kind, name, *rest in events:
-        value = rest[0] if rest else 0
+        value: Any = rest[0] if rest else 0
         read.append(Event(kind, name, base=value) if kind == "alias" else Event(kind, name, value))
     return GraphTrace(tuple(inputs.items()), tuple(outputs), tuple(nodes or outputs), (None,) * len(outputs), tuple(read), {})
 
 
-def live(peak, where="forward"):
+def live(peak: StepPeak, where: str = "forward") -> list[int]:
     return [moment.live_bytes for moment in peak.timeline if moment.where == where]
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import fx
 
 from memcompile.step.verify_effects import check_effects, effects_of
 from memcompile.step.verify_values import VerificationError
 from tests.step import test_verify_values as programs
-from tests.step.test_verify_values import step
+from tests.step.test_verify_values import Call, Write, step
 
 aten = torch.ops.aten
 
 
-def rewritten(call, a, b):
+def rewritten(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     """Other expressions for the same product; what is written is written as before."""
     new = call(aten.add.Tensor, call(aten.sin.default, a), b)
     product = call(aten.addmm.default, a, a, call(aten.permute.default, b, [1, 0]))
@@ -21,7 +22,7 @@ def rewritten(call, a, b):
     return (product, new)
 
 
-def check(before, after) -> None:
+def check(before: Write, after: Write) -> None:
     check_effects(effects_of(step(before).forward.graph), step(after).forward.graph)
 
 
@@ -41,6 +42,6 @@ def test_other_expressions_pass() -> None:
         (programs.drawn, programs.asserted, "effects changed"),
     ],
 )
-def test_what_changed_is_named(before, after, words: str) -> None:
+def test_what_changed_is_named(before: Write, after: Write, words: str) -> None:
     with pytest.raises(VerificationError, match=words):
         check(before, after)

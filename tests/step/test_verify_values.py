@@ -13,7 +13,8 @@ from memcompile.step.facts import StepGraphs
 from memcompile.step.verify_values import VerificationError, check_values
 
 aten = torch.ops.aten
-Write = Callable[[Callable[..., fx.Node], fx.Node, fx.Node], Any]
+Call = Callable[..., fx.Node]
+Write = Callable[[Call, fx.Node, fx.Node], Any]
 
 
 def step(write: Write) -> StepGraphs:
@@ -29,7 +30,7 @@ def step(write: Write) -> StepGraphs:
     return StepGraphs(fx.GraphModule({}, graph), None, len(outputs))
 
 
-def updated(call, a, b):
+def updated(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     """b becomes b + sin(a); the product is of what it was."""
     new = call(aten.add.Tensor, b, call(aten.sin.default, a))
     product = call(aten.mm.default, a, call(aten.permute.default, b, [1, 0]))
@@ -37,25 +38,25 @@ def updated(call, a, b):
     return (product, new)
 
 
-def recomputed(call, a, b):
+def recomputed(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     product = call(aten.mm.default, a, call(aten.permute.default, b, [1, 0]))
     call(aten.copy_.default, b, call(aten.add.Tensor, b, call(aten.sin.default, a)))
     return (product, b)  # its content is the sum
 
 
-def read_too_late(call, a, b):
+def read_too_late(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     new = call(aten.add.Tensor, b, call(aten.sin.default, a))
     call(aten.copy_.default, b, new)
     return (call(aten.mm.default, a, call(aten.permute.default, b, [1, 0])), new)
 
 
-def view_read_too_late(call, a, b):
+def view_read_too_late(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     view, new = call(aten.permute.default, b, [1, 0]), call(aten.add.Tensor, b, call(aten.sin.default, a))
     call(aten.copy_.default, b, new)
     return (call(aten.mm.default, a, view), new)
 
 
-def written_through_a_view(call, a, b):
+def written_through_a_view(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     """The same memory, in another shape: not the same as a whole, but it is written."""
     new = call(aten.add.Tensor, b, call(aten.sin.default, a))
     product = call(aten.mm.default, a, call(aten.permute.default, b, [1, 0]))
@@ -63,18 +64,18 @@ def written_through_a_view(call, a, b):
     return (product, b)
 
 
-def not_written(call, a, b):
+def not_written(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     new = call(aten.add.Tensor, b, call(aten.sin.default, a))
     return (call(aten.mm.default, a, call(aten.permute.default, b, [1, 0])), new)
 
 
-def written_twice(call, a, b):
+def written_twice(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     outputs = updated(call, a, b)
     call(aten.copy_.default, b, outputs[1])
     return outputs
 
 
-def another_constant(call, a, b):
+def another_constant(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     new = call(aten.add.Tensor, b, call(aten.sin.default, a), alpha=1.0)
     product = call(aten.mm.default, a, call(aten.permute.default, b, [1, 0]))
     call(aten.copy_.default, b, new)
@@ -97,49 +98,49 @@ def test_what_computes_the_same_passes() -> None:
         (another_constant, "leaves other values in b"),
     ],
 )
-def test_what_does_not_is_found(other, words: str) -> None:
+def test_what_does_not_is_found(other: Write, words: str) -> None:
     with pytest.raises(VerificationError, match=words):
         check_values(step(updated), step(other))
 
 
-def drawn(call, a, b):
+def drawn(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     first, second = call(aten.rand_like.default, a), call(aten.rand_like.default, b)
     return (call(aten.mul.Tensor, a, first), call(aten.mul.Tensor, b, second))
 
 
-def drawn_in_another_order(call, a, b):
+def drawn_in_another_order(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     second, first = call(aten.rand_like.default, b), call(aten.rand_like.default, a)
     return (call(aten.mul.Tensor, a, first), call(aten.mul.Tensor, b, second))
 
 
-def drawn_once_more(call, a, b):
+def drawn_once_more(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     call(aten.rand_like.default, a)
     return drawn(call, a, b)
 
 
-def asserted(call, a, b):
+def asserted(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     call(aten._assert_async.default, a)
     return drawn(call, a, b)
 
 
-def drawn_once(call, a, b):
+def drawn_once(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
     first = call(aten.rand_like.default, a)
     return (call(aten.mul.Tensor, a, first), call(aten.mul.Tensor, b, first))
 
 
 @pytest.mark.parametrize("other", [drawn_in_another_order, drawn_once_more, drawn_once, asserted])
-def test_effects_happen_once_and_in_their_order(other) -> None:
+def test_effects_happen_once_and_in_their_order(other: Write) -> None:
     check_values(step(drawn), step(drawn))
     with pytest.raises(VerificationError, match=r"effects of the forward changed|gets other values"):
         check_values(step(drawn), step(other))
 
 
 def test_attention_that_drops_nothing_is_no_effect() -> None:
-    def once(call, a, b):
+    def once(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
         x = call(aten._scaled_dot_product_flash_attention_for_cpu.default, a, a, b)
         return (x, call(aten.sin.default, x))
 
-    def twice(call, a, b):
+    def twice(call: Call, a: fx.Node, b: fx.Node) -> tuple[fx.Node, fx.Node]:
         x = call(aten._scaled_dot_product_flash_attention_for_cpu.default, a, a, b)
         again = call(aten._scaled_dot_product_flash_attention_for_cpu.default, a, a, b)
         return (x, call(aten.sin.default, again))
