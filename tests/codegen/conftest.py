@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def to_float32(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def cast_rounding_to_nearest(self, src, dst_type):
+def cast_rounding_to_nearest(self: Any, src: Any, dst_type: Any) -> Any:
     """The interpreter truncates fp32 to bfloat16; a GPU rounds to the nearest."""
     if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
         bits = torch.from_numpy(np.ascontiguousarray(src.data)).bfloat16().view(torch.uint16).numpy()
@@ -27,7 +28,7 @@ def cast_rounding_to_nearest(self, src, dst_type):
     return cast_of_triton(self, src, dst_type)
 
 
-def dot_of_floats(self, a, b, d, input_precision, max_num_imprecise_acc):
+def dot_of_floats(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
     """The interpreter multiplies the bits of bfloat16 numbers as integers; sums of products are in fp32."""
     if a.dtype.scalar in (tl.bfloat16, tl.float16):
         widen = to_float32 if a.dtype.scalar == tl.bfloat16 else np.float32

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,15 +18,15 @@ from memcompile.runtime.reports import last_report, report_over
 
 
 def report(name: str = "0", planned_peak_bytes: int = 1, budget_bytes: int | None = None) -> GraphReport:
-    peaks = {"planned_peak_bytes": planned_peak_bytes, "unplanned_peak_bytes": planned_peak_bytes}
+    peaks: dict[str, Any] = {"planned_peak_bytes": planned_peak_bytes, "unplanned_peak_bytes": planned_peak_bytes}
     return GraphReport(graph_id=name, kind="train", device="cpu", budget_bytes=budget_bytes, **peaks)
 
 
-def entry(profile: Profile | None = None, **of_report: object) -> GraphEntry:
+def entry(profile: Profile | None = None, **of_report: Any) -> GraphEntry:
     return GraphEntry(profile or Profile({1: 10}, 5, 20, 30), report(**of_report))
 
 
-def output(size: int = 4) -> torch.Tensor:
+def output(size: int = 4) -> Any:
     """A tensor with an autograd node, as a compiled forward returns it."""
     return torch.ones(size, requires_grad=True) * 2
 
@@ -94,7 +96,8 @@ class TestHolds:
 
     def test_a_step_that_only_a_cycle_keeps_is_not_counted(self) -> None:
         """A traceback holds the frames of a step that failed, and they hold its outputs."""
-        ledger, lost = Ledger(), []
+        ledger = Ledger()
+        lost: list[Any] = []
         lost += [lost, output()]
         ledger.hold(entry(), [lost[1]])
         del lost
@@ -124,7 +127,8 @@ class TestHolds:
         assert ledger.chain() == ()
 
     def test_the_gradients_that_arrived_are_told(self) -> None:
-        ledger, out, told = Ledger(), output(), []
+        ledger, out = Ledger(), output()
+        told: list[Any] = []
         ledger.hold(entry(), [out], told.append)
         (out * 3).sum().backward()
         assert torch.equal(told[0][0], torch.full((4,), 3.0))
@@ -166,7 +170,9 @@ class TestOutside:
             (lambda x: [x[0].expand(9, 4)], 4 * 28),
         ],
     )
-    def test_what_lies_around_a_view_is_alive_too(self, part, around: int) -> None:
+    def test_what_lies_around_a_view_is_alive_too(
+        self, part: Callable[[torch.Tensor], list[torch.Tensor]], around: int
+    ) -> None:
         given = part(torch.ones(8, 4))
         assert Ledger().outside(given) == Outside(certain_bytes=around, around_bytes=around)
 
@@ -205,7 +211,9 @@ class TestSteps:
             ([[("none", None, 59)]], True, None, 59),
         ],
     )
-    def test_each_against_its_own_budget(self, steps, fits: bool, budget: int | None, planned: int) -> None:
+    def test_each_against_its_own_budget(
+        self, steps: list[list[tuple[str, int | None, int]]], fits: bool, budget: int | None, planned: int
+    ) -> None:
         """(graph, budget, planned peak) by steps; what the report says of them."""
         ledger, kept = Ledger(), []
         for step in steps:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ class Empty(nn.Module):
     """No parameters: everything measured is the step's own."""
 
 
-def transient(step) -> int:
+def transient(step: Callable[[], object]) -> int:
     return measure_peak(step, model=Empty(), inputs=()).transient_bytes
 
 
@@ -79,7 +81,7 @@ def test_gradients_alive_at_entry_count() -> None:
 
 def test_entry_storage_freed_during_the_step_is_subtracted() -> None:
     """A gradient set to None makes room: the level falls below entry, and the peak is where it rises again."""
-    model = nn.Module()
+    model: Any = nn.Module()
     model.weight = nn.Parameter(torch.zeros(MIB))  # 4 MiB
 
     def step() -> None:
@@ -96,7 +98,7 @@ def test_entry_storage_freed_during_the_step_is_subtracted() -> None:
 
 def test_release_of_what_was_never_counted_is_ignored() -> None:
     """An older result dropped inside the step is no entry storage: its bytes were not added, so they are not taken off."""
-    kept = []
+    kept: list[torch.Tensor] = []
 
     def step() -> None:
         kept[:] = []
@@ -137,7 +139,7 @@ def test_events_are_ordered_and_other_peoples_threads_are_not_the_step() -> None
 
 def test_backward_is_inside_the_measurement_to_the_byte() -> None:
     """sum(exp(x * x)), 4 MiB a tensor: the peak is in backward, where both products of x * x wait to be added."""
-    x = torch.ones(MIB, requires_grad=True)
+    x: Any = torch.ones(MIB, requires_grad=True)
 
     def step() -> None:
         x.grad = None
@@ -151,7 +153,7 @@ def test_backward_is_inside_the_measurement_to_the_byte() -> None:
 def test_compiled_step_is_measured_after_it_is_compiled() -> None:
     model = nn.Sequential(nn.Linear(512, 512, bias=False), nn.GELU(), nn.Linear(512, 512, bias=False))
     batch = torch.randn(1024, 512)
-    compiled = torch.compile(model)
+    compiled: Any = torch.compile(model)
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
@@ -176,7 +178,7 @@ def test_unsupported_device_names_the_supported_ones() -> None:
 def test_cuda_peak_is_the_allocators() -> None:
     model = nn.Linear(1024, 1024, bias=False, device="cuda")
 
-    def step():
+    def step() -> torch.Tensor:
         return torch.empty(8 * MIB, dtype=torch.uint8, device="cuda")
 
     result = measure_peak(step, model=model, inputs=())

@@ -70,13 +70,16 @@ class Net(nn.Module):
         x = torch.tanh(self.first(x))
         if self.breaks:
             torch._dynamo.graph_break()
-        return self.last(x).sum() if self.training else self.last(x)
+        out: Tensor = self.last(x).sum() if self.training else self.last(x)
+        return out
 
     def encode(self, x: Tensor) -> Tensor:
-        return self.first(x).exp()
+        out: Tensor = self.first(x).exp()
+        return out
 
     def decode(self, x: Tensor) -> Tensor:
-        return self.last(x).exp()
+        out: Tensor = self.last(x).exp()
+        return out
 
 
 class Plain(nn.Module):
@@ -137,7 +140,8 @@ def ask_method(model: Net) -> tuple[Any, ...]:
 
 def ask_function(model: Net) -> tuple[Any, ...]:
     def step(batch: Tensor) -> Tensor:
-        return model(batch) * 2
+        out: Tensor = model(batch) * 2
+        return out
 
     compiled = comp(step)
     compiled(x())
@@ -146,7 +150,8 @@ def ask_function(model: Net) -> tuple[Any, ...]:
 
 def ask_function_of_model(model: Net) -> tuple[Any, ...]:
     def step(net: Net, batch: Tensor) -> Tensor:
-        return net(batch) * 2
+        out: Tensor = net(batch) * 2
+        return out
 
     compiled = comp(step)
     compiled(model, x())
@@ -156,7 +161,8 @@ def ask_function_of_model(model: Net) -> tuple[Any, ...]:
 def ask_without_gradients(model: Net) -> tuple[Any, ...]:
     @torch.no_grad()
     def step(batch: Tensor) -> Tensor:
-        return model(batch)
+        out: Tensor = model(batch)
+        return out
 
     compiled = comp(step)
     compiled(x())
@@ -167,7 +173,8 @@ def ask_decorated_class(_model: Net) -> tuple[Any, ...]:
     class Decorated(Net):
         @torch.compile(backend="memcompile")
         def forward(self, batch: Tensor) -> Tensor:
-            return self.last(batch).exp()
+            out: Tensor = self.last(batch).exp()
+            return out
 
     net = Decorated()
     net(x())
@@ -177,7 +184,8 @@ def ask_decorated_class(_model: Net) -> tuple[Any, ...]:
 def ask_trainer(model: Net) -> tuple[Any, ...]:
     class Trainer:
         def step(self, batch: Tensor) -> Tensor:
-            return model(batch) * 3
+            out: Tensor = model(batch) * 3
+            return out
 
     trainer = Trainer()
     trainer.step = comp(trainer.step)  # type: ignore[method-assign]
@@ -316,7 +324,8 @@ def test_copies() -> None:
     compiled = comp(model)
     compiled(x())
     clone, compiled_clone = copy.deepcopy(model), copy.deepcopy(compiled)
-    no_report(clone), no_report(compiled_clone)
+    no_report(clone)
+    no_report(compiled_clone)
     comp(clone)(x())
     compiled_clone(x())
     assert ids(clone) == ids(compiled_clone) == ids(compiled) == [0]
@@ -361,7 +370,8 @@ def test_one_function_that_uses_both() -> None:
     generator, critic = Net().eval(), Net()
 
     def step(noise: Tensor) -> Tensor:
-        return critic(generator(noise))
+        out: Tensor = critic(generator(noise))
+        return out
 
     comp(step)(x()).backward()
     assert ids(generator) == ids(critic) == ids(step) == [0]
@@ -380,7 +390,9 @@ def test_fully_sharded(one_process: None, regional: bool) -> None:
     model, mesh = Stack(), init_device_mesh("cpu", (1,))
     for part in (*model.blocks, model):
         fully_shard(part, mesh=mesh)
-    compiled = [block.compile(backend="memcompile") for block in model.blocks] if regional else comp(model)
+    compiled: Any = None if regional else comp(model)
+    for block in model.blocks if regional else ():
+        block.compile(backend="memcompile")
     (model if regional else compiled)(x().requires_grad_()).sum().backward()
     expected = [0]  # one graph, for three blocks
     assert ids(model) == expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -13,12 +15,12 @@ from memcompile.runtime.measure import measure_peak
 from memcompile.runtime.workspace import measuring, workspace_bytes
 
 aten = torch.ops.aten
-
+mkldnn: Any = torch.backends.mkldnn
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def patch_embedding_gradient() -> tuple[torch._ops.OpOverload, tuple]:
+def patch_embedding_gradient() -> tuple[torch._ops.OpOverload, tuple[Any, ...]]:
     image, weight = (torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last) for _ in range(2))
     weight = torch.randn(64, 3, 16, 16).to(memory_format=torch.channels_last)
     gradient = torch.randn(2, 64, 4, 4).to(memory_format=torch.channels_last)
@@ -65,7 +67,7 @@ def test_another_shape_and_another_stride_are_other_calls(monkeypatch: pytest.Mo
     ],
     ids=["random", "in place", "integers", "refused by the op"],
 )
-def test_what_is_not_measured(op, args) -> None:
+def test_what_is_not_measured(op: torch._ops.OpOverload, args: tuple[Any, ...]) -> None:
     state = torch.random.get_rng_state()
     with measuring():
         assert workspace_bytes(op, args, {}) is None
@@ -84,10 +86,11 @@ class PatchEmbedding(nn.Module):
         self.project = nn.Conv2d(3, 192, 16, 16)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.project(image).relu().mean()
+        out: torch.Tensor = self.project(image).relu().mean()
+        return out
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build convolves without oneDNN")
+@pytest.mark.skipif(not mkldnn.is_available(), reason="this build convolves without oneDNN")
 def test_the_planned_peak_counts_what_the_kernel_takes() -> None:
     """A weight gradient of patches takes several times the weight, which no formula says."""
     torch._dynamo.reset()
@@ -111,10 +114,11 @@ class Convolutions(nn.Sequential):
         super().__init__(nn.Conv2d(3, 16, 4, 4), nn.GELU(), *inner)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return super().forward(image).square().mean()
+        out: torch.Tensor = super().forward(image).square().mean()  # type: ignore[no-untyped-call]
+        return out
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build convolves without oneDNN")
+@pytest.mark.skipif(not mkldnn.is_available(), reason="this build convolves without oneDNN")
 def test_a_first_process_plans_as_later_ones_do() -> None:
     """Nothing measured yet, then everything: the same plan for the same budget, and what it takes keeps the budget."""
     image = torch.randn(8, 3, 128, 128)
@@ -126,7 +130,7 @@ def test_a_first_process_plans_as_later_ones_do() -> None:
         model = Convolutions()
         compiled = torch.compile(model, backend="memcompile", options={"memory_budget": "80%"})
 
-        def step(model=model, compiled=compiled) -> None:
+        def step(model: nn.Module = model, compiled: Any = compiled) -> None:
             model.zero_grad()
             compiled(image).backward()
 
@@ -134,7 +138,7 @@ def test_a_first_process_plans_as_later_ones_do() -> None:
         report = memcompile.report(compiled)
         (graph,) = report.graphs
         measured = measure_peak(step, model=model, inputs=(image,)).peak_bytes
-        assert measured <= graph.budget_bytes
+        assert graph.budget_bytes is not None and measured <= graph.budget_bytes
         found.append((graph.budget_bytes, graph.planned_peak_bytes, measured, [d.storage for d in graph.decisions]))
     assert found[0] == found[1]
     assert any(cache.directory().glob("workspace-*"))

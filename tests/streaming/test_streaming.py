@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +36,8 @@ class FeedForward(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm(x)
         up = self.up(y)
-        return x + self.down(F.gelu(up) if self.gate is None else F.silu(self.gate(y)) * up)
+        out: torch.Tensor = x + self.down(F.gelu(up) if self.gate is None else F.silu(self.gate(y)) * up)
+        return out
 
 
 class Attention(nn.Module):
@@ -49,18 +52,20 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         query, key, value = (p(x).view(batch, length, self.heads, -1).transpose(1, 2) for p in self.parts[:3])
         y = F.scaled_dot_product_attention(query, key, value)
-        return self.norm(x + self.parts[3](y.transpose(1, 2).reshape(batch, length, width)))
+        out: torch.Tensor = self.norm(x + self.parts[3](y.transpose(1, 2).reshape(batch, length, width)))
+        return out
 
 
 def node_of(graph: fx.GraphModule, name: str) -> fx.Node:
-    return next(node for node in graph.graph.nodes if node.name == name)
+    found: fx.Node = next(node for node in graph.graph.nodes if node.name == name)
+    return found
 
 
 def runs(graph: fx.GraphModule) -> list[fx.Node]:
     return graph.graph.find_nodes(op="call_function", target=torch.ops.memcompile.stream_rows.default)
 
 
-def assert_same(graph: fx.GraphModule, expected, inputs) -> None:
+def assert_same(graph: fx.GraphModule, expected: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> None:
     found = graph(*inputs)
     for one, other in zip(found if isinstance(found, tuple | list) else [found], expected, strict=True):
         if isinstance(other, torch.Tensor):
@@ -85,12 +90,12 @@ def assert_same(graph: fx.GraphModule, expected, inputs) -> None:
         ((24, 8), RowAxes(0, 0, 3), (192,), RowAxes(0, 0, 24)),
     ],
 )
-def test_rows_through_a_view(source: tuple[int, ...], rows, target: tuple[int, ...], expected) -> None:
+def test_rows_through_a_view(source: tuple[int, ...], rows: RowAxes, target: tuple[int, ...], expected: RowAxes) -> None:
     assert through_view(source, rows, target) == expected
 
 
 @pytest.mark.parametrize(("target", "rows"), [((8, 24), RowAxes(1, 1)), ((36, 16), RowAxes(0, 0))])
-def test_a_view_that_takes_rows_apart(target: tuple[int, int], rows) -> None:
+def test_a_view_that_takes_rows_apart(target: tuple[int, int], rows: RowAxes) -> None:
     with pytest.raises(NotRowLocalError):
         through_view((24, 24), rows, target)
 
@@ -98,6 +103,8 @@ def test_a_view_that_takes_rows_apart(target: tuple[int, int], rows) -> None:
 def test_a_product_has_the_rows_of_its_left_operand() -> None:
     graph = traced(lambda x, w: x @ w, torch.randn(6, 4), torch.randn(4, 3))
     product = node_of(graph, "mm")
+    left: Any
+    right: Any
     left, right = product.args
     assert demanded(product, RowAxes(0, 0)) == {left: RowAxes(0, 0), right: None}
     assert carried(product, left, RowAxes(0, 0), 6) == RowAxes(0, 0)
@@ -108,6 +115,8 @@ def test_a_product_has_the_rows_of_its_left_operand() -> None:
 def test_a_product_of_a_transpose_sums_over_rows() -> None:
     graph = traced(lambda x, y: x.t() @ y, torch.randn(6, 4), torch.randn(6, 3))
     product = node_of(graph, "mm")
+    left: Any
+    right: Any
     left, right = product.args
     assert contracted(product, right, RowAxes(0, 0)) == {left: RowAxes(1, 1), right: RowAxes(0, 0)}
 
@@ -122,7 +131,7 @@ def test_a_product_of_a_transpose_sums_over_rows() -> None:
         (lambda x: F.dropout(x), ""),
     ],
 )
-def test_what_is_not_row_local(function, reason: str) -> None:
+def test_what_is_not_row_local(function: Callable[[torch.Tensor], torch.Tensor], reason: str) -> None:
     graph = traced(function, torch.randn(6, 4))
     x = graph.graph.find_nodes(op="placeholder")[0]
     with pytest.raises(NotRowLocalError):
@@ -191,7 +200,8 @@ def test_what_mixes_rows_ends_a_region() -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             hidden = self.up(x)
-            return self.down(hidden - hidden.mean(0, keepdim=True))
+            out: torch.Tensor = self.down(hidden - hidden.mean(0, keepdim=True))
+            return out
 
     model, x = Mixed().double(), torch.randn(64, 8, dtype=torch.double)
     graph = traced(model, x)
@@ -208,7 +218,7 @@ def test_a_hidden_that_is_returned_stays_whole() -> None:
             super().__init__()
             self.up, self.down = pair(8, 4, 48), pair(48, 4, 8)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             hidden = self.up(x).relu()
             return self.down(hidden), hidden
 
@@ -236,7 +246,11 @@ class Random(nn.Module):
     def __init__(self, kinds: list[str]) -> None:
         super().__init__()
         self.kinds = kinds
-        made = {"ffn": FeedForward, "gated": lambda: FeedForward(gated=True), "attention": Attention}
+        made: dict[str, Callable[[], nn.Module]] = {
+            "ffn": FeedForward,
+            "gated": lambda: FeedForward(gated=True),
+            "attention": Attention,
+        }
         self.layers = nn.ModuleList(made.get(kind, lambda: pair(8, 2, 8))() for kind in kinds)
         self.weight = nn.Parameter(torch.randn(8))
 
@@ -259,7 +273,7 @@ class Random(nn.Module):
 
 @settings(max_examples=40, deadline=None)
 @given(LAYERS, st.integers(1, 5), st.integers(2, 9), st.sampled_from([256, 1024, 4096]))
-def test_random_networks_give_the_same(kinds, batch: int, length: int, block_bytes) -> None:
+def test_random_networks_give_the_same(kinds: list[str], batch: int, length: int, block_bytes: int) -> None:
     torch.manual_seed(0)
     model, x = Random(kinds).double(), torch.randn(batch, length, 8, dtype=torch.double)
     graph = traced(model, x)
@@ -278,7 +292,8 @@ class Loss(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x).pow(2).sum()
+        out: torch.Tensor = self.layers(x).pow(2).sum()
+        return out
 
 
 def streamed_joint(model: nn.Module, x: torch.Tensor, block_bytes: int) -> tuple[fx.GraphModule, tuple[Program, ...]]:
@@ -287,7 +302,7 @@ def streamed_joint(model: nn.Module, x: torch.Tensor, block_bytes: int) -> tuple
     inputs = [torch.randn(n.meta["val"].shape, dtype=n.meta["val"].dtype) for n in graph.graph.find_nodes(op="placeholder")]
     names = [str(n.target) for n in graph.graph.find_nodes(op="placeholder")]
     count = sum(name.startswith("primals") for name in names)
-    call = lambda: graph(inputs[:count], inputs[count:])  # noqa: E731
+    call: Callable[[], Any] = lambda: graph(inputs[:count], inputs[count:])  # noqa: E731
     expected = call()
     with blocks_of(block_bytes):
         done = rewrite_training(graph, TOOLS)
@@ -311,7 +326,8 @@ def test_a_training_step_keeps_nothing_of_the_hidden(gated: bool, length: int) -
 def test_statistics_of_the_hidden_cross_into_the_backward() -> None:
     class Normed(FeedForward):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + self.down(F.layer_norm(self.up(x), (48,)))
+            out: torch.Tensor = x + self.down(F.layer_norm(self.up(x), (48,)))
+            return out
 
     _, programs = streamed_joint(Loss(Normed()).double(), torch.randn(64, 8, dtype=torch.double), 4 * 1024)
     assert len(programs) == 2
@@ -320,7 +336,8 @@ def test_statistics_of_the_hidden_cross_into_the_backward() -> None:
 def test_a_mask_of_dropout_crosses_as_it_is_saved() -> None:
     class Dropped(FeedForward):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + self.down(F.dropout(F.gelu(self.up(x)), 0.1))
+            out: torch.Tensor = x + self.down(F.dropout(F.gelu(self.up(x)), 0.1))
+            return out
 
     graph = captured(Loss(Dropped()).double(), torch.randn(64, 8, dtype=torch.double), train=True)
     with blocks_of(8 * 1024):

@@ -33,7 +33,7 @@ def every_cut(count: int, apart: list[Cost], together: dict[tuple[int, int], Cos
 
 
 @given(st.data(), st.integers(1, 5))
-def test_the_front_is_that_of_all_cuts(data, count: int) -> None:
+def test_the_front_is_that_of_all_cuts(data: st.DataObject, count: int) -> None:
     spans = [(begin, end) for begin in range(count) for end in range(begin + 1, count + 1)]
     apart = [data.draw(COSTS) for _ in range(count)]
     together = {span: data.draw(COSTS) for span in spans}

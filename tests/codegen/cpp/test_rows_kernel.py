@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ BOUNDED = nn.ReLU6  # keeps whole numbers small
 def exactly(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """In fp64."""
     with torch.no_grad():
-        return copy.deepcopy(module).double()(x.double())
+        out: torch.Tensor = copy.deepcopy(module).double()(x.double())
+        return out
 
 
 def error(found: torch.Tensor, exact: torch.Tensor) -> float:
@@ -40,7 +42,8 @@ class Padded(Block):
         self.pads = pads
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers[3:](nn.functional.pad(self.layers[:3](x), self.pads))
+        out: torch.Tensor = self.layers[3:](nn.functional.pad(self.layers[:3](x), self.pads))
+        return out
 
 
 @st.composite
@@ -58,7 +61,7 @@ def chains(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor, int]:
         taps, stride, mid = draw(st.integers(1, 5)), draw(st.integers(1, 3 - bool(layers))), draw(channels)
         result = narrow if draw(st.booleans()) else draw(channels)
         if taps > 1 and draw(st.booleans()):
-            pads = tuple(draw(st.integers(0, taps - 1)) for _ in range(4))
+            pads: Any = tuple(draw(st.integers(0, taps - 1)) for _ in range(4))
             layers.append(Padded((narrow, result), mid + (mid == narrow), taps, stride, pads))
         else:
             dilation = draw(st.integers(1, 2))
@@ -75,7 +78,7 @@ def chains(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor, int]:
 
 @given(chains())
 @settings(max_examples=12)
-def test_whole_numbers_are_exact(case) -> None:
+def test_whole_numbers_are_exact(case: tuple[nn.Module, torch.Tensor, int]) -> None:
     module, x, threads = case
     try:
         exact = exactly(module, x)
@@ -137,10 +140,12 @@ def test_kernels_of_equal_blocks_are_equal() -> None:
 def test_rows_are_what_is_kept() -> None:
     """Of the wide tensor a row for each tap; of the image a row for the input, and those a residual waits for."""
     chain = rows_of(nn.Sequential(Block((8, 8), 20), Block((8, 8), 24, 5)), pixels(1, 8, 40, 30)).kernel.chain
-    assert [chain.expanded(index).rows for index in range(2)] == [3, 5]
+    expanded = [chain.expanded(index) for index in range(2)]
+    assert [image and image.rows for image in expanded] == [3, 5]
     assert chain.input_of(1).rows == 3
     assert not chain.copies_input
     wide = chain.expanded(1)
+    assert wide is not None
     assert (wide.pixels, wide.step) == (2 + 30 + 2, 32)
 
 
@@ -160,7 +165,8 @@ def test_a_chain_ends_where_others_read_its_image() -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             first = self.blocks[0](x)
-            return self.blocks[2](self.blocks[1](first)) + first.mean((2, 3), keepdim=True)
+            out: torch.Tensor = self.blocks[2](self.blocks[1](first)) + first.mean((2, 3), keepdim=True)
+            return out
 
     graph, _ = graph_of(Branches(), pixels(1, 8, 6, 6))
     assert [len(run) for run in runs_of(inverted_residuals(graph).blocks)] == [1, 2]
@@ -174,7 +180,7 @@ def test_a_chain_ends_where_others_read_its_image() -> None:
     ],
     ids=["bfloat16", "gelu"],
 )
-def test_what_has_no_kernel_says_why(module, x, why: str) -> None:
+def test_what_has_no_kernel_says_why(module: nn.Module, x: torch.Tensor, why: str) -> None:
     graph, _ = graph_of(module, x)
     (block,) = inverted_residuals(graph, dense=True).blocks
     with pytest.raises(KernelRefusedError, match="no fused kernel for") as refused:
@@ -186,7 +192,8 @@ def test_dense_convolutions_expand_only_where_asked_for() -> None:
     module = nn.Sequential(Stem(3, 16), *Block((16, 8), 16).layers).eval()
     graph, _ = graph_of(module, torch.randn(1, 3, 12, 12))
     assert inverted_residuals(graph).blocks[0].expand is None
-    assert inverted_residuals(graph, dense=True).blocks[0].expand.kernel == (3, 3)
+    expand = inverted_residuals(graph, dense=True).blocks[0].expand
+    assert expand is not None and expand.kernel == (3, 3)
 
 
 def test_what_does_not_compile_says_so(own_cache: Path) -> None:

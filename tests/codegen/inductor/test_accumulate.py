@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import memcompile
@@ -37,7 +40,8 @@ class Loss(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).square().mean()
+        out: Tensor = self.net(x).square().mean()
+        return out
 
 
 class Stack(nn.Module):
@@ -59,11 +63,11 @@ def canonical(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions rewrite their graphs first."""
     partition, rewrite = Session.partition, Session.inference
 
-    def joint(self, gm, *args, **kwargs):
+    def joint(self: Session, gm: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         canonicalise(gm)
         return partition(self, gm, *args, **kwargs)
 
-    def inference(self, gm):
+    def inference(self: Session, gm: fx.GraphModule) -> Any:
         canonicalise(gm)
         return rewrite(self, gm)
 
@@ -86,52 +90,52 @@ def test_the_op_is_what_it_says() -> None:
 
 
 @pytest.mark.parametrize("shape", [(ROWS, WIDE + 1), (1, WIDE), (WIDE,)])
-def test_nothing_is_broadcast(shape) -> None:
+def test_nothing_is_broadcast(shape: tuple[int, ...]) -> None:
     _, _, a, b = (t.to("meta") for t in operands())
     with pytest.raises(ValueError, match=r"mm_add: .* \+ \(96, 4\) @ \(4, 64\)"):
         MM_ADD(torch.empty(shape, device="meta"), a, b)
 
 
-def dies(x, w, a, b):
+def dies(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> Any:
     return MM_ADD(x @ w, a, b)
 
 
-def dies_in_a_chain(x, w, a, b):
+def dies_in_a_chain(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> Any:
     return MM_ADD(MM_ADD(x @ w, a, b), a, b).tanh()
 
 
-def dies_behind_a_view(x, w, a, b):
+def dies_behind_a_view(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> Any:
     return MM_ADD((x @ w).view(2, -1, WIDE).view(-1, WIDE), a, b).view(2, -1, WIDE)
 
 
-def is_returned(x, w, a, b):
+def is_returned(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     acc = x @ w
     return MM_ADD(acc, a, b), acc
 
 
-def is_returned_as_a_view(x, w, a, b):
+def is_returned_as_a_view(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     acc = x @ w
     return MM_ADD(acc, a, b), acc[:, 1:]
 
 
-def is_read_later(x, w, a, b):
+def is_read_later(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> Any:
     acc = x @ w
     return MM_ADD(acc, a, b) @ w * acc
 
 
-def is_an_input(x, w, a, b):
+def is_an_input(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> Any:
     return MM_ADD(x, a, b)
 
 
-def lies_in_other_order(x, w, a, b):
+def lies_in_other_order(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> Any:
     return MM_ADD((x @ w).view(WIDE, ROWS).t(), a, b)
 
 
-def is_computed(x, w, a, b):
+def is_computed(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> Any:
     return MM_ADD((x @ w).tanh(), a, b).exp()
 
 
-def is_a_factor_too(x, w, a, b):
+def is_a_factor_too(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> Any:
     acc = x @ w
     return MM_ADD(acc, acc, w)
 
@@ -152,11 +156,12 @@ def is_a_factor_too(x, w, a, b):
         (is_a_factor_too, 2),
     ],
 )
-def test_it_is_in_place_where_what_it_adds_to_dies(function, count: int, arena: str) -> None:
+def test_it_is_in_place_where_what_it_adds_to_dies(function: Callable[..., Any], count: int, arena: str) -> None:
     """``count``: full-size tensors that are alive at once."""
     mm_add()
     inputs = operands()
-    compiled = torch.compile(function, backend="memcompile", options={"inductor": QUICK, "arena": arena})
+    options: dict[str, Any] = {"inductor": QUICK, "arena": arena}
+    compiled = torch.compile(function, backend="memcompile", options=options)
     with torch.no_grad():
         found, expected = compiled(*own(inputs)), function(*inputs)
     for left, right in zip(*(out if isinstance(out, tuple) else (out,) for out in (found, expected)), strict=True):
@@ -169,7 +174,7 @@ def test_it_is_in_place_where_what_it_adds_to_dies(function, count: int, arena: 
 
 @pytest.mark.parametrize("arena", ["step", "off"])
 @pytest.mark.parametrize("net", [LoRA, LoRATwice, Stack])
-def test_a_step_has_eager_numbers_and_the_planned_peak(net, arena: str, canonical) -> None:
+def test_a_step_has_eager_numbers_and_the_planned_peak(net: Callable[..., nn.Module], arena: str, canonical: None) -> None:
     torch.manual_seed(0)
     model = Loss(net() if net is Stack else net(SIZES))
     inputs = [example(SIZES).requires_grad_()]
@@ -179,11 +184,12 @@ def test_a_step_has_eager_numbers_and_the_planned_peak(net, arena: str, canonica
 
 
 @pytest.mark.parametrize("arena", ["step", "off"])
-def test_inference_holds_one_full_size_tensor(arena: str, canonical) -> None:
+def test_inference_holds_one_full_size_tensor(arena: str, canonical: None) -> None:
     """Plain Inductor holds two: the base's output, and the adapter's."""
     torch.manual_seed(0)
     model, x = LoRATwice(SIZES), example(SIZES)
-    compiled = torch.compile(model, backend="memcompile", options={"inductor": QUICK, "arena": arena})
+    options: dict[str, Any] = {"inductor": QUICK, "arena": arena}
+    compiled = torch.compile(model, backend="memcompile", options=options)
     with torch.no_grad():
         assert relative_error(compiled(x), model(x)) < 1e-6
     parameters = sum(p.nbytes for p in model.parameters())
@@ -191,7 +197,7 @@ def test_inference_holds_one_full_size_tensor(arena: str, canonical) -> None:
     assert memcompile.report(compiled).planned_peak_bytes == parameters + x.nbytes + FULL + ranks
 
 
-def test_a_budget_is_kept_with_sums_in_place(canonical) -> None:
+def test_a_budget_is_kept_with_sums_in_place(canonical: None) -> None:
     torch.manual_seed(0)
     model, inputs = Loss(Stack()), [example(SIZES).requires_grad_()]
     run = run_memcompile(model, inputs, "70%")
@@ -214,7 +220,9 @@ def full_size(trace: GraphTrace) -> int:
 @pytest.mark.parametrize(
     ("net", "before", "after"), [(LoRA, (2, 2), (1, 0)), (LoRATwice, (3, 2), (1, 0)), (LoRADropout, (2, 2), (1, 0))]
 )
-def test_full_size_tensors_that_are_made(net, before: tuple[int, int], after: tuple[int, int]) -> None:
+def test_full_size_tensors_that_are_made(
+    net: Callable[..., nn.Module], before: tuple[int, int], after: tuple[int, int]
+) -> None:
     """In the forward and in the backward, each adapter makes one more of them where Inductor has fused what it can."""
     for rewritten, counts in ((False, before), (True, after)):
         traces = lower_graphs(halves(net(SIZES), rewritten)).traces
@@ -222,7 +230,7 @@ def test_full_size_tensors_that_are_made(net, before: tuple[int, int], after: tu
 
 
 @pytest.mark.parametrize("net", [LoRA, LoRATwice, LoRADropout])
-def test_orders_and_predictions_know_what_is_in_place(net) -> None:
+def test_orders_and_predictions_know_what_is_in_place(net: Callable[..., nn.Module]) -> None:
     """The peak of the order's problem is exact, and so is that of the model without lowering."""
     graphs, scheduling = halves(net(SIZES), rewritten=True), Scheduling()
     trace = lower(graphs.forward, kind="forward", num_user_outputs=1, shares=(0.0,), scheduling=scheduling)

@@ -4,6 +4,8 @@ The bounds are the errors seen when the model was made, with a little room: a ne
 Copies that change the layout of a convolution's input are not predicted: small pictures show that most.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -211,7 +213,7 @@ def test_a_matrix_product_with_one_reader_joins_the_addition() -> None:
 
 
 @pytest.mark.parametrize("dim", [0, -1, [0], [-1], []])
-def test_a_scalar_is_reduced_over_nothing(dim) -> None:
+def test_a_scalar_is_reduced_over_nothing(dim: int | list[int]) -> None:
     """PyTorch lets a tensor without dimensions be reduced over its dimension 0."""
     graph = fx.Graph()
     source = graph.placeholder("x")

@@ -22,7 +22,8 @@ NEVER_SILENT = {"ConditionalLine", "AllocFromPoolLine", "DeallocFromPoolLine"}
 
 
 def classes(base: type) -> set[str]:
-    return {base.__name__} | set().union(*(classes(cls) for cls in base.__subclasses__()))
+    subclasses: list[type] = base.__subclasses__()
+    return {base.__name__} | set().union(*(classes(cls) for cls in subclasses))
 
 
 def test_every_class_of_lines_is_counted_or_known_to_be_harmless() -> None:
@@ -88,7 +89,7 @@ def test_what_a_line_of_text_does(line: str, expected: list[Any]) -> None:
 
 @pytest.mark.parametrize("written", ["buf99 = torch.empty(3)", object()], ids=["text", "a line of a new class"])
 def test_an_unknown_line_is_an_error_that_names_it(written: Any, monkeypatch: pytest.MonkeyPatch, fresh_dynamo: None) -> None:
-    codegen_free = PythonWrapperCodegen.codegen_free
+    codegen_free: Any = PythonWrapperCodegen.codegen_free
 
     def codegen_and_more(wrapper: Any, buffer: Any) -> None:
         codegen_free(wrapper, buffer)

@@ -226,7 +226,7 @@ def test_no_entry_is_older_than_what_is_supported() -> None:
 
 
 MIXED = torch.tensor([5, 1, 100, 3, 7, 8, 9, 13, 100, 120, 127, 2, 6, 4, 11, 12, 90, 80] * 4)
-CODE = {
+CODE: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "extremes": (
         lambda a, b: (a.argmin(), a.view(4, 18).amin(1), b.view(4, 18).max(1)),
         (MIXED.to(torch.uint8), -MIXED.to(torch.int8)),
@@ -311,7 +311,7 @@ def operators(pattern: Any, seen: set[int]) -> Iterator[Any]:
 def overloads(functions: Any) -> Iterator[Any]:
     for function in functions:
         if isinstance(function, torch._ops.OpOverloadPacket):
-            yield from (getattr(function, name) for name in function.overloads())
+            yield from (getattr(function, name) for name in function.overloads())  # type: ignore[no-untyped-call]
         elif isinstance(function, torch._ops.OpOverload):
             yield function
 

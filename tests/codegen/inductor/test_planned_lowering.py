@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -11,7 +14,7 @@ from memcompile.step.trace import GraphTrace
 from tests.planned_eagerly import Planner, unplanned, with_lowering
 
 
-def lowered(function, inputs, plan: Planned) -> GraphTrace:
+def lowered(function: Callable[..., Any], inputs: Sequence[torch.Tensor], plan: Planned) -> GraphTrace:
     return lower(make_fx(function, tracing_mode="fake")(*inputs), kind="inference", plan=plan)
 
 
@@ -21,7 +24,7 @@ def moment(trace: GraphTrace, kind: str, origin: str) -> int:
     return next(i for i, event in enumerate(trace.events) if (event.kind, event.name) == (kind, name))
 
 
-def sliced(x, w, mask, *weights):
+def sliced(x: torch.Tensor, w: torch.Tensor, mask: torch.Tensor, *weights: torch.Tensor) -> list[torch.Tensor]:
     """A product that is read slice by slice, as the steps of a recurrence read their part of a gradient."""
     product = (x @ w) * mask
     return [torch.tanh(product[8 * i : 8 * i + 8]) @ v for i, v in enumerate(weights)]
@@ -37,7 +40,7 @@ def test_what_a_planned_storage_is_made_of_dies_where_it_is_made() -> None:
     assert dies == {"free": False, "planned": True}
 
 
-def scales(x, y):
+def scales(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two loops that share nothing."""
     return torch.sin(x).sum(0), torch.cos(y).sum(1)
 
@@ -60,5 +63,10 @@ def test_a_trial_lowering_leaves_dynamic_sizes_dynamic() -> None:
         torch._dynamo.mark_dynamic(tensor, 0)
     planner = Planner(unplanned, lowering=with_lowering)
     torch._dynamo.reset()
-    torch.compile(lambda a, b: torch.einsum("ij,ik->jk", a, b) * 0.5, backend=planner)(x, y).sum().backward()
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("ij,ik->jk", a, b) * 0.5
+
+    compiled: Any = torch.compile(product, backend=planner)
+    compiled(x, y).sum().backward()
     assert len(planner.planned) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -10,9 +12,10 @@ from memcompile.codegen.inductor.scratch import scratch_bytes
 from memcompile.runtime.measure import highest_sum, record_allocations
 
 aten = torch.ops.aten
+mkldnn: Any = torch.backends.mkldnn
 
 
-def predicted_and_measured(op, *args) -> tuple[int, int]:
+def predicted_and_measured(op: Any, *args: Any) -> tuple[int, int]:
     op(*args)
     taken = highest_sum(record_allocations(lambda: op(*args)), {})
     found = op(*args)
@@ -35,7 +38,7 @@ def test_attention(length: int, contiguous: bool) -> None:
     assert predicted == measured > 0
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build convolves without oneDNN")
+@pytest.mark.skipif(not mkldnn.is_available(), reason="this build convolves without oneDNN")
 @pytest.mark.parametrize(("channels", "size", "kernel"), [(8, 24, 3), (64, 14, 3), (64, 14, 1)])
 def test_convolution(channels: int, size: int, kernel: int) -> None:
     """oneDNN picks its blocks by processor: within a few kilobytes."""
@@ -50,7 +53,7 @@ def test_convolution(channels: int, size: int, kernel: int) -> None:
         assert abs(predicted - measured) <= 16 * 1024
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build convolves without oneDNN")
+@pytest.mark.skipif(not mkldnn.is_available(), reason="this build convolves without oneDNN")
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("source", ["last", "part of last"])
 @pytest.mark.parametrize("gradient", ["dense", "last", "part", "part of last"])

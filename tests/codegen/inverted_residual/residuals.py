@@ -48,6 +48,7 @@ class Block(nn.Module):
         self.residual = residual and narrow == result and stride == 1
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2.0)
                 nn.init.normal_(module.weight)
@@ -55,7 +56,8 @@ class Block(nn.Module):
         self.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.layers(x) if self.residual else self.layers(x)
+        out: torch.Tensor = x + self.layers(x) if self.residual else self.layers(x)
+        return out
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def graph_of(module: nn.Module, x: torch.Tensor, decomposed: bool = False) -> tu
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     names = [name for name in state if "tracked" not in name]
 
-    def step(x, *values):
+    def step(x: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor]:
         return (functional_call(module, dict(zip(names, values, strict=True)), (x,)),)
 
     mode = FakeTensorMode()

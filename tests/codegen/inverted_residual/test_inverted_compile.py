@@ -6,6 +6,7 @@ import functools
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,8 @@ def test_other_dtypes(compiled: None, dtype: torch.dtype, target: str) -> None:
 def test_generated_modules_pass_ruff(tmp_path: Path) -> None:
     modules = [Block((24, 32), 50, 5, 2), Block((8, 8), 24, norm=False), Block((16, 16), 16, act=nn.SiLU)]
     for i, module in enumerate(modules):
-        kernel = kernel_of(module, pixels(1, module.layers[0].in_channels, 6, 6))
+        first: Any = module.layers[0]
+        kernel = kernel_of(module, pixels(1, first.in_channels, 6, 6))
         (tmp_path / f"kernel{i}.py").write_text(kernel.source)
     settings = Path(__file__).parents[3] / "pyproject.toml"
     command = [sys.executable, "-m", "ruff", "check", "--config", str(settings), str(tmp_path)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +37,7 @@ def check(module: nn.Module, x: torch.Tensor, decomposed: bool = False) -> None:
 
 @pytest.mark.parametrize("decomposed", [False, True], ids=["whole", "decomposed"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_dtypes(interpreted: None, dtype, decomposed: bool) -> None:
+def test_dtypes(interpreted: None, dtype: torch.dtype, decomposed: bool) -> None:
     check(Block((24, 24), 144), pixels(1, 24, 6, 7, dtype), decomposed)
 
 
@@ -66,7 +68,7 @@ def test_numbers_of_channels(interpreted: None, channels: tuple[int, int], mid: 
 @pytest.mark.parametrize(
     "act", [nn.ReLU, nn.SiLU, nn.Hardswish, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Identity, lambda: nn.LeakyReLU(0.1)]
 )
-def test_activations(interpreted: None, act) -> None:
+def test_activations(interpreted: None, act: Callable[[], nn.Module]) -> None:
     for decomposed in (False, True):
         check(Block((8, 8), 24, act=act), pixels(1, 8, 5, 4, torch.float16), decomposed)
 
@@ -105,7 +107,8 @@ def test_numbers_of_images_that_the_kernel_was_not_generated_for(interpreted: No
 def test_pixels_outside_of_the_image_are_zeroed_after_the_activation(interpreted: None) -> None:
     """Where ``act(bias)`` is not zero, a mask before the activation, such as that of the load, makes other borders."""
     module = Block((8, 8), 32, act=nn.ReLU6, norm=False, residual=False)
-    nn.init.constant_(module.layers[0].bias, 3.0)
+    first: Any = module.layers[0]
+    nn.init.constant_(first.bias, 3.0)
     case = case_of(module, pixels(1, 8, 6, 6))
     kernel = inverted_residual(case.block)
     assert error_of(kernel, case) < TOLERANCE[torch.float32]
@@ -156,9 +159,9 @@ def test_the_program_of_a_block(interpreted: None) -> None:
 def test_the_tuner_takes_the_fastest(interpreted: None) -> None:
     case = case_of(Block((8, 8), 24), pixels(1, 8, 4, 4))
     kernel = inverted_residual(case.block)
-    timed = []
+    timed: list[Callable[[], object]] = []
 
-    def clock(call):
+    def clock(call: Callable[[], object]) -> float:
         call()
         timed.append(call)
         return abs(len(timed) - 2.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -33,12 +35,13 @@ def refusal_of(module: nn.Module, x: torch.Tensor) -> str:
 class Wrapped(Block):
     """A block with something between its layers. ``at``: after which layer."""
 
-    def __init__(self, at: int, between) -> None:
+    def __init__(self, at: int, between: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__((8, 8), 24)
         self.at, self.between = at, between
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.layers[self.at :](self.between(self.layers[: self.at](x)))
+        out: torch.Tensor = x + self.layers[self.at :](self.between(self.layers[: self.at](x)))
+        return out
 
 
 @pytest.mark.parametrize("decomposed", [False, True], ids=["whole", "decomposed"])
@@ -76,13 +79,13 @@ def test_activations_after_the_block_belong_to_it() -> None:
         (nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3)), "no 1 x 1 convolution follows it"),
     ],
 )
-def test_refusals(module, reason: str) -> None:
+def test_refusals(module: nn.Module, reason: str) -> None:
     assert reason in refusal_of(module, pixels(1, 8, 6, 6))
 
 
 def test_an_expanded_tensor_that_is_read_elsewhere() -> None:
     class Both(Block):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor) -> Any:
             wide = self.layers[:3](x)
             return self.layers[3:](wide), wide
 
@@ -100,7 +103,7 @@ def test_what_one_kernel_costs() -> None:
 
 
 def test_one_kernel_wins_where_memory_is_the_limit() -> None:
-    def wins(channels, mid, size, images, taps=3):
+    def wins(channels: tuple[int, int], mid: int, size: int, images: int, taps: int = 3) -> bool:
         (block,) = blocks_of(Block(channels, mid, taps), pixels(images, channels[0], size, size, torch.float16))
         return inverted_residual(block).cost(H100).wins
 

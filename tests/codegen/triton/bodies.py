@@ -42,17 +42,29 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return (torch.randn(shape) * scale).to(dtype)
 
 
-def rows_first(row_operands: Sequence[torch.Tensor], others: Sequence[torch.Tensor], function: Callable) -> Case:
+def rows_first(
+    row_operands: Sequence[torch.Tensor], others: Sequence[torch.Tensor], function: Callable[..., tuple[torch.Tensor, ...]]
+) -> Case:
     """A case whose row operands come first. Theirs are not scaled down: they are inputs, not weights."""
     scaled = [t * t.shape[0] ** 0.5 if t.is_floating_point() else t for t in row_operands]
     flags = (True,) * len(row_operands) + (False,) * len(others)
     return Case(function, (*scaled, *others), flags)
 
 
-def ffn(n: int, d: int, r: int, h: int, dtype: torch.dtype = torch.float32, act: Callable = F.gelu) -> Case:
+def ffn(
+    n: int, d: int, r: int, h: int, dtype: torch.dtype = torch.float32, act: Callable[[torch.Tensor], torch.Tensor] = F.gelu
+) -> Case:
     """x -> A1 -> B1 (+ b) -> act -> A2 -> B2 (+ b), plus the residual; the last weight is stored transposed."""
 
-    def function(x, a1, b1, c1, a2, b2, c2):
+    def function(
+        x: torch.Tensor,
+        a1: torch.Tensor,
+        b1: torch.Tensor,
+        c1: torch.Tensor,
+        a2: torch.Tensor,
+        b2: torch.Tensor,
+        c2: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
         hidden = act(torch.addmm(c1, x @ a1, b1))
         return (x + torch.addmm(c2, hidden @ a2, b2.t()),)
 
@@ -63,7 +75,15 @@ def ffn(n: int, d: int, r: int, h: int, dtype: torch.dtype = torch.float32, act:
 def gated(n: int, d: int, r: int, h: int, dtype: torch.dtype = torch.float32) -> Case:
     """SwiGLU with a low-rank gate, up and down projection."""
 
-    def function(x, ag, bg, au, bu, ad, bd):
+    def function(
+        x: torch.Tensor,
+        ag: torch.Tensor,
+        bg: torch.Tensor,
+        au: torch.Tensor,
+        bu: torch.Tensor,
+        ad: torch.Tensor,
+        bd: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
         return ((F.silu((x @ ag) @ bg) * ((x @ au) @ bu)) @ ad @ bd,)
 
     shapes = ((d, r), (r, h), (d, r), (r, h), (h, r), (r, d))
@@ -82,7 +102,16 @@ def rank_to_rank(n: int, r: int, h: int, dtype: torch.dtype = torch.float32) -> 
 def projection(n: int, d: int, r: int, dtype: torch.dtype = torch.float32) -> Case:
     """x @ U @ V, times a vector in rank space, with bias, mask, residual, a value for each row, scale and cast."""
 
-    def function(x, residual, mask, weight, u, s, v, bias):
+    def function(
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        mask: torch.Tensor,
+        weight: torch.Tensor,
+        u: torch.Tensor,
+        s: torch.Tensor,
+        v: torch.Tensor,
+        bias: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
         y = torch.where(mask, ((x @ u) * s) @ v + bias, 0.0) * 0.125
         return ((residual + torch.sigmoid(y) * weight).float(), y)
 
@@ -94,7 +123,9 @@ def projection(n: int, d: int, r: int, dtype: torch.dtype = torch.float32) -> Ca
 def normalized(n: int, d: int, r: int, h: int, dtype: torch.dtype = torch.float32) -> Case:
     """Autocast: fp32 rows scaled by a value a row and a vector, then cast; fp32 weights cast where they are used."""
 
-    def function(x, deviation, gain, u, v, half):
+    def function(
+        x: torch.Tensor, deviation: torch.Tensor, gain: torch.Tensor, u: torch.Tensor, v: torch.Tensor, half: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         scaled = (x * torch.rsqrt(deviation + 1e-5) * gain).to(half.dtype)
         return ((scaled @ u.to(half.dtype) @ v.to(half.dtype)).relu() * half,)
 
@@ -105,7 +136,7 @@ def normalized(n: int, d: int, r: int, h: int, dtype: torch.dtype = torch.float3
 def core(n: int, d: int, r: int, dtype: torch.dtype = torch.float32) -> Case:
     """x @ U @ (r x r core) @ V, with both of the rank-space tensors as results."""
 
-    def function(x, u, middle, v):
+    def function(x: torch.Tensor, u: torch.Tensor, middle: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
         left = x @ u
         right = torch.tanh(left @ middle)
         return right @ v, left, right

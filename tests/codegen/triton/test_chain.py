@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -57,7 +59,7 @@ def test_results_of_one_width_share_a_loop() -> None:
     ("columns", "widths"),
     [(8, [16]), (40, [32, 16]), (96, [64, 32]), (240, [256]), (384, [256, 128]), (512, [256] * 2), (1000, [256] * 4)],
 )
-def test_blocks_are_powers_of_two(columns: int, widths) -> None:
+def test_blocks_are_powers_of_two(columns: int, widths: list[int]) -> None:
     assert [width for _, width in blocks(columns)] == widths
     assert [offset for offset, _ in blocks(columns)] == [sum(widths[:i]) for i in range(len(widths))]
 
@@ -78,7 +80,9 @@ X, U, V = (4, 64), (64, 16), (16, 64)
         (lambda x, u, v: (F.relu(t := x @ u @ v) @ u @ v + t,), [U, V], "mm_1", "two loops need it"),
     ],
 )
-def test_refusals_name_the_node(function, others, node: str, reason: str) -> None:
+def test_refusals_name_the_node(
+    function: Callable[..., tuple[torch.Tensor, ...]], others: list[tuple[int, ...]], node: str, reason: str
+) -> None:
     case = rows_first([random(*X)], [random(*shape) for shape in others], function)
     with pytest.raises(KernelRefusedError, match=reason) as caught:
         read(case)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def kernel_of(kind: str, rank: int, dtype: torch.dtype = BF16) -> ChainKernel:
         ("gated", 256),
     ],
 )
-def test_no_spills_and_enough_shared_memory(compiled: None, kind, rank, target: str) -> None:
+def test_no_spills_and_enough_shared_memory(compiled: None, kind: str, rank: int, target: str) -> None:
     (kernel,) = compile_for(kernel_of(kind, rank), target)
     assert kernel.spills == 0
     assert 0 < kernel.registers <= 255
@@ -122,9 +123,9 @@ def test_the_tuner_takes_the_fastest_and_asks_once(interpreted: None) -> None:
     case = ffn(20, 48, 16, 96)
     kernel = generate(case.body(), case.rows, name="kernel")
     offered = candidates(kernel.chain, "rows", TARGETS["cuda:90"], 20)
-    timed = []
+    timed: list[Callable[[], object]] = []
 
-    def clock(call):
+    def clock(call: Callable[[], object]) -> float:
         call()
         timed.append(call)
         return abs(len(timed) - 3.0)

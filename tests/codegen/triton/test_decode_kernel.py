@@ -15,7 +15,7 @@ from tests.codegen.triton.test_rows_kernel import TOLERANCE, check
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("rows", [1, 40])
-def test_ffn_of_few_rows(interpreted: None, rows: int, dtype) -> None:
+def test_ffn_of_few_rows(interpreted: None, rows: int, dtype: torch.dtype) -> None:
     check(ffn(rows, 48, 40, 200, dtype), method="decode")
 
 

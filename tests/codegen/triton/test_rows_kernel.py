@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,7 @@ def same_numbers() -> None:
     torch.manual_seed(0)
 
 
-def check(case: Case, decomposed: bool = False, method: str = "rows") -> None:
+def check(case: Case, decomposed: bool = False, method: Literal["rows", "decode"] = "rows") -> None:
     kernel = generate(case.body(decomposed), case.rows, name="kernel", method=method)
     dtype = torch.float32 if all(t.dtype == torch.float32 for t in case.operands) else case.operands[-1].dtype
     for result, exact in zip(kernel.load()(*case.operands), case.exact(), strict=True):
@@ -82,12 +85,12 @@ def test_activations(interpreted: None, name: str) -> None:
         lambda t: (t.abs() + 3.0) ** -0.5 + (t.abs() + 3.0) ** 1.5 + (t.abs() + 3.0) ** -2,
     ],
 )
-def test_expressions(interpreted: None, act) -> None:
+def test_expressions(interpreted: None, act: Callable[[torch.Tensor], torch.Tensor]) -> None:
     check(ffn(9, 32, 16, 50, act=act))
 
 
 def test_a_scaled_sum_with_a_residual_as_its_bias(interpreted: None) -> None:
-    def function(x, u, v):
+    def function(x: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (torch.addmm(x, x @ u, v, beta=0.5, alpha=3.0),)
 
     check(rows_first([random(9, 48)], [random(48, 16), random(16, 48)], function))
@@ -101,7 +104,7 @@ def test_a_masked_column_does_no_harm_where_its_value_is_infinite(interpreted: N
 
 
 def test_not_a_number_stays_one(interpreted: None) -> None:
-    def made(act):
+    def made(act: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., tuple[torch.Tensor, ...]]:
         return lambda p, b, a: (act(p @ b) @ a,)
 
     for act in (F.relu, lambda t: t.clamp(-1, 1), lambda t: torch.maximum(t, -t)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.codegen.triton.bodies import core, ffn, gated, normalized, projection
 
 
 @pytest.mark.parametrize("method", ["rows", "decode"])
-def test_generated_modules_pass_ruff(tmp_path: Path, method: str) -> None:
+def test_generated_modules_pass_ruff(tmp_path: Path, method: Literal["rows", "decode"]) -> None:
     cases = [ffn(8, 48, 40, 100), gated(8, 64, 24, 96, torch.bfloat16), projection(8, 64, 40), rank_to_rank(8, 384, 512)]
     cases += [normalized(8, 70, 24, 50, torch.float16), *([core(8, 64, 16)] if method == "rows" else [])]
     for i, case in enumerate(cases):

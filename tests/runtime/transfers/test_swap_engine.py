@@ -1,11 +1,14 @@
 """The swap engine on a disk: what is read back is what was written, in any order, and nothing is left behind."""
 
+from __future__ import annotations
+
 import gc
 import os
 import threading
 import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,7 +180,8 @@ def test_destination_is_kept_until_it_is_filled_and_no_longer(tmp_path: Path, mo
 
 
 def test_reads_come_before_writes_and_what_is_waited_for_before_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, journal = disk_engine(tmp_path, threads=1), []
+    engine = disk_engine(tmp_path, threads=1)
+    journal: list[Any] = []
     first, other = engine.out(random_bytes(MIB)), engine.out(random_bytes(MIB))
     engine.out_wait(first)
     engine.out_wait(other)
@@ -249,14 +253,14 @@ class Swapped(torch.autograd.Function):
     engine: Engine
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         ticket = Swapped.engine.out(x)
         ctx.save_for_backward(ticket)
         Swapped.engine.out_wait(ticket)
         return x * x
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         (ticket,) = ctx.saved_tensors
         x = torch.empty_like(gradient)
         read_back(Swapped.engine, ticket, x)
@@ -266,12 +270,13 @@ class Swapped(torch.autograd.Function):
 def test_backward_finds_its_tensor_twice_and_frees_it_when_it_never_comes(tmp_path: Path) -> None:
     Swapped.engine = engine = disk_engine(tmp_path)
     x = torch.randn(1000, requires_grad=True)
-    y = Swapped.apply(x).sum()
+    apply: Any = Swapped.apply
+    y = apply(x).sum()
     y.backward(retain_graph=True)
     y.backward()
-    assert x.grad.equal(4 * x.detach())
+    assert x.grad is not None and x.grad.equal(4 * x.detach())
     assert engine.live_bytes() == 0
-    z = Swapped.apply(x)
+    z = apply(x)
     assert engine.live_bytes() > 0
     del z  # the backward never comes
     assert engine.live_bytes() == 0

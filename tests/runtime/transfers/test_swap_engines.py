@@ -1,11 +1,14 @@
 """Engines beside each other and their ends: threads, processes, files and descriptors; and the parts that they are made of."""
 
+from __future__ import annotations
+
 import gc
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,7 +141,8 @@ def test_many_threads_and_sizes(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(1, 9), max_size=4), st.integers(0, 99)), max_size=40))
 def test_places_never_overlap_and_all_come_back(steps: list[tuple[bool, list[int], int]]) -> None:
-    extents, held = Extents(), []
+    extents = Extents()
+    held: list[Any] = []
     for take, lengths, which in steps:
         if take:
             free_bytes = extents.free_bytes

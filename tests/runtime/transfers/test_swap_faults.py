@@ -1,11 +1,14 @@
 """What can go wrong between the device and a disk, made to happen: each a clear error, never a wrong number."""
 
+from __future__ import annotations
+
 import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +125,9 @@ def test_disk_that_fills_up_under_a_write(tmp_path: Path, monkeypatch: pytest.Mo
     engine = disk_engine(tmp_path)
     dest = torch.zeros(5 * MIB, dtype=torch.uint8)
     monkeypatch.setattr(os, "pwrite", failing(number))
-    ticket = engine.out(random_bytes(5 * MIB))
+    ticket: Any = engine.out(random_bytes(5 * MIB))
     engine.into(ticket, dest)
+    wait: Callable[[], None]
     for wait in (lambda: engine.out_wait(ticket), lambda: engine.out_wait(ticket), lambda: engine.into_wait(ticket, dest)):
         with pytest.raises(TierFullError):
             wait()
@@ -361,7 +365,8 @@ def test_errors_hold_no_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_file_system_without_direct_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, refused = os.pwrite, []
+    real = os.pwrite
+    refused: list[int] = []
 
     def picky(fd: int, data: Any, offset: int) -> int:
         if len(refused) < 3:  # each alignment that is tried

@@ -42,7 +42,8 @@ def test_directory_without_a_size_may_take_what_is_free(tmp_path: Path) -> None:
     colon = tmp_path / "a:b"
     colon.mkdir()
     assert parse_tiers({"disk": f"{colon}:1MiB"}) == (DiskTier(colon, MIB),)
-    assert parse_tiers({"disk": str(colon)})[0].directory == colon
+    (tier,) = parse_tiers({"disk": str(colon)})
+    assert isinstance(tier, DiskTier) and tier.directory == colon
     assert list(tmp_path.iterdir()) == [colon]
 
 
@@ -69,7 +70,7 @@ def test_directory_in_the_folder_of_the_process(tmp_path: Path, monkeypatch: pyt
 )
 def test_values_that_make_no_sense(value: object, message: str) -> None:
     with pytest.raises(InvalidOptionError, match=message):
-        parse_tiers(value)  # type: ignore[arg-type]
+        parse_tiers(value)
 
 
 def test_unknown_tier() -> None:
@@ -98,7 +99,12 @@ def test_measured_numbers_are_plausible_and_leave_no_trace(
 
 def test_measured_once_for_each_file_system(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(speed, "_measure", lambda tier: asked.append(tier) or SAMPLE)
+
+    def measured(tier: object) -> TierModel:
+        asked.append(tier)
+        return SAMPLE
+
+    monkeypatch.setattr(speed, "_measure", measured)
     (tmp_path / "other").mkdir()
     for tier in (DiskTier(tmp_path, MIB), DiskTier(tmp_path / "other", GIB)):  # of one file system, of different sizes
         assert measure_tier(tier) == SAMPLE
