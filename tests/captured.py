@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from memcompile.codegen.inductor.compile import compile_graph
 from memcompile.codegen.inductor.partition import default_partition
+from memcompile.step.fxutil import outputs_of
 from tests.planned_eagerly import _Interpreter
 
 
@@ -23,15 +24,15 @@ def captured(function: Callable[..., Any], *inputs: Tensor, train: bool) -> fx.G
     """The one graph of ``function``: the joint graph of its training, or its inference graph."""
     found: list[fx.GraphModule] = []
 
-    def catch(gm: fx.GraphModule, *_args: Any, **_kwargs: Any) -> Any:
+    def catch(gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any) -> Any:
         with torch._subclasses.fake_tensor.unset_fake_temporarily():
             found.append(copy.deepcopy(gm))
-        return default_partition(gm, *_args, _kwargs.pop("num_fwd_outputs"), **_kwargs)
+        return default_partition(gm, joint_inputs, num_fwd_outputs, **kwargs)
 
     def inner(gm: fx.GraphModule, _inputs: Sequence[Any], **kwargs: Any) -> Any:
         if kwargs.get("is_inference"):
             found.append(gm)
-        return lambda _arguments: [None] * len(gm.graph.output_node().args[0])
+        return lambda _arguments: [None] * len(outputs_of(gm.graph))
 
     def backend(gm: fx.GraphModule, example: Sequence[Any]) -> Any:
         compile_graph(gm, example, catch, inner, {})

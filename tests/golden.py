@@ -13,7 +13,8 @@ from torch import fx
 
 import memcompile
 from memcompile.compiling import pipeline
-from memcompile.passes.base import Captured, Pass, StepGraphs
+from memcompile.passes.base import Captured, Pass
+from memcompile.step.facts import StepGraphs
 from memcompile.step.fxutil import op_name, outputs_of
 
 WIDTH = 60

@@ -6,7 +6,7 @@ A case takes a fraction of a second, and a pass that changes the meaning of a pr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -16,12 +16,12 @@ from memcompile.codegen.inductor.partition import default_partition
 from tests.planned_eagerly import interpreted
 
 
-def after_passes(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+def after_passes(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
     """Stands in for Inductor's lowering: the last passes in front of it, then eager execution."""
     from torch._inductor.fx_passes.post_grad import post_grad_passes, view_to_reshape
     from torch._inductor.virtualized import V
 
-    view_to_reshape(graph)
+    view_to_reshape(graph)  # type: ignore[no-untyped-call]
     with V.set_fake_mode(torch._guards.detect_fake_mode(inputs)):
         post_grad_passes(graph, bool(kwargs.get("is_inference")))
     return interpreted(graph, inputs)
@@ -34,7 +34,7 @@ def plain(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
 
     with functorch_config.patch(enable_autograd_cache=False):
         patches = {"fx_graph_cache": False, "fx_graph_remote_cache": False}
-        return compile_fx(gm, list(inputs), inner_compile=after_passes, config_patches=patches)
+        return cast("Callable[..., Any]", compile_fx(gm, list(inputs), inner_compile=after_passes, config_patches=patches))
 
 
 def ours(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

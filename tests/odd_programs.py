@@ -19,6 +19,8 @@ SIZES = {"capture_dynamic_output_shape_ops": True, "capture_scalar_outputs": Tru
 class Around(nn.Module):
     """``body`` between two linear layers. It returns a tensor, or a tuple that begins with one."""
 
+    table: Any
+
     def __init__(self, body: Callable[..., Any], **modules: nn.Module) -> None:
         super().__init__()
         self.before, self.after, self.body = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), body
@@ -64,15 +66,16 @@ def bag(**settings: Any) -> Odd:
 
 
 def narrowed(h: Tensor, n: Tensor) -> tuple[Tensor, int]:
-    k = n.item()
-    torch._check(k >= 0)
-    torch._check(k <= ROWS)
+    k: Any = n.item()
+    torch._check(k >= 0)  # type: ignore[no-untyped-call]
+    torch._check(k <= ROWS)  # type: ignore[no-untyped-call]
     return h.narrow(0, 0, k), k
 
 
 def spectral(h: Tensor) -> Tensor:
     z = torch.fft.rfft(h, dim=0)
-    return torch.fft.irfft(z * z.abs(), n=ROWS, dim=0)
+    y: Tensor = torch.fft.irfft(z * z.abs(), n=ROWS, dim=0)
+    return y
 
 
 def rotated(h: Tensor, angles: Tensor) -> Tensor:
@@ -81,7 +84,8 @@ def rotated(h: Tensor, angles: Tensor) -> Tensor:
 
 
 def branches(h: Tensor) -> Tensor:
-    return torch.cond(h.sum() > 0, lambda t: torch.sin(t @ t.t()) @ t, lambda t: torch.cos(t), (h,))
+    y: Tensor = torch.cond(h.sum() > 0, lambda t: torch.sin(t @ t.t()) @ t, lambda t: torch.cos(t), (h,))
+    return y
 
 
 KNOWN = "the most it can be"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -71,9 +71,10 @@ class Planner:
 
         settings = {"custom_partitioner_fn": Partitioner(), "fx_graph_cache": False, "fx_graph_remote_cache": False}
         with functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True):
-            return compile_fx(gm, list(inputs), inner_compile=self.inner_compile, config_patches=settings)
+            compiled = compile_fx(gm, list(inputs), inner_compile=self.inner_compile, config_patches=settings)
+            return cast("Callable[..., Any]", compiled)
 
-    def inner_compile(self, graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+    def inner_compile(self, graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
         if kwargs.get("is_inference"):
             graph = self.plan(StepGraphs(graph, None, len(outputs_of(graph.graph)))).forward
         return interpreted(graph, inputs, **kwargs)
@@ -104,7 +105,7 @@ def with_lowering(graphs: StepGraphs) -> Lowered:
     return lower_graphs(graphs)
 
 
-def interpreted(graph: fx.GraphModule, _inputs: Sequence[Any], **_kwargs: Any) -> Callable[..., Any]:
+def interpreted(graph: fx.GraphModule, _inputs: Sequence[Any], **_kwargs: Any) -> Any:
     """Stands in for Inductor's code generation."""
 
     def run(arguments: list[Any]) -> Any:
@@ -133,8 +134,9 @@ def _moved(target: Any, *args: Any) -> torch.Tensor:
     """The steps of a move after the first as lowered code runs them: they write memory, and return it."""
     if target is torch.ops.memcompile.swap_in.default:
         ticket, key = args
-        y = memory_for(source_of(key), ticket.device)
+        y: torch.Tensor = memory_for(source_of(key), ticket.device)
         torch.ops.memcompile.swap_in_(ticket, y, key)
         return y
     getattr(torch.ops.memcompile, f"{target._schema.name.split('::')[1]}_")(*args)
-    return args[1] if target is torch.ops.memcompile.swap_out_wait.default else args[0]
+    written: torch.Tensor = args[1] if target is torch.ops.memcompile.swap_out_wait.default else args[0]
+    return written

@@ -9,6 +9,7 @@ import copy
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from memcompile.report.data import DecisionRow, Report
 from memcompile.runtime.measure import Measurement, measure_peak
 
 SEED = 7
-QUICK = {"cpp.simdlen": 1}
+QUICK: Any = {"cpp.simdlen": 1}
 """Inductor settings for tests of behaviour: scalar code compiles in half the time."""
 SEARCH_S = 0.5
 """The work that goes into a plan where any plan will do."""
@@ -50,7 +51,7 @@ class Run:
         return self.report
 
 
-def loss_of(outputs: object) -> torch.Tensor:
+def loss_of(outputs: object) -> Any:
     """A scalar that depends on every differentiable output."""
     found = outputs if isinstance(outputs, tuple) else (outputs,)
     terms = [out if out.dim() == 0 else out.float().pow(2).mean() for out in found if out.requires_grad]
@@ -62,7 +63,7 @@ def own(inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     return tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in inputs)
 
 
-def train(function: Callable[..., object], model: nn.Module, inputs: Sequence[torch.Tensor], seed: int = SEED) -> Step:
+def train(function: Callable[..., Any], model: nn.Module, inputs: Sequence[torch.Tensor], seed: int = SEED) -> Step:
     """One forward and backward of ``function`` (the model, or the model compiled) from a fixed random state."""
     mine = own(inputs)
     model.zero_grad(set_to_none=True)
@@ -78,10 +79,10 @@ def train(function: Callable[..., object], model: nn.Module, inputs: Sequence[to
     )
 
 
-def compiled(model: nn.Module, budget: object = None, **options: object) -> tuple[nn.Module, Callable[..., object]]:
+def compiled(model: nn.Module, budget: object = None, **options: object) -> tuple[nn.Module, Callable[..., Any]]:
     """A copy of the model, and the copy compiled under a budget."""
     mine = copy.deepcopy(model)
-    settings: dict[str, object] = {"inductor": QUICK, "solver_time_limit_s": SEARCH_S, **options}
+    settings: dict[str, Any] = {"inductor": QUICK, "solver_time_limit_s": SEARCH_S, **options}
     if budget is not None:
         settings["memory_budget"] = budget
     return mine, torch.compile(mine, backend="memcompile", options=settings)
@@ -115,7 +116,7 @@ def run_memcompile(model: nn.Module, inputs: Sequence[torch.Tensor], budget: obj
     return Run(step, peak, report, max((g.budget_bytes or 0 for g in report.graphs), default=0) or None)
 
 
-def run_inductor(model: nn.Module, inputs: Sequence[torch.Tensor], **settings: object) -> Run:
+def run_inductor(model: nn.Module, inputs: Sequence[torch.Tensor], **settings: Any) -> Run:
     """The same with plain Inductor."""
     memcompile.release()  # what lies idle is alive at entry
     mine = copy.deepcopy(model)
@@ -135,8 +136,9 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     assert found.shape == expected.shape and found.dtype == expected.dtype
     if not expected.dtype.is_floating_point:
         return float(not torch.equal(found, expected))
-    scale = expected.double().norm().item()
-    return (found.double() - expected.double()).norm().item() / (scale or 1.0)
+    scale: float = expected.double().norm().item()
+    difference: float = (found.double() - expected.double()).norm().item()
+    return difference / (scale or 1.0)
 
 
 def assert_same_step(found: Step, expected: Step, tolerance: float = 3e-6) -> None:

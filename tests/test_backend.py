@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,8 @@ class Transformer(nn.Module):
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         x = F.dropout(self.embed(tokens), 0.1, self.training)
         batch, length, width = x.shape
-        for block in self.blocks:
+        blocks: Any = self.blocks
+        for block in blocks:
             q, k, v = block["qkv"](block["norm1"](x)).view(batch, length, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, length, width)
             x = x + F.dropout(block["out"](mixed), 0.1, self.training)
@@ -122,14 +124,15 @@ WAYS = [("mlp", "80%"), ("mlp", "60%"), ("mlp", "best_effort"), ("transformer", 
 
 @pytest.mark.parametrize(("name", "budget"), WAYS)
 class TestNets:
-    def test_numbers_are_those_of_the_step_without_a_budget(self, name, budget) -> None:
+    def test_numbers_are_those_of_the_step_without_a_budget(self, name: str, budget: str) -> None:
         """Dropout is on in the transformer: its masks come from the same seed."""
         assert_same_step(planned(name, budget).step, plain(name).step, ROUNDING[name])
 
-    def test_measured_peak_keeps_the_budget_and_is_the_planned_one(self, name, budget) -> None:
+    def test_measured_peak_keeps_the_budget_and_is_the_planned_one(self, name: str, budget: str) -> None:
         run = planned(name, budget)
         if budget != "best_effort":
             assert_promise(run)
+            assert run.budget_bytes is not None
             assert run.budget_bytes <= float(budget[:-1]) / 100 * plain(name).measured.peak_bytes * 1.01
         else:
             peak, target = run.measured.peak_bytes, run.planned.planned_peak_bytes
@@ -137,7 +140,7 @@ class TestNets:
             assert peak <= planned(name, "60%").measured.peak_bytes
             assert not run.planned.fits
 
-    def test_something_is_made_again(self, name, budget) -> None:
+    def test_something_is_made_again(self, name: str, budget: str) -> None:
         rows = recomputed(planned(name, budget).planned)
         assert rows and all(row.source.startswith("test_backend.py:") for row in rows if row.source)
         assert any(row.source for row in rows)
@@ -189,8 +192,10 @@ def test_dropout_masks_of_the_backward_are_those_of_the_forward(budget: str) -> 
     """Against eager with the masks read off the compiled model: with these weights its output shows them."""
     torch.manual_seed(0)
     model, x = Dropped(), torch.randn(1024, 64)
-    limit, options = (1000, {"on_infeasible": "best_effort"}) if budget == "best_effort" else (budget, {})
-    mine, function = compiled(model, limit, **options)
+    limit: object = 1000 if budget == "best_effort" else budget
+    options = {"on_infeasible": "best_effort"} if budget == "best_effort" else {}
+    made, function = compiled(model, limit, **options)
+    mine: Any = made
     found = train(function, mine, [x])
     assert recomputed(memcompile.report(function))
     with torch.no_grad():
@@ -254,7 +259,7 @@ def test_a_plan_that_does_not_hold_is_made_again(monkeypatch: pytest.MonkeyPatch
     """Real lowering takes more than the planner believed: nothing of that is used, and the promise holds all the same."""
     plan, calls = fit._planned, []
 
-    def too_wide_at_first(outcome, facts, target, time_limit_s):
+    def too_wide_at_first(outcome: Any, facts: Any, target: int, time_limit_s: float) -> Any:
         calls.append(target)
         solution, at_floor = plan(outcome, facts, target + (len(calls) == 1) * target // 5, time_limit_s)
         return replace(solution, peak_bytes=target) if len(calls) == 1 else solution, at_floor

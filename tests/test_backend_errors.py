@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -29,13 +31,13 @@ def small(device: str = "cpu") -> nn.Module:
 def compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail when Inductor is reached: these mistakes are found before any compile time is spent."""
 
-    def reached(*args, **kwargs) -> None:
+    def reached(*args: object, **kwargs: object) -> None:
         raise AssertionError("Inductor was reached")
 
     monkeypatch.setattr("memcompile.compiling.session.compile_graph", reached)
 
 
-def call(model: nn.Module, device: str = "cpu", mode: str | None = None, **options: object) -> torch.Tensor:
+def call(model: nn.Module, device: str = "cpu", mode: str | None = None, **options: Any) -> Any:
     if mode is not None:
         return torch.compile(model, backend="memcompile", mode=mode)(torch.randn(64, 16, device=device))
     return torch.compile(model, backend="memcompile", options=options)(torch.randn(64, 16, device=device))
@@ -53,7 +55,9 @@ def call(model: nn.Module, device: str = "cpu", mode: str | None = None, **optio
         ({"inductor": {"cpp.thread": 2}}, UnknownOptionError, "cpp.threads"),
     ],
 )
-def test_wrong_options_are_found_first(compile_nothing: None, options, error, text: str) -> None:
+def test_wrong_options_are_found_first(
+    compile_nothing: None, options: dict[str, Any], error: type[Exception], text: str
+) -> None:
     with pytest.raises(error, match=text):
         call(small(), **options)
 
@@ -120,7 +124,7 @@ def test_a_failure_after_an_error_is_a_fresh_start() -> None:
 
 
 def test_a_crash_of_a_pass_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(*args, **kwargs) -> None:
+    def crash(*args: object, **kwargs: object) -> None:
         raise RuntimeError("planner broke")
 
     monkeypatch.setattr("memcompile.passes.schedule.schedule.fit", crash)
@@ -132,7 +136,7 @@ def test_a_crash_of_a_pass_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         call(small(), memory_budget="50%", fallback="inductor", inductor=QUICK)
     for budget, fits in ((missed.value.floor_bytes, True), ("50%", False)):
         torch._dynamo.reset()
-        options = {"memory_budget": budget, "on_infeasible": "raise" if fits else "best_effort"}
+        options: dict[str, Any] = {"memory_budget": budget, "on_infeasible": "raise" if fits else "best_effort"}
         assert call(small(), fallback="inductor", inductor=QUICK, **options).shape == (64, 16)
         report = memcompile.last_report()
         assert report.fits is fits
@@ -144,7 +148,7 @@ def test_what_inductor_cannot_lower_is_no_crash_of_ours(monkeypatch: pytest.Monk
     from torch._inductor.exc import InductorError
     from torch._inductor.lowering import lowerings
 
-    def unable(*_args, **_kwargs) -> None:
+    def unable(*_args: object, **_kwargs: object) -> None:
         raise NotImplementedError("no kernel for this")
 
     monkeypatch.setitem(lowerings, torch.ops.aten.erf.default, unable)

@@ -5,6 +5,8 @@ Each case is trained one step in eager mode and one step compiled at its budget;
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,12 +45,12 @@ class Chain(nn.Module):
         self.first = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(depth))
         self.last = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(depth))
 
-    def run(self, layers, x):
+    def run(self, layers: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
         for layer in layers:
             x = torch.tanh(F.gelu(layer(x)).exp())
         return x
 
-    def middle(self, x):
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -62,12 +64,14 @@ class Tied(Chain):
         super().__init__()
         self.last = self.first
 
-    def middle(self, x):
-        return x @ self.first[0].weight.t()
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        first: Any = self.first[0]
+        y: torch.Tensor = x @ first.weight.t()
+        return y
 
 
 class InPlace(Chain):
-    def middle(self, x):
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
         y = x * 2
         y[:, ::2] += 1
         y.mul_(x).relu_()
@@ -77,7 +81,7 @@ class InPlace(Chain):
 
 
 class Views(Chain):
-    def middle(self, x):
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
         a, b = x.view(ROWS, 4, 8).transpose(1, 2).chunk(2, dim=1)
         y = torch.cat([b, a], dim=1).permute(2, 0, 1).reshape(ROWS, -1)
         y = y + x.as_strided((ROWS, WIDTH), (WIDTH, 1)) + x[:1].expand(ROWS, WIDTH) + x.unbind(0)[2]
@@ -87,12 +91,15 @@ class Views(Chain):
 class Counting(Chain):
     """Reads a buffer, writes it, reads it again; and writes to an input. Plain Inductor's gradients are wrong here."""
 
+    seen: torch.Tensor
+    steps: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("seen", torch.ones(WIDTH))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def forward(self, x: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         x = torch.tanh(self.run(self.first, x) + self.seen)
         self.seen.add_(x.detach().mean(0))
         self.steps += 1
@@ -103,7 +110,7 @@ class Counting(Chain):
 class Several(Chain):
     """Loss, a view of a hidden tensor, its class per row, a mask, and a tensor without gradient."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         hidden = self.run(self.first, x)
         out = self.run(self.last, hidden)
         return out.pow(2).mean(), hidden.t()[:3], out.argmax(1), out > 0.5, (hidden * 2).detach()
@@ -114,7 +121,7 @@ class Integers(Chain):
         super().__init__()
         self.table = nn.Embedding(11, WIDTH)
 
-    def forward(self, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(self, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         hidden = self.run(self.first, self.table(index) * weight[:, None])
         out = self.run(self.last, hidden.index_select(0, index.flip(0)))
         return F.cross_entropy(out, index)
@@ -124,19 +131,21 @@ class Cube(torch.autograd.Function):
     """A gradient that no autograd formula would give: it shows that the user's backward is the one that runs."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x)
         return x * x * x
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
-        return gradient * 5 * x * x
+        y: torch.Tensor = gradient * 5 * x * x
+        return y
 
 
 class OwnFunction(Chain):
-    def middle(self, x):
-        return Cube.apply(x)
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = Cube.apply(x)  # type: ignore[no-untyped-call]
+        return y
 
 
 class Frozen(Chain):
@@ -151,7 +160,7 @@ def rows(*extra: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1)), *extra)
 
 
-CASES = {
+CASES: dict[str, tuple[type[nn.Module], tuple[torch.Tensor, ...]]] = {
     "tied weights": (Tied, rows()),
     "in place": (InPlace, rows()),
     "views": (Views, rows()),
@@ -181,7 +190,7 @@ class Checkpointed(Chain):
     """The user's own checkpoint around the first half."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = checkpoint(lambda y: self.run(self.first, y), x, use_reentrant=False)
+        hidden: torch.Tensor = checkpoint(lambda y: self.run(self.first, y), x, use_reentrant=False)
         return self.run(self.last, hidden).pow(2).mean()
 
 
@@ -199,7 +208,7 @@ def test_checkpoint_regions_keep_their_meaning() -> None:
 
 
 class Dropping(Chain):
-    def middle(self, x):
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
         return F.dropout(torch.tanh(F.dropout(x, 0.3)).exp(), 0.5)
 
 
@@ -243,6 +252,7 @@ def test_dynamic_shapes() -> None:
         loss.backward()
         expected = train(model, model, [batch])
         for name, parameter in mine.named_parameters():
+            assert parameter.grad is not None
             assert relative_error(parameter.grad, expected.gradients[name]) < 3e-6, (size, name)
     report = memcompile.report(function)
     assert len(report.graphs) == 1
@@ -252,7 +262,7 @@ def test_dynamic_shapes() -> None:
 class Broken(Chain):
     """Two graphs."""
 
-    def middle(self, x):
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
         torch._dynamo.graph_break()
         return x
 
@@ -276,6 +286,7 @@ def test_two_forwards_before_their_backwards() -> None:
     loss = model(first) + 2 * model(second)
     loss.backward()
     for a, b in zip(mine.parameters(), model.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
         assert relative_error(a.grad, b.grad) < 3e-6
 
 
@@ -286,9 +297,10 @@ def test_backward_twice_through_one_graph() -> None:
         mine, function = compiled(model, "80%")
         loss = function(*rows())
         loss.backward(retain_graph=True)
-        once = [p.grad.clone() for p in mine.parameters()]
+        once = [p.grad.clone() for p in mine.parameters() if p.grad is not None]
         loss.backward()
     for gradient, parameter in zip(once, mine.parameters(), strict=True):
+        assert parameter.grad is not None
         assert relative_error(parameter.grad, 2 * gradient) < 1e-6
 
 
@@ -300,7 +312,7 @@ def test_accumulation_keeps_the_budget() -> None:
     budget = int(0.75 * plain.measured.peak_bytes) + gradients
     mine, function = compiled(model, budget)
 
-    def microbatch():
+    def microbatch() -> object:
         loss = function(*inputs)
         loss.backward()
         return loss
@@ -309,6 +321,7 @@ def test_accumulation_keeps_the_budget() -> None:
         microbatch()
     expected = run_eager(model, inputs)
     for name, parameter in mine.named_parameters():
+        assert parameter.grad is not None
         assert relative_error(parameter.grad, 3 * expected.gradients[name]) < 3e-6
     peak = measure_peak(microbatch, model=mine, inputs=inputs)
     assert peak.entry_bytes >= 2 * gradients
@@ -326,6 +339,7 @@ def test_accumulation_with_sizes_that_vary() -> None:
     for batch in batches:
         model(batch).backward()
     for a, b in zip(mine.parameters(), model.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
         assert relative_error(a.grad, b.grad) < 3e-6
 
 
@@ -390,7 +404,8 @@ class Block(nn.Module):
         self.wide, self.narrow = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.narrow(torch.tanh(self.wide(x)).sin())
+        y: torch.Tensor = x + self.narrow(torch.tanh(self.wide(x)).sin())
+        return y
 
 
 class Sum(nn.Module):
@@ -403,7 +418,7 @@ class Sum(nn.Module):
 def test_blocks_that_are_compiled_by_themselves() -> None:
     """They share one graph, and what each has saved is alive together: so says the report."""
     model, inputs = nn.Sequential(*(Block() for _ in range(4)), Sum()), [rows()[0].requires_grad_()]
-    for block in model[:-1]:
+    for block in list(model)[:-1]:
         block.compile(backend="memcompile", options={"inductor": QUICK})
     peak = measured(model, model, inputs).peak_bytes
     report = memcompile.report(model)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
-from tests.fuzz.check import Setting, check, setting_of
+from tests.fuzz.check import Level, Setting, check, setting_of
 from tests.fuzz.generate import generate
 from tests.fuzz.judge import differences
 from tests.fuzz.programs import Line, Program, Way
@@ -59,7 +61,7 @@ def test_every_kind_of_statement_is_drawn() -> None:
         (lambda model, args: tuple(out.clone().t().contiguous().t() for out in model(*args)), "strides"),
     ],
 )
-def test_what_is_wrong_is_seen(fault, found: str) -> None:
+def test_what_is_wrong_is_seen(fault: Callable[[Any, tuple[Any, ...]], Any], found: str) -> None:
     expected, exact = eager(SIMPLE), eager(SIMPLE, double=True)
     ours = run(SIMPLE, lambda model: lambda *args: fault(model, args))
     wrong = [d.what for d in differences(ours.values, expected.values, exact.values, 2**-23)]
@@ -78,8 +80,8 @@ def test_shrinking_leaves_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend that loses what is written to an input: one line remains."""
     from tests.fuzz import check as checking
 
-    def losing(_options, _lowered):
-        def backend(gm, inputs):
+    def losing(_options: object, _lowered: bool) -> Callable[..., Any]:
+        def backend(gm: Callable[..., Any], inputs: object) -> Callable[..., Any]:
             return lambda *args: gm(*(a.clone() if isinstance(a, torch.Tensor) else a for a in args))
 
         return backend
@@ -94,7 +96,7 @@ def test_shrinking_leaves_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", REGRESSIONS)
-def test_what_once_failed(name) -> None:
+def test_what_once_failed(name: str) -> None:
     outcome = check(*REGRESSIONS[name])
     assert not outcome.is_fault and outcome.status != "torch", outcome.detail
 
@@ -111,7 +113,7 @@ FIXED = [
 
 
 @pytest.mark.parametrize(("level", "first", "count"), FIXED)
-def test_programs_nobody_chose(level: str, first: int, count: int) -> None:
+def test_programs_nobody_chose(level: Level, first: int, count: int) -> None:
     """A fixed part of ``make fuzz``."""
     outcomes = {seed: check(program := generate(seed), setting_of(program, level)) for seed in range(first, first + count)}
     faults = {seed: (outcome.signature, outcome.detail) for seed, outcome in outcomes.items() if outcome.is_fault}

@@ -40,9 +40,10 @@ def test_more_memory_is_no_slower_and_refusals_hold(name: str) -> None:
     refused = [outcome for outcome in outcomes if not outcome.fitted.fits]
     seconds = [0.0 if o.chosen is None else o.chosen.solution.extra_seconds for o in kept]
     assert seconds == sorted(seconds, reverse=True)
-    assert kept and all(outcome.final.peak.peak_bytes <= outcome.budget_bytes for outcome in kept)
+    assert kept and all(o.budget_bytes is not None and o.final.peak.peak_bytes <= o.budget_bytes for o in kept)
     (floor,) = {outcome.floor_bytes for outcome in refused}
     (bound,) = {outcome.lower_bound_bytes for outcome in refused}
+    assert floor is not None and bound is not None
     advised = planned(name, floor)
     assert advised.fitted.fits and advised.final.peak.peak_bytes <= floor
     assert 0 < bound <= min(outcome.final.peak.peak_bytes for outcome in outcomes)

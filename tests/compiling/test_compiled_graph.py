@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -28,14 +29,15 @@ def compiled() -> CompiledGraph:
     MADE[0] += 1
     arena = GraphArena(CPU)
     arena_key = BLOCKS.add(arena)
-    programs = [PROGRAMS.add(Named(f"{kind} {MADE[0]}")) for kind in ("streamed", "tiled")]
+    books: Any = PROGRAMS
+    programs = [books.add(Named(f"{kind} {MADE[0]}")) for kind in ("streamed", "tiled")]
     keys = [program.key for program in programs]
 
     def lowered(*_args: object) -> list[str]:
         assert arena_key in BLOCKS.arenas
         return [PROGRAMS[key].key for key in keys]
 
-    entry = SimpleNamespace(report=SimpleNamespace(kind="inference", graph_id="0"))
+    entry: Any = SimpleNamespace(report=SimpleNamespace(kind="inference", graph_id="0"))
     return CompiledGraph(lowered, entry, [arena, *programs], [PARAMETER], True, lambda _args, _held: compiled())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +18,14 @@ from memcompile.errors import BudgetInfeasibleError
 from memcompile.options import Budget
 from memcompile.passes.arena.allocate import plan_arena
 from memcompile.passes.arena.placed import placed_peak
+from memcompile.passes.schedule.fit import Outcome
 from memcompile.report.data import Report
 from memcompile.runtime.ledger import Outside
 from memcompile.runtime.room import Room
 from memcompile.step.bound import least_bytes
 from memcompile.step.trace import step_peak
-from tests.passes.arena.test_plan_arena import ALL, BACKWARD, FORWARD
+from tests.passes.arena.test_plan_arena import ALL, BACKWARD
+from tests.step.test_trace import FORWARD
 
 
 class Mlp(nn.Module):
@@ -44,7 +47,8 @@ class Images(nn.Module):
         self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x).mean((2, 3))
+        y: Tensor = self.layers(x).mean((2, 3))
+        return y
 
 
 ROWS = (torch.zeros(256, 16),)
@@ -56,7 +60,7 @@ def plan(model: nn.Module, inputs: tuple[Tensor, ...], **options: object) -> Rep
     return memcompile.plan(model, *inputs, options=options)
 
 
-WAYS = {
+WAYS: dict[str, tuple[type[nn.Module], tuple[Tensor, ...], dict[str, Any], bool]] = {
     "recomputation off": (Mlp, ROWS, {"rematerialize": False}, True),
     "recomputation off, inference": (Mlp, ROWS, {"rematerialize": False}, False),
     "elements of another size, training": (Mlp, ROWS, {"bytes_per_element": 1, "rematerialize": False}, True),
@@ -100,12 +104,13 @@ def test_what_is_compiled_counts_and_not_what_was_planned(monkeypatch: pytest.Mo
     from memcompile.passes.schedule import schedule
 
     def lies(base: object, _budget: object, **_options: object) -> object:
-        return schedule.Outcome(base, 2**30)  # type: ignore[arg-type]
+        return Outcome(base, 2**30)  # type: ignore[arg-type]
 
     monkeypatch.setattr(schedule, "fit", lies)
     torch._dynamo.reset()
     budget = plan(Mlp(), ROWS).planned_peak_bytes // 2
-    compiled = torch.compile(Mlp(), backend="memcompile", options={"memory_budget": budget, "inductor": {"cpp.simdlen": 1}})
+    options: dict[str, Any] = {"memory_budget": budget, "inductor": {"cpp.simdlen": 1}}
+    compiled = torch.compile(Mlp(), backend="memcompile", options=options)
     with pytest.raises(BudgetInfeasibleError) as refused:
         compiled(*ROWS)
     assert refused.value.floor_bytes > budget
@@ -145,6 +150,12 @@ def test_a_room_is_a_share_of_the_graph_and_what_is_beside_it() -> None:
     assert (room.total_bytes, room.graph_bytes) == (100, 60)
     assert Room.of(Budget.parse(None), lambda: (160, 20), outside, cpu) is None
     asked: list[int] = []
-    room = Room.of(Budget.parse(25), lambda: (len(asked), asked.append(1) or 0), outside, cpu)
+
+    def peak() -> tuple[int, int]:
+        count = len(asked)
+        asked.append(1)
+        return count, 0
+
+    room = Room.of(Budget.parse(25), peak, outside, cpu)
     assert room is not None and not asked, "nobody has to know the peak for a budget in bytes"
     assert room.graph_bytes == 1

@@ -71,7 +71,11 @@ def test_its_option_rows_and_refusals_are_everywhere(once: Any) -> None:
 def test_it_computes_the_same(once: Any) -> None:
     torch._dynamo.reset()
     x, w = torch.randn(4, 8), torch.randn(8, 8, requires_grad=True)
-    step = torch.compile(lambda x, w: torch.sin(x @ w) * torch.cos(x @ w), backend="memcompile")
+
+    def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x @ w) * torch.cos(x @ w)
+
+    step: Any = torch.compile(product, backend="memcompile")
     step(x, w).sum().backward()
     (expected,) = torch.autograd.grad((torch.sin(x @ w) * torch.cos(x @ w)).sum(), w)
     torch.testing.assert_close(w.grad, expected)

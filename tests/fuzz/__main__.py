@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def main() -> int:
@@ -30,7 +32,7 @@ def main() -> int:
     from tests.fuzz import smith
     from tests.fuzz.campaign import Campaign, faults_among, lines_of, summary
 
-    generate = smith.generate if args.nnsmith else ours.generate
+    generate: Callable[[int], Any] = smith.generate if args.nnsmith else ours.generate
     if args.show:
         print(generate(args.seed))
         return 0

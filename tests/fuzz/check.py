@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import fx
@@ -27,7 +27,7 @@ Status = Literal["same", "refused", "refused other", "different", "crash", "over
 FAULTS = ("different", "crash", "over budget", "misplanned", "advice")
 ADVICE = 4
 """How many graphs of a step may each name a larger budget before one is accepted."""
-SETTINGS = {"fallback_random": True, "cpp.simdlen": 1, "compile_threads": 1}
+SETTINGS: dict[str, Any] = {"fallback_random": True, "cpp.simdlen": 1, "compile_threads": 1}
 """Inductor's: eager's random numbers, and scalar code, which compiles in half the time."""
 TOLERANCE, SLACK_BYTES = 0.01, 2048
 """How far a measured peak may be from the planned one."""
@@ -51,7 +51,8 @@ class Setting:
     @property
     def mode(self) -> str:
         """For counting."""
-        budget = {None: "no budget", 1: "smallest plan"}.get(self.budget, "percentage")
+        names: dict[str | int | None, str] = {None: "no budget", 1: "smallest plan"}
+        budget = names.get(self.budget, "percentage")
         others = f"{', swap' if self.swap else ''}{', own random numbers' if self.own_random else ''}"
         return f"{budget}, arena {self.arena}{others}"
 
@@ -204,7 +205,8 @@ def plain(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     """PyTorch's own pipeline up to the kernels."""
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(gm, list(inputs), inner_compile=interpreted, config_patches={"fallback_random": True})
+    patches = {"fallback_random": True}
+    return cast("Callable[..., Any]", compile_fx(gm, list(inputs), inner_compile=interpreted, config_patches=patches))
 
 
 def _plain_fails_too(program: Program, setting: Setting, expected: Seen, exact: Seen | None, ours: Outcome) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.fuzz import palette, unusual  # noqa: F401 - their statements enter the palette
-from tests.fuzz.programs import COLUMNS, HEADER, Line, Program, Way, _operators
+from tests.fuzz.programs import COLUMNS, HEADER, Line, Mode, Program, Way, _operators
 from tests.fuzz.run import Invalid, eager
 from tests.fuzz.scope import PALETTE, Scope, Statement
 
@@ -43,7 +43,8 @@ def generate(seed: int) -> Program:
 
 
 def _way(draw: random.Random) -> Way:
-    mode = draw.choices(("train", "no_grad", "inference_mode"), (7, 3, 1))[0]
+    modes: tuple[Mode, ...] = ("train", "no_grad", "inference_mode")
+    mode = draw.choices(modes, (7, 3, 1))[0]
     calls = draw.choices((1, 2, 3), (5, 4, 1))[0]
     rows = (48,) * calls
     if calls > 1 and draw.random() < 0.4:

@@ -29,6 +29,7 @@ from memcompile.errors import MemcompileError
 from memcompile.machine.support import check_devices
 from memcompile.options import Options
 from memcompile.runtime.ledger import LEDGER
+from memcompile.step.fxutil import outputs_of
 from tests.planned_eagerly import _Interpreter
 
 
@@ -103,7 +104,7 @@ def _settle_layouts(graph: fx.GraphModule) -> None:
     """What the compiled code would have told the joint graph's runtime: nothing, the interpreter keeps the layouts."""
     context = torch._guards.TracingContext.try_get()
     if context is not None and context.output_strides is not None and not context.output_strides:
-        context.output_strides.extend([None] * len(graph.graph.output_node().args[0]))
+        context.output_strides.extend([None] * len(outputs_of(graph.graph)))
 
 
 def _run_by(graph: fx.GraphModule) -> Callable[[list[Any]], Any]:
@@ -121,17 +122,18 @@ def planned_backend(options: Mapping[str, object], lowered: bool = True) -> Call
     """``backend="memcompile"`` with ``options``, its kernels interpreted. ``lowered``: with exact peaks and places."""
     parsed = Options.from_mapping(options if lowered else {**options, "arena": "off"})
     code = interpreting if lowered else predicting
-    ways = {} if lowered else {"lowering": lambda _hook: predict_graphs}
+    module: Any = sessions
+    ways: dict[str, Any] = {} if lowered else {"lowering": lambda _hook: predict_graphs}
 
     def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         device = check_devices(t.device for t in inputs if isinstance(t, torch.Tensor))
-        before, sessions.real_code = sessions.real_code, code
+        before, module.real_code = module.real_code, code
         try:
             return sessions.Session(gm, inputs, parsed, device, **ways).compile()
         except MemcompileError as error:
             raise surface(error) from None
         finally:
-            sessions.real_code = before
+            module.real_code = before
 
     return backend
 

@@ -181,8 +181,9 @@ class Loaded:
     def model(self, way: Way) -> nn.Module:
         """A new model with its own, always equal, weights."""
         torch.manual_seed(0)
-        model = self.model_class().train(way.training)
-        return model._apply(self._as_double) if self.double else model
+        model: Any = self.model_class().train(way.training)
+        made: nn.Module = model._apply(self._as_double) if self.double else model
+        return made
 
     def inputs(self, rows: int, call: int) -> list[Any]:
         """New inputs of one call."""

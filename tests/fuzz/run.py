@@ -102,7 +102,7 @@ def mark_rows(args: list[Any], rows: int) -> None:
             torch._dynamo.mark_dynamic(arg, 0)
 
 
-def loss_of(outputs: tuple[Any, ...]) -> torch.Tensor:
+def loss_of(outputs: tuple[Any, ...]) -> Any:
     """A scalar that depends on every value of every differentiable output, on each in another way."""
     terms = []
     for out in outputs:

@@ -54,9 +54,9 @@ def _smaller(program: Program, setting: Setting) -> Iterator[tuple[Program, Sett
         for simpler in _simpler(line):
             yield dataclasses.replace(program, body=(*body[:i], simpler, *body[i + 1 :])), setting
     text = "\n".join(line.text for line in body) + " ".join(program.returns)
-    for i, line in enumerate(program.setup):
-        name = re.match(r'self\.(?:register_buffer\(")?(\w+)', line)
-        if name is None or not re.search(rf"self\.{name[1]}\b", text + "".join(program.setup[:i] + program.setup[i + 1 :])):
+    for i, made in enumerate(program.setup):
+        found = re.match(r'self\.(?:register_buffer\(")?(\w+)', made)
+        if found is None or not re.search(rf"self\.{found[1]}\b", text + "".join(program.setup[:i] + program.setup[i + 1 :])):
             yield dataclasses.replace(program, setup=program.setup[:i] + program.setup[i + 1 :]), setting
     for i, (name, _) in enumerate(program.inputs):
         if len(program.inputs) > 1 and not re.search(rf"\b{name}\b", text):

@@ -13,7 +13,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -100,16 +100,17 @@ class _InDouble:
         """In double precision, casts between the operators too."""
         from nnsmith.abstract.dtype import DType
 
-        model = self.program.model(way)
+        model: Any = self.program.model(way)
         model._apply(_doubled)
         run, types = model.forward, DType.torch
 
         def forward(*args: Tensor) -> tuple[Tensor, ...]:
             with mock.patch.object(DType, "torch", lambda self: DOUBLED.get(types(self), types(self))):
-                return run(*args)
+                leaves: tuple[Tensor, ...] = run(*args)
+                return leaves
 
-        model.forward = forward  # type: ignore[method-assign]
-        return model
+        model.forward = forward
+        return cast("nn.Module", model)
 
     def inputs(self, rows: int, call: int) -> list[Tensor]:
         """The same numbers."""

@@ -139,7 +139,8 @@ def _module_samples(info: Any) -> Iterator[Sample]:
 def _optimizers() -> list[Entry]:
     from torch.testing._internal.common_optimizers import optim_db
 
-    return [Entry(info.optim_cls.__name__, "optim", functools.partial(_optimizer_samples, info)) for info in optim_db]
+    table: list[Any] = optim_db
+    return [Entry(info.optim_cls.__name__, "optim", functools.partial(_optimizer_samples, info)) for info in table]
 
 
 def _optimizer_samples(info: Any) -> Iterator[Sample]:

@@ -44,7 +44,7 @@ def _difference(found: Any, expected: Any, exact: Any) -> str:
         return f"{wrong} of {found.numel()} integers differ" if wrong else ""
     if expected.is_complex():
         real = torch.view_as_real(exact.resolve_conj()) if isinstance(exact, Tensor) and exact.is_complex() else None
-        return _difference(*(torch.view_as_real(t.resolve_conj()) for t in (found, expected)), real)
+        return _difference(torch.view_as_real(found.resolve_conj()), torch.view_as_real(expected.resolve_conj()), real)
     return _rounding(found, expected, exact)
 
 

@@ -206,7 +206,8 @@ class _Writer:
 
 
 def _order(tensor: Tensor) -> tuple[int, ...]:
-    order = tuple(sorted(range(tensor.dim()), key=lambda i: -tensor.stride(i)))
+    strides = tensor.stride()
+    order = tuple(sorted(range(tensor.dim()), key=lambda i: -strides[i]))
     return order if tensor.permute(order).is_contiguous() else tuple(range(tensor.dim()))
 
 

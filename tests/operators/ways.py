@@ -20,9 +20,9 @@ from memcompile.runtime.ledger import Ledger
 from tests.operators.program import Compile
 from tests.planned_eagerly import interpreted
 
-QUICK: Mapping[str, object] = {"cpp.simdlen": 1, "aot_inductor.debug_compile": True, "compile_threads": 1}
+QUICK: Mapping[str, Any] = {"cpp.simdlen": 1, "aot_inductor.debug_compile": True, "compile_threads": 1}
 """Scalar kernels, compiled without optimisation."""
-SAME_DRAWS: Mapping[str, object] = {"fallback_random": True}
+SAME_DRAWS: Mapping[str, Any] = {"fallback_random": True}
 SMALLEST: Mapping[str, object] = {"memory_budget": 1, "on_infeasible": "best_effort", "solver_time_limit_s": 1.0}
 BUDGETS: Mapping[str, Mapping[str, object]] = {"none": {}, "smallest": SMALLEST}
 
@@ -43,7 +43,7 @@ def ours(budget: str) -> Compile:
 
     def compiler(function: Callable[..., Any]) -> Callable[..., Any]:
         torch._dynamo.reset()
-        options = {**BUDGETS[budget], "inductor": {**QUICK, **SAME_DRAWS}}
+        options: dict[str, Any] = {**BUDGETS[budget], "inductor": {**QUICK, **SAME_DRAWS}}
         return torch.compile(function, backend="memcompile", options=options)
 
     return compiler

@@ -71,7 +71,8 @@ class Workers:
 
     def run(self, pieces: Sequence[Work], deadline: float = float("inf")) -> Iterator[dict[str, Any]]:
         """Rows of all samples, as they come. ``deadline``: no new piece starts after it (``time.monotonic``)."""
-        waiting, running = list(pieces), []
+        waiting = list(pieces)
+        running: list[_Child] = []
         while waiting or running:
             while waiting and len(running) < self.jobs and time.monotonic() < deadline:
                 running.append(self._start(waiting.pop(0)))
@@ -117,7 +118,7 @@ class Workers:
 
     def _read(self, child: _Child) -> Iterator[dict[str, Any]]:
         line = child.pipe.readline()
-        row = json.loads(line) if line.endswith("\n") else {"end": False}
+        row: dict[str, Any] = json.loads(line) if line.endswith("\n") else {"end": False}
         if "begin" in row:
             child.trying, child.deadline = row["begin"], time.monotonic() + self.limit_s
         elif "end" in row:

@@ -47,7 +47,8 @@ class Factored(nn.Module):
         self.back, self.out = nn.Linear(4096, 16, bias=False), nn.Linear(16, 1024, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.back(torch.relu(self.up(self.down(x)))))
+        y: Tensor = self.out(self.back(torch.relu(self.up(self.down(x)))))
+        return y
 
 
 class Mlp(nn.Module):
@@ -71,7 +72,8 @@ class Images(nn.Module):
         self.first, self.second = nn.Conv2d(4, 32, 3, padding=1), nn.Conv2d(32, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.relu(self.first(x)))
+        y: Tensor = self.second(torch.relu(self.first(x)))
+        return y
 
 
 class Inverted(nn.Sequential):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +31,8 @@ from tests.solvers.scratchpad.scratchpad_nets import chain_with_skips
 class Block(nn.Module):
     """Convolution, normalisation, activation; a residual; a gate; a classifier."""
 
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.SiLU())
@@ -39,7 +43,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.stem(x)
         z = F.relu(self.inner(y) + y)
-        return self.head((z * self.scale).mean((2, 3)))
+        out: Tensor = self.head((z * self.scale).mean((2, 3)))
+        return out
 
 
 IMAGE = torch.zeros(1, 3, 16, 16)
@@ -52,7 +57,7 @@ def read_and_written(problem: ScratchpadProblem) -> list[tuple[int, int]]:
     return [(sum(size[t] for t in op.reads), sum(size[t] for t in op.writes)) for op in problem.ops]
 
 
-def traced(function, *inputs: Tensor, element: int | None = 1) -> ScratchpadProblem:
+def traced(function: Callable[..., Any], *inputs: Tensor, element: int | None = 1) -> ScratchpadProblem:
     with torch.no_grad():
         graph = make_fx(function)(*inputs).graph
     output = graph.output_node()
@@ -65,7 +70,7 @@ def traced(function, *inputs: Tensor, element: int | None = 1) -> ScratchpadProb
 def planned(size: object = "6KiB", **options: object) -> ScratchpadReport:
     with torch.no_grad():
         report = memcompile.plan(Block().eval(), IMAGE, options={"scratchpad": size, "bytes_per_element": 1, **options})
-    plan = report.graphs[0]["scratchpad"]
+    plan: ScratchpadReport | None = report.graphs[0]["scratchpad"]
     assert plan is not None
     return plan
 
@@ -181,7 +186,8 @@ def test_memories_as_users_write_them(value: object, levels: list[tuple[str, int
     assert options["scratchpad"] is not None
     assert options["scratchpad"].levels == tuple(Level(*each) for each in levels)
     assert options.to_mapping()["scratchpad"] == value
-    assert Options.from_mapping(options.to_mapping()).scratchpad == options["scratchpad"]
+    again: Any = Options.from_mapping(options.to_mapping())
+    assert again.scratchpad == options["scratchpad"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -36,14 +38,15 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = F.gelu(self.up(x))
-        return (x + self.down(F.dropout(hidden, 0.1, self.training))).tanh()
+        y: torch.Tensor = (x + self.down(F.dropout(hidden, 0.1, self.training))).tanh()
+        return y
 
 
-def compiled(model: nn.Module, arena: str = "step", **more):
+def compiled(model: Callable[..., Any], arena: str = "step", **more: Any) -> Callable[..., Any]:
     return torch.compile(model, backend="memcompile", options={"arena": arena, "inductor": QUICK, **more})
 
 
-def gradients(function, model: nn.Module, x: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
+def gradients(function: Callable[..., Any], model: nn.Module, x: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
     model.zero_grad(set_to_none=True)
     torch.manual_seed(seed)
     out = function(x)
@@ -51,8 +54,8 @@ def gradients(function, model: nn.Module, x: torch.Tensor, seed: int = 0) -> lis
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-def same(left, right) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+def same(left: Sequence[torch.Tensor | None], right: Sequence[torch.Tensor]) -> bool:
+    return all(a is not None and torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 @pytest.mark.parametrize("arena", ["step", "graph"])
@@ -136,7 +139,8 @@ def test_a_graph_that_is_kept_for_another_backward() -> None:
         loss = function(x).pow(2).mean()
         loss.backward(retain_graph=True)
         loss.backward()
-    assert all(torch.allclose(p.grad, 2 * g) for p, g in zip(model.parameters(), expected, strict=True))
+    for p, g in zip(model.parameters(), expected, strict=True):
+        assert p.grad is not None and torch.allclose(p.grad, 2 * g)
 
 
 @torch.library.custom_op("memcompile_tests::may_fail", mutates_args=())
@@ -147,15 +151,16 @@ def may_fail(x: torch.Tensor, fails: torch.Tensor) -> torch.Tensor:
 
 
 @may_fail.register_fake
-def _(x, fails):
+def _(x: torch.Tensor, fails: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
 
 
 def test_an_exception_half_way() -> None:
     weight = torch.randn(64, 64)
 
-    def function(x, fails):
-        return (may_fail((x @ weight).sin(), fails) @ weight).cos()
+    def function(x: torch.Tensor, fails: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = (may_fail((x @ weight).sin(), fails) @ weight).cos()
+        return y
 
     fast, x = compiled(function), torch.randn(512, 64)
     no, yes = torch.tensor(False), torch.tensor(True)
@@ -227,6 +232,7 @@ def test_what_lies_idle_counts_within_a_budget() -> None:
     step()
     report = memcompile.report(function)
     assert report.graphs[0]["arena"].height_bytes > 0
+    assert report.budget_bytes is not None
     assert measure_peak(step, model=small, inputs=(narrow,)).peak_bytes <= report.budget_bytes
 
 
@@ -259,7 +265,7 @@ def test_dynamic_shapes_have_none_and_say_so() -> None:
 def test_graphs_of_one_step_have_one_arena() -> None:
     """The second graph of a step runs while the first one's saved tensors are alive: it has none of its own."""
 
-    def function(x, weight):
+    def function(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         hidden = (x @ weight).sin()
         torch._dynamo.graph_break()
         return (hidden @ weight).cos().sum()

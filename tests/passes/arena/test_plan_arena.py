@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection, Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,13 +23,13 @@ def step(lives: list[Life], end: int, boundary: int) -> StepPeak:
     return StepPeak(peak, entry, 0, 0, peak, peak, (), (), tuple(lives), boundary, end)
 
 
-def total(lives, offsets, moment: int) -> int:
+def total(lives: Sequence[Life], offsets: Collection[tuple[str, str]], moment: int) -> int:
     """Bytes alive outside of the arena."""
     alive = (life for life in lives if life.birth <= moment and (life.death is None or moment < life.death))
     return sum(life.size_bytes for life in alive if (life.where, life.name) not in offsets)
 
 
-def check(plan: ArenaPlan, lives, end: int) -> None:
+def check(plan: ArenaPlan, lives: Sequence[Life], end: int) -> None:
     """Every pair apart in time or in addresses; the peak is what arena and outside take. Shares no code with the pass."""
     placed = [(life, plan.offsets[life.where, life.name]) for life in lives if (life.where, life.name) in plan.offsets]
     for i, (life, offset) in enumerate(placed):
@@ -36,18 +37,25 @@ def check(plan: ArenaPlan, lives, end: int) -> None:
         assert offset + life.size_bytes <= plan.height
         assert life.death is not None
         for other, at in placed[:i]:
+            assert other.death is not None
             together = life.birth < other.death and other.birth < life.death
             assert not together or at + other.size_bytes <= offset or offset + life.size_bytes <= at
     named = {(life.where, life.name): life for life in lives}
     relays = [[named[relay.half, name] for name in relay.buffers] for relay in plan.relays]
     for members in relays:
         for before, after in itertools.pairwise(members):
+            assert before.death is not None
             assert before.death <= after.birth
     handed = {(life.where, life.name) for members in relays for life in members}
     assert not handed & set(plan.offsets)
 
     def outside(moment: int) -> int:
-        blocks = sum(max(p.size_bytes for p in members) for members in relays if members[0].birth <= moment < members[-1].death)
+        blocks = 0
+        for members in relays:
+            last = members[-1].death
+            assert last is not None
+            if members[0].birth <= moment < last:
+                blocks += max(p.size_bytes for p in members)
         return blocks + total(lives, {*plan.offsets, *handed}, moment)
 
     assert plan.peak_bytes == plan.height + max(outside(moment) for moment in range(end))
@@ -137,10 +145,11 @@ def test_blocks_are_handed_on_between_two_full_moments() -> None:
 
 
 @st.composite
-def steps(draw) -> tuple[StepPeak, set[tuple[str, str]]]:
+def steps(draw: st.DrawFn) -> tuple[StepPeak, set[tuple[str, str]]]:
     end = draw(st.integers(4, 24))
     boundary = draw(st.integers(2, end - 1))
-    lives, slots = [Life("forward", "x", draw(st.integers(0, 500)), 0)], set()
+    lives = [Life("forward", "x", draw(st.integers(0, 500)), 0)]
+    slots: set[tuple[str, str]] = set()
     for index in range(draw(st.integers(1, 25))):
         birth = draw(st.integers(1, end - 2))
         death = draw(st.none() | st.integers(birth + 1, end - 1))
@@ -153,7 +162,7 @@ def steps(draw) -> tuple[StepPeak, set[tuple[str, str]]]:
 
 
 @given(steps(), st.booleans(), st.integers(0, 300))
-def test_any_step(case, across: bool, extra: int) -> None:
+def test_any_step(case: tuple[StepPeak, set[tuple[str, str]]], across: bool, extra: int) -> None:
     found, slots = case
     aligned = sum(-life.size_bytes % UNIT for life in found.lives)
     for limit in (None, found.peak_bytes + extra):

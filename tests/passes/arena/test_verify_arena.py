@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,11 +43,14 @@ BACKWARD = trace(
 SLOTS = {("forward", name) for name in ("a", "b", "d", "more", "out")} | {("backward", name) for name in ("g", "h", "i")}
 
 
-def check(offsets, height=4096, relays=()) -> None:
+Offsets = Mapping[tuple[str, str], int]
+
+
+def check(offsets: Offsets, height: int = 4096, relays: Sequence[HandedOn] = ()) -> None:
     check_places(FORWARD, BACKWARD, offsets, height, relays)
 
 
-def relay(half, *buffers, size_bytes=256):
+def relay(half: str, *buffers: str, size_bytes: int = 256) -> HandedOn:
     return HandedOn(half, size_bytes, buffers, (64,) * len(buffers))
 
 
@@ -68,7 +73,7 @@ def test_the_plan_of_the_pass_holds() -> None:
         ({("forward", "b"): 4096 - 64}, "leaves its 4096 bytes"),
     ],
 )
-def test_what_is_planted_is_found(offsets, words: str) -> None:
+def test_what_is_planted_is_found(offsets: Offsets, words: str) -> None:
     with pytest.raises(VerificationError, match=words):
         check(offsets)
 
@@ -81,7 +86,7 @@ def test_what_is_planted_is_found(offsets, words: str) -> None:
         {("forward", "a"): 0, ("forward", "b"): 64, ("forward", "d"): 192},
     ],
 )
-def test_one_after_the_other_is_right(offsets) -> None:
+def test_one_after_the_other_is_right(offsets: Offsets) -> None:
     check(offsets)
 
 
@@ -95,7 +100,7 @@ def test_one_after_the_other_is_right(offsets) -> None:
         (relay("forward", "b", "more", size_bytes=128), "leaves its 128 bytes"),
     ],
 )
-def test_what_is_planted_in_a_relay_is_found(handed, words: str) -> None:
+def test_what_is_planted_in_a_relay_is_found(handed: HandedOn, words: str) -> None:
     with pytest.raises(VerificationError, match=words):
         check({}, relays=[handed])
 
@@ -105,16 +110,17 @@ def test_relays_beside_each_other_share_nothing() -> None:
 
 
 @given(st.data())
-def test_any_planted_overlap_is_found(data) -> None:
+def test_any_planted_overlap_is_found(data: st.DataObject) -> None:
     """Move one buffer of a right plan onto another that is alive with it."""
     step = step_peak(FORWARD, BACKWARD)
     plan = plan_arena(step, SLOTS, None)
     lives = {(life.where, life.name): life for life in step.lives if (life.where, life.name) in plan.offsets}
+    deaths = {key: life.death for key, life in lives.items() if life.death is not None}
     together = [
         (one, other)
         for one in lives
         for other in lives
-        if one != other and lives[one].birth < lives[other].death and lives[other].birth < lives[one].death
+        if one != other and lives[one].birth < deaths[other] and lives[other].birth < deaths[one]
     ]
     moved, onto = data.draw(st.sampled_from(together))
     shift = data.draw(st.integers(1 - lives[moved].size_bytes, lives[onto].size_bytes - 1))

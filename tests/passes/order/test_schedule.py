@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +52,8 @@ class Drawing(nn.Module):
 class Mutating(nn.Module):
     """A buffer that is read, written and read again."""
 
+    state: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("state", torch.ones(32, 32))
@@ -64,7 +67,7 @@ class Mutating(nn.Module):
 class Unmoved(Scheduling):
     """Works out an order and leaves Inductor's."""
 
-    def _ordered(self, before, chosen, *rest):
+    def _ordered(self, before: list[Any], chosen: list[Any], *rest: Any) -> list[Any]:
         super()._ordered(before, chosen, *rest)
         self.apart.clear()
         return chosen
@@ -84,7 +87,7 @@ def model_and_batch(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     if name in ("darts", "densenet"):
         from benchmarks.branching import CellNet, DenseNet
 
-        model = CellNet("darts", width=4) if name == "darts" else DenseNet((2, 2), 8)
+        model: nn.Module = CellNet("darts", width=4) if name == "darts" else DenseNet((2, 2), 8)
         return model, {"pixels": torch.randn(2, 3, 16, 16), "labels": torch.arange(2)}
     model, inputs = case(name)
     names = {"mlp": ("x",), "transformer": ("tokens", "targets"), "conv": ("image", "label")}[name]
@@ -95,7 +98,7 @@ def model_and_batch(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     ("name", "training"),
     [*((name, True) for name in ("mlp", "transformer", "conv", "branches", "densenet")), ("branches", False), ("darts", False)],
 )
-def test_the_peak_of_the_model_is_that_of_the_lowered_code(name, training) -> None:
+def test_the_peak_of_the_model_is_that_of_the_lowered_code(name: str, training: bool) -> None:
     """In Inductor's order and in ours, which is never worse than any of its heuristics."""
     model, batch = model_and_batch(name)
     (graphs,) = captured(model.train(training), batch, training=training)
@@ -145,7 +148,7 @@ def test_branches_take_less_than_in_inductors_order() -> None:
 
 
 def run(
-    model: nn.Module, batch: dict[str, torch.Tensor], inductor: dict[str, object] | None = None, **options: object
+    model: nn.Module, batch: dict[str, torch.Tensor], inductor: dict[str, object] | None = None, **options: Any
 ) -> tuple[list[torch.Tensor], memcompile.Report]:
     """Loss, gradients, buffers and the state of the generator after a step, and the report of its last graph."""
     torch._dynamo.reset()
@@ -163,7 +166,7 @@ def run(
 
 @pytest.mark.parametrize("make", [Drawing, Mutating, Branches])
 @pytest.mark.parametrize("inductor", [{}, {"fallback_random": True}])
-def test_results_are_those_without_it(make, inductor) -> None:
+def test_results_are_those_without_it(make: type[nn.Module], inductor: dict[str, object]) -> None:
     """Bit for bit, random numbers too."""
     batch = {"x": torch.randn(32, 32)} if make is not Branches else {"x": torch.randn(64, 16)}
     results = []
@@ -196,7 +199,7 @@ def test_the_report_has_the_order() -> None:
 
 def test_a_dry_run_orders_as_compiling_does() -> None:
     model, batch = model_and_batch("branches")
-    dry = memcompile.plan(model, **batch)
+    dry = memcompile.plan(model, options=None, **batch)
     _, real = run(model, batch)
     assert dry.planned_peak_bytes == real.planned_peak_bytes
     assert [(o.kind, o.after_bytes) for o in dry.graphs[0]["schedule"].orders] == [
@@ -230,7 +233,7 @@ def test_the_scheduler_is_left_as_it_was() -> None:
 def test_a_crash_is_an_error_that_names_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or Inductor's order, where the user chose it."""
 
-    def crash(*args) -> None:
+    def crash(*args: object) -> None:
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr(schedule, "plan_order", crash)
@@ -241,7 +244,7 @@ def test_a_crash_is_an_error_that_names_the_pass(monkeypatch: pytest.MonkeyPatch
     assert not report.graphs[0]["schedule"].orders
 
 
-def fx_node(target: object) -> torch.fx.Node:
+def fx_node(target: Any) -> torch.fx.Node:
     graph = torch.fx.Graph()
     return graph.call_function(target, (graph.placeholder("x"),))
 
@@ -274,7 +277,7 @@ def test_random_kernels_keep_their_order() -> None:
     chains: list[tuple[OrderProblem, list[int]]] = []
 
     class Watched(Scheduling):
-        def _ordered(self, before, chosen, *rest):
+        def _ordered(self, before: list[Any], chosen: list[Any], *rest: Any) -> list[Any]:
             ordered = super()._ordered(before, chosen, *rest)
             drawing = [[n for n in nodes if kernels._is_ordered(n)] for nodes in (chosen, ordered)]
             found.append(drawing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch import fx, nn
 import memcompile
 from memcompile.codegen.triton.configs import TARGETS
 from memcompile.machine.device import DeviceModel
-from memcompile.passes.residuals.kernels import WHY, Inverted, rewrite
+from memcompile.passes.residuals.kernels import WHY, Inverted, PatchKernel, rewrite
+from memcompile.report.data import DecisionRow, Report
 from memcompile.runtime.measure import measure_peak
-from memcompile.step.fxutil import op_name
+from memcompile.step.fxutil import op_name, outputs_of
 from tests.codegen.inverted_residual.residuals import Block, graph_of, pixels
 from tests.steps import QUICK
 
@@ -33,10 +35,18 @@ class Both(Block):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = self.layers[:3](x)
-        return self.layers[3:](wide) + wide.mean(1, keepdim=True)
+        y: torch.Tensor = self.layers[3:](wide) + wide.mean(1, keepdim=True)
+        return y
 
 
-def rewritten(model: nn.Module, x: torch.Tensor, kernel="triton", device=CPU, decomposed=True, **options):
+def rewritten(
+    model: nn.Module,
+    x: torch.Tensor,
+    kernel: PatchKernel = "triton",
+    device: torch.device = CPU,
+    decomposed: bool = True,
+    **options: bool,
+) -> tuple[fx.GraphModule, Inverted, list[torch.Tensor]]:
     """The graph after the pass, what the pass did, and what the graph computes of."""
     graph, tensors = graph_of(model, x, decomposed)
     gm = fx.GraphModule(nn.Module(), graph)
@@ -47,11 +57,11 @@ def operators(gm: fx.GraphModule) -> list[str]:
     return [op_name(node) for node in gm.graph.nodes if node.op == "call_function"]
 
 
-def compiled(model: nn.Module, **options):
+def compiled(model: nn.Module, **options: Any) -> Any:
     return torch.compile(copy.deepcopy(model), backend="memcompile", options={"inductor": QUICK, **options})
 
 
-def rows(report, kind: str) -> list:
+def rows(report: Report, kind: str) -> list[DecisionRow]:
     return [row for row in report.decisions if row.kind == kind]
 
 
@@ -82,11 +92,11 @@ def test_what_is_refused_stays_with_the_reason(interpreted: None) -> None:
     [nn.Identity(), nn.Conv2d(12, 4, 1), nn.Sequential(nn.Conv2d(12, 4, 3), nn.Flatten(2))],
     ids=["block", "conv", "flat"],
 )
-def test_results_keep_their_strides(interpreted: None, last) -> None:
+def test_results_keep_their_strides(interpreted: None, last: nn.Module) -> None:
     model, x = network(last), torch.randn(2, 8, 12, 10)
     gm, done, tensors = rewritten(model, x)
     assert len(done.blocks) == 2
-    (out,) = gm.graph.output_node().args[0]
+    (out,) = outputs_of(gm.graph)
     with torch.no_grad():
         expected = model(x)
         assert out.meta["val"].stride() == expected.stride()
@@ -99,13 +109,14 @@ def test_results_keep_their_strides(interpreted: None, last) -> None:
 class Reshaping(fx.Interpreter):
     """Views may copy, as under Inductor."""
 
-    def call_function(self, target, args, kwargs):
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         view = target is torch.ops.aten.view.default
         return super().call_function(torch.ops.aten.reshape.default if view else target, args, kwargs)
 
 
 def test_nothing_is_replaced_unasked(interpreted: None) -> None:
-    for kernel, device in (("off", CPU), ("off", CUDA), ("auto", CPU)):
+    asked: list[tuple[PatchKernel, torch.device]] = [("off", CPU), ("off", CUDA), ("auto", CPU)]
+    for kernel, device in asked:
         gm, done, _ = rewritten(network(), pixels(1, 8, 6, 6), kernel, device)
         assert done == Inverted()
         assert "stream_rows" not in operators(gm)
@@ -173,7 +184,7 @@ def test_kernels_are_taken_where_they_keep_the_budget(monkeypatch: pytest.Monkey
     layers = nn.Conv2d(1, 8, 3, padding=1), Block((8, 8), 24), Block((8, 4), 16, stride=2), nn.AvgPool2d(4)
     model, x = nn.Sequential(*layers).eval(), torch.randn(1, 1, 16, 16)
 
-    def planned(**options):
+    def planned(**options: object) -> Report:
         with torch.no_grad():
             return memcompile.plan(model, x, options={"on_infeasible": "best_effort", **options})
 

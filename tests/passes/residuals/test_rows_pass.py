@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from memcompile.codegen.inverted_residual.match import inverted_residuals
 from memcompile.machine.device import DeviceModel
 from memcompile.passes.residuals.chains import WHY, ChainTools, Goal, bytes_beside, rewrite_rows, rows_refusal, wanted
 from memcompile.passes.residuals.kernels import Inverted
+from memcompile.report.data import DecisionRow, Report
 from memcompile.runtime.measure import measure_peak
 from memcompile.step.cost import CostModel
 from memcompile.step.fxutil import op_name
@@ -33,7 +35,9 @@ def network(*more: nn.Module) -> nn.Sequential:
     return nn.Sequential(*first, Block((8, 12), 48, stride=2), Block((12, 12), 72), *more).eval()
 
 
-def rewritten(model: nn.Module, x: torch.Tensor, goal: Goal, peak: int = 1 << 40, run: bool = False):
+def rewritten(
+    model: nn.Module, x: torch.Tensor, goal: Goal, peak: int = 1 << 40, run: bool = False
+) -> tuple[Any, Inverted, list[torch.Tensor]]:
     """The graph after the pass, what the pass did, and what the graph computes of. ``peak``: of the graph as it is."""
     graph, tensors = graph_of(model, x, decomposed=True)
     tools = ChainTools(lambda _gm: (peak, 0), CALLS_COST, 2, run)
@@ -45,11 +49,11 @@ def operators(gm: fx.GraphModule) -> list[str]:
     return [op_name(node) for node in gm.graph.nodes if node.op == "call_function"]
 
 
-def compiled(model: nn.Module, **options):
+def compiled(model: nn.Module, **options: Any) -> Any:
     return torch.compile(copy.deepcopy(model), backend="memcompile", options={"inductor": QUICK, **options})
 
 
-def rows(report, kind: str) -> list:
+def rows(report: Report, kind: str) -> list[DecisionRow]:
     return [row for row in report.decisions if row.kind == kind]
 
 
@@ -81,7 +85,7 @@ def test_what_is_alive_beside_a_block_counts() -> None:
             self.first, self.pool = nn.Conv2d(3, 12, 1), nn.MaxPool2d(2)
             self.blocks = nn.ModuleList([Block((12, 12), 24), Block((12, 12), 24), Block((12, 12), 24)])
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             wide = self.first(x)
             narrow = self.blocks[0](self.pool(wide))
             last = self.blocks[2](self.blocks[1](narrow))
@@ -168,6 +172,7 @@ def test_auto_takes_them_to_keep_a_budget_and_a_dry_run_compiles_nothing(monkeyp
         report = memcompile.report(step)
         monkeypatch.setattr("memcompile.codegen.cpp.kernel.load", None)
         dry = memcompile.plan(model, x, options={"memory_budget": "50%"})
+    assert report.budget_bytes is not None
     assert report.planned_peak_bytes == dry.planned_peak_bytes <= report.budget_bytes == report.unplanned_peak_bytes // 2
     assert [row.why for row in rows(report, "tile")] == [row.why for row in rows(dry, "tile")] == [WHY] * len(rows(dry, "tile"))
     assert not rows(plain, "tile"), "nothing asks for it"

@@ -18,7 +18,8 @@ from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.problem import RematSchedule
 from memcompile.solvers.schedule.simulate import simulate
 from memcompile.step.facts import Facts
-from tests.planned_eagerly import Planned, Planner, unplanned
+from memcompile.step.fxutil import outputs_of
+from tests.planned_eagerly import Choose, Planned, Planner, unplanned
 
 
 class Block(nn.Module):
@@ -43,7 +44,7 @@ def keep_the_output_of_the_second_layer(facts: Facts) -> RematSchedule:
 
 
 @functools.cache
-def planned(choose=keep_the_output_of_the_second_layer) -> Planned:
+def planned(choose: Choose = keep_the_output_of_the_second_layer) -> Planned:
     torch._dynamo.reset()
     torch.manual_seed(0)
     planner = Planner(choose)
@@ -56,7 +57,7 @@ def lines_of(graph: fx.Graph) -> str:
 
     def line(node: fx.Node) -> str:
         if node.op == "output":
-            return f"return {', '.join(map(str, node.args[0]))}"
+            return f"return {', '.join(map(str, outputs_of(graph)))}"
         value = node.meta.get("val")
         shape = f": {list(value.shape)}" if isinstance(value, torch.Tensor) else ""
         if node.op == "placeholder":
@@ -95,6 +96,8 @@ def decisions_of(plan: Planned) -> str:
 
 class Counter(nn.Module):
     """Writes a buffer and an input."""
+
+    seen: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -272,6 +275,7 @@ return mean, primals_1, primals_2, primals_3, primals_4, addmm_1, inductor_seeds
         plan = planned(unplanned)
         before = plan.facts.graphs
         assert not plan.joint.recomputed
+        assert before.backward is not None and plan.graphs.backward is not None
         for old, new in ((before.forward, plan.graphs.forward), (before.backward, plan.graphs.backward)):
             targets = [sorted(str(n.target) for n in module.graph.nodes if n.op == "call_function") for module in (old, new)]
             self.assertEqual(*targets)

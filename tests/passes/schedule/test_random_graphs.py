@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.problem import RematSchedule
 from memcompile.solvers.schedule.simulate import validate
-from memcompile.step.facts import Facts
+from memcompile.step.facts import Facts, StepGraphs
+from memcompile.step.lowered import Lowered
 from tests.planned_eagerly import Planner, unplanned, with_lowering
 from tests.random_programs import N, Program, Wide
 from tests.steps import Step, assert_same_step, run_memcompile, train
@@ -52,8 +54,8 @@ def step(model: nn.Module, backend: Planner | None, x: torch.Tensor) -> Step:
     return train(function, model, [x])
 
 
-def compare(model: nn.Module, seed: int, lowering=None) -> Planner:
-    settings = {} if lowering is None else {"lowering": lowering}
+def compare(model: nn.Module, seed: int, lowering: Callable[[StepGraphs], Lowered] | None = None) -> Planner:
+    settings: dict[str, Any] = {} if lowering is None else {"lowering": lowering}
     x = torch.randn(N, N, generator=torch.Generator().manual_seed(seed), requires_grad=True)
     planner = Planner(random_schedule(seed), **settings)
     assert_same_step(step(model, planner, x), step(model, Planner(unplanned, **settings), x), tolerance=0.0)

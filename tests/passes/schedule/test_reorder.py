@@ -23,7 +23,9 @@ def order(found: RematProblem) -> list[int]:
 
 def summed_late(steps: int = 4) -> RematProblem:
     """Gradient g(t) of each step from the one before; a weight's gradient sums what each gives, but only at the end."""
-    ops, sizes, last = [], {}, []
+    ops: list[Op] = []
+    sizes: dict[int, int] = {}
+    last: list[int] = []
     for t in range(steps):
         ops.append(Op(f"g{t}", (t - 1,) if t else (), (t,), 1.0))
         sizes[t] = 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,8 @@ class Convolutions(nn.Module):
         for conv, norm in zip(self.rest, self.norms, strict=True):
             x = x + norm(conv(x)).relu()
         rows = x.permute(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
-        return self.last(rows).square().mean()
+        loss: Tensor = self.last(rows).square().mean()
+        return loss
 
 
 def moves(report: Report) -> list[DecisionRow]:
@@ -116,7 +118,7 @@ def test_a_tier_that_is_never_needed_leaves_no_trace(tmp_path: Path, monkeypatch
     assert moves(run.planned) == [] and opened == []
 
 
-@torch._functorch.config.patch(donated_buffer=False)
+@torch._functorch.config.patch(donated_buffer=False)  # type: ignore[untyped-decorator]
 def test_two_backwards_and_none(tmp_path: Path) -> None:
     """A graph that is kept goes back twice; one that is dropped leaves its room to the next."""
     mine, function = compiled(Mlp(), "40%", swap={"disk": f"{tmp_path}:16MiB"})
@@ -176,10 +178,11 @@ def test_an_error_between_out_and_in(tmp_path: Path) -> None:
                 raise RuntimeError("the disk of somebody else")
             return gradient
 
+    failing: Any = Failing
     mine, function = compiled(Mlp(), "40%", swap={"disk": f"{tmp_path}:16MiB"})
     for _ in range(4):
         with pytest.raises(RuntimeError, match="somebody else"):
-            Failing.apply(function(*own(rows()))).backward()
+            failing.apply(function(*own(rows()))).backward()
     Failing.armed = False
     assert moves(memcompile.report(function))
     assert_same_step(train(function, mine, rows()), train(function, mine, rows()), tolerance=0.0)

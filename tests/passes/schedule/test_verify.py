@@ -9,18 +9,20 @@ import torch
 from torch import nn
 
 from memcompile.compiling.unchanged import check_unchanged
-from memcompile.passes.schedule import check as checks
 from memcompile.passes.schedule.check import verify
 from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.problem import RematSchedule, RematSolution
 from memcompile.step.facts import Facts
+from memcompile.step.fxutil import outputs_of
 from memcompile.step.verify_graph import check_shapes
-from memcompile.step.verify_values import VerificationError
+from memcompile.step.verify_values import VerificationError, check_values
 from tests.planned_eagerly import Planned, Planner
 
 
 class Net(nn.Module):
+    seen: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
@@ -53,18 +55,18 @@ def check(planned: Planned, schedule: RematSchedule | None = None) -> None:
     check_unchanged(planned.facts.graphs, planned.graphs)
 
 
-def test_a_right_plan_passes(planned) -> None:
+def test_a_right_plan_passes(planned: Planned) -> None:
     check(planned)
 
 
-def test_a_schedule_that_reads_what_is_not_there(planned) -> None:
+def test_a_schedule_that_reads_what_is_not_there(planned: Planned) -> None:
     sequence = list(planned.schedule.sequence)
     sequence.remove(planned.schedule.sequence[-2])
     with pytest.raises(ValueError, match=r"op|execution"):
         check(planned, RematSchedule(tuple(sequence), planned.schedule.split))
 
 
-def test_random_state_drawn_twice(planned) -> None:
+def test_random_state_drawn_twice(planned: Planned) -> None:
     graph = planned.graphs.forward.graph
     seeds = next(n for n in graph.nodes if "inductor_seeds" in str(n.target))
     with graph.inserting_before(graph.output_node()):
@@ -73,7 +75,7 @@ def test_random_state_drawn_twice(planned) -> None:
         check(planned)
 
 
-def test_a_mutation_that_went_missing(planned) -> None:
+def test_a_mutation_that_went_missing(planned: Planned) -> None:
     graph = planned.graphs.forward.graph
     copy = next(n for n in graph.nodes if str(n.target) == "aten.copy_.default")
     copy.replace_all_uses_with(copy.args[0])
@@ -82,7 +84,7 @@ def test_a_mutation_that_went_missing(planned) -> None:
         check(planned)
 
 
-def test_a_mutation_that_happens_twice(planned) -> None:
+def test_a_mutation_that_happens_twice(planned: Planned) -> None:
     graph = planned.graphs.forward.graph
     copy = next(n for n in graph.nodes if str(n.target) == "aten.copy_.default")
     with graph.inserting_after(copy):
@@ -91,26 +93,28 @@ def test_a_mutation_that_happens_twice(planned) -> None:
         check(planned)
 
 
-def test_operands_that_changed_places(planned) -> None:
+def test_operands_that_changed_places(planned: Planned) -> None:
+    assert planned.graphs.backward is not None
     graph = planned.graphs.backward.graph
     product = next(n for n in graph.nodes if str(n.target) == "aten.mm.default")
     product.args = product.args[::-1]
     with pytest.raises(VerificationError, match=r"of the backward, .* is another value"):
-        checks.check_values(planned.facts.graphs, planned.graphs)
+        check_values(planned.facts.graphs, planned.graphs)
 
 
 @pytest.mark.parametrize("half", ["forward", "backward"])
-def test_an_output_of_another_shape(planned, half: str) -> None:
+def test_an_output_of_another_shape(planned: Planned, half: str) -> None:
     module = getattr(planned.graphs, half)
-    node = next(n for n in module.graph.output_node().args[0] if n is not None)
+    node = next(n for n in outputs_of(module.graph) if n is not None)
     node.meta = {**node.meta, "val": torch.empty(3, 5, device="meta")}
     with pytest.raises(VerificationError, match=r"output \d+ changed"):
         check(planned)
 
 
-def test_gradients_in_another_order(planned) -> None:
+def test_gradients_in_another_order(planned: Planned) -> None:
+    assert planned.graphs.backward is not None
     output = planned.graphs.backward.graph.output_node()
-    gradients = list(output.args[0])
+    gradients = list(outputs_of(planned.graphs.backward.graph))
     first, second = (next(i for i, g in enumerate(gradients) if g is not None and g.meta["val"].dim() == dim) for dim in (1, 2))
     gradients[first], gradients[second] = gradients[second], gradients[first]
     output.args = (tuple(gradients),)
@@ -118,21 +122,21 @@ def test_gradients_in_another_order(planned) -> None:
         check(planned)
 
 
-def test_inputs_of_the_forward(planned) -> None:
+def test_inputs_of_the_forward(planned: Planned) -> None:
     placeholder = planned.graphs.forward.graph.find_nodes(op="placeholder")[0]
     placeholder.target = "something_else"
     with pytest.raises(VerificationError, match="inputs changed"):
         check(planned)
 
 
-def test_a_node_without_a_fake_value(planned) -> None:
+def test_a_node_without_a_fake_value(planned: Planned) -> None:
     node = next(n for n in planned.graphs.forward.graph.nodes if n.op == "call_function")
     del node.meta["val"]
     with pytest.raises(VerificationError, match=f"{node.name} .*no fake value"):
         check_shapes(planned.graphs.forward)
 
 
-def test_a_broken_graph(planned) -> None:
+def test_a_broken_graph(planned: Planned) -> None:
     """Use before definition: what FX's own lint finds arrives as its error."""
     graph = planned.joint.module.graph
     nodes = [n for n in graph.nodes if n.op == "call_function"]
@@ -142,7 +146,7 @@ def test_a_broken_graph(planned) -> None:
         check(planned)
 
 
-def test_the_plan_is_what_is_verified(planned) -> None:
+def test_the_plan_is_what_is_verified(planned: Planned) -> None:
     """A plan for other facts is not a plan for these."""
     shorter = dataclasses.replace(planned.facts.problem, ops=planned.facts.problem.ops[:-1])
     facts = dataclasses.replace(planned.facts, problem=shorter)

@@ -84,7 +84,8 @@ def test_an_activation_is_found_only_where_nothing_else_is_said() -> None:
         x = x.sin() * 8
         moved = torch.ops.aten.add.Tensor(x, 3, alpha=alpha) if alpha != 1 else torch.ops.aten.add.Tensor(x, 3)
         high = torch.ops.aten.clamp_max.default(torch.ops.aten.clamp_min.default(moved, 0), 6)
-        return torch.ops.aten.div.Tensor(torch.ops.aten.mul.Tensor(x, high), 6)
+        y: Tensor = torch.ops.aten.div.Tensor(torch.ops.aten.mul.Tensor(x, high), 6)
+        return y
 
     x = torch.linspace(-8, 8, 33)
     for alpha in (1, 2):

@@ -56,7 +56,8 @@ def test_checks_are_made_once_whatever_the_stages(check: Callable[[Tensor], Tens
         ran = run(module, random_stages(seed), x)
         assert ran.module is not None
         made = [node for node in ran.module.graph.nodes if "_assert_async" in str(node.target)]
-        assert len(made) == sum({_finite: 1, _bounded: 2, _classes: 2, _same: 0}[part] for part in (check, last))
+        checks: dict[object, int] = {_finite: 1, _bounded: 2, _classes: 2, _same: 0}
+        assert len(made) == sum(checks[part] for part in (check, last))
         with torch.no_grad():
             torch.testing.assert_close(ran.results[0], module(x), rtol=1e-12, atol=1e-12)
 

@@ -15,6 +15,7 @@ from memcompile.passes.tiles import choose, shrinking
 from memcompile.report.data import GraphReport
 from memcompile.runtime.measure import entry_storages, measure_peak
 from memcompile.solvers.tiling import paths
+from memcompile.solvers.tiling.ranges import tiled_ranges
 from tests.steps import QUICK
 
 SIZE = 64
@@ -71,12 +72,13 @@ def _made(kind: type[nn.Module] = Net, channels: int = 3) -> tuple[nn.Module, Te
     model = kind().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             module.running_mean.uniform_(-0.5, 0.5)
             module.running_var.uniform_(0.5, 2)
     return model, torch.randn(2, channels, SIZE, SIZE)
 
 
-def _run(model: nn.Module, x: Tensor, options: dict[str, object]) -> tuple[Tensor, GraphReport, int]:
+def _run(model: nn.Module, x: Tensor, options: dict[str, Any]) -> tuple[Tensor, GraphReport, int]:
     """Output, report, and the measured peak."""
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="memcompile", options={"inductor": QUICK, **options})
@@ -103,7 +105,10 @@ def test_the_peak_is_what_the_plan_says_and_the_numbers_are_those_of_eager(
     kind: type[nn.Module], channels: int, tolerance: float
 ) -> None:
     model, x = _made(kind, channels)
-    options = {"patch": {"max_overhead": 4.0}, "patch_kernel": "off"}  # small images: starts of tiles take the time
+    options: dict[str, Any] = {
+        "patch": {"max_overhead": 4.0},
+        "patch_kernel": "off",
+    }  # small images: starts of tiles take the time
     out, graph, peak = _run(model, x, options)
     assert graph["patch"] is not None and any(stage.kind != "layerwise" for stage in graph["patch"].stages)
     assert peak == pytest.approx(graph.planned_peak_bytes, rel=2e-3) and peak < 0.7 * graph.unplanned_peak_bytes
@@ -225,7 +230,7 @@ def test_the_search_for_stages_keeps_the_time_limit(monkeypatch: pytest.MonkeyPa
         looked.append(now[0])
         return real(*arguments)
 
-    real = paths.tiled_ranges
+    real = tiled_ranges
     monkeypatch.setattr(paths, "tiled_ranges", ticking)
     tools = functools.partial(choose.TileTools, clock=lambda: now[0])
     monkeypatch.setattr(shrinking, "TileTools", tools)
