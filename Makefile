@@ -13,8 +13,6 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?= --seconds 600 --seed 1 --workers 2
 OPERATORS_ARGS ?=
-# the folders of tests that are strict already
-TYPED_TESTS := $(addprefix tests/,solvers machine commands report examples)
 
 export OMP_NUM_THREADS ?= 2
 export PYTHONUNBUFFERED := 1
@@ -71,7 +69,7 @@ demo-vae: $(EXAMPLES)  ## decode with Stable Diffusion's VAE, beside diffusers' 
 lint: $(STAMP)  ## ruff check, ruff format --check, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict memcompile benchmarks examples $(TYPED_TESTS)
+	$(BIN)/mypy --strict memcompile benchmarks examples tests
 
 format: $(STAMP)  ## let ruff format and fix
 	$(BIN)/ruff check --fix .

@@ -187,7 +187,7 @@ def test_memories_as_users_write_them(value: object, levels: list[tuple[str, int
     assert options["scratchpad"].levels == tuple(Level(*each) for each in levels)
     assert options.to_mapping()["scratchpad"] == value
     again: Any = Options.from_mapping(options.to_mapping())
-    assert again.scratchpad == options["scratchpad"]
+    assert again["scratchpad"] == options["scratchpad"]
 
 
 @pytest.mark.parametrize(
