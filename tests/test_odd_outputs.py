@@ -3,6 +3,7 @@ it is has a row in the report."""
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -69,6 +70,8 @@ def test_every_budget_has_a_plan_and_what_is_left_is_named(name: str, train: boo
 
 
 def measured(odd: Odd, model: Around, compiled: Any, train: bool) -> int:
+    gc.collect()
+    memcompile.release()  # what others left idle is alive at entry
     inputs = odd.inputs()
 
     def step() -> None:

@@ -277,7 +277,7 @@ def test_only_this_user_reads_and_writes(tmp_path: Path, monkeypatch: pytest.Mon
 
 WRITER = """
 import sys
-from memcompile import cache
+from memcompile.machine import cache
 own = bytes([int(sys.argv[1])]) * 200_000
 for turn in range(40):
     assert cache.write(cache.path_of("sample", {}), own)
