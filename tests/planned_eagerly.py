@@ -89,8 +89,8 @@ class Planner:
         schedule = self.choose(facts)
         joint = apply(facts, schedule, tiers=("disk",), mover=self.mover)
         new = extract(joint, graphs)
-        verify(facts, RematSolution(schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0), joint, graphs, new)
         check_unchanged(graphs, new)
+        verify(facts, RematSolution(schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0), joint, graphs, new)
         self.planned.append(Planned(facts, schedule, joint, new))
         return new
 

@@ -10,7 +10,7 @@ import torch
 
 from memcompile.codegen.dump import kernels_of
 from memcompile.errors import Contributor
-from memcompile.passes.base import Made, Section, Times, refusals
+from memcompile.passes.base import Made, Section, Stage, Times, refusals
 from memcompile.report.data import DecisionRow, GraphReport, KernelInfo, PeakPoint, Report, TimelinePoint
 from memcompile.step.fxutil import hint
 from memcompile.step.lowered import Fitted, Lowered, texts_of
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 def graph_report(session: Session, made: Made) -> GraphReport:
     """The report of one graph as it was compiled."""
-    sections = {each.by.name: (each.by.stage, each.section(made)) for each in session.done}
+    sections = [(each.by.stage, each.section(made)) for each in session.done]
     peak, outside, fitted = made.peak, session.outside.bytes, session.fitted
     base = session.keeps.peak() if fitted is None else fitted.base.peak
     plans = [each.plan for each in session.done]
     before = next((known for plan in plans if (known := plan.unplanned_bytes)), base.peak_bytes)
     hidden = fitted is None or any(plan.hides_base for plan in plans)
-    every = [section for _, section in sections.values()]
+    every = [section for _, section in sections]
     times = next((section.times for section in every if section.times is not None), Times(0.0, 0.0, 0.0))
     room = session.ctx.rooms.room
     return GraphReport(
@@ -49,7 +49,7 @@ def graph_report(session: Session, made: Made) -> GraphReport:
         solver=times.solver,
         peak_at=_peak_point(peak, session.keeps.traces),
         passes=tuple(row for section in every for row in section.passes),
-        decisions=_decisions(session, [section for stage, section in sections.values() if stage == "capture"], every),
+        decisions=_decisions(session, sections),
         kernels=(*(kernel for section in every for kernel in section.kernels), *_kernels(made)),
         graphs=_graphs(fitted, every),
         plan={key: value for section in every for key, value in section.plan.items()},
@@ -105,13 +105,13 @@ def _bound(fitted: Fitted | None, certain_bytes: int) -> int:
     return fitted.lower_bound_bytes + certain_bytes if fitted is not None and fitted.lower_bound_bytes else 0
 
 
-def _decisions(session: Session, captured: Sequence[Section], every: Sequence[Section]) -> tuple[DecisionRow, ...]:
+def _decisions(session: Session, sections: Sequence[tuple[Stage, Section]]) -> tuple[DecisionRow, ...]:
     """Of passes on the captured graph; then what is left as it is, whatever the budget; then of the others, which need not
     refuse that once more."""
     left = refusals(unplanned(session.graphs))
     names = {row.storage for row in left}
-    rows = [row for section in captured for row in section.decisions]
-    later = [row for section in every if section not in captured for row in section.decisions]
+    rows = [row for stage, section in sections if stage == "capture" for row in section.decisions]
+    later = [row for stage, section in sections if stage != "capture" for row in section.decisions]
     return (*rows, *left, *(row for row in later if row.kind != "refused" or row.storage not in names))
 
 

@@ -7,7 +7,8 @@
                       last gate      the exact peak of what was compiled (``session.py``)
 
 A pass plans on a graph that stays as it is, and makes another one by its plan. After each, whatever it did: the graph still
-takes and returns the same, has the same effects, and is sound. Then the pass's own check. What crashes is named.
+takes and returns the same and is sound, and a captured one has the same effects. Then the pass's own check. What crashes is
+named.
 """
 
 from __future__ import annotations

@@ -178,9 +178,10 @@ class Session:
 
         ``final``: in the place of what was seen while it was compiled. ``also``: adds to the report.
         """
+        peak = self.keeps.peak() if final is None else final.peak
         for each in self.done if final is None else ():
-            each.plan.settle(self.keeps.traces, self.keeps.peak())
-        made = run("lowered", self._made(final), self.ctx, self.done, self._refuse)
+            each.plan.settle(self.keeps.traces, peak)
+        made = run("lowered", self._made(peak), self.ctx, self.done, self._refuse)
         profile = self._profile(made.peak, made.dropped)
         self._pass_gate(made, profile)
         report = also(explain.graph_report(self, made))
@@ -199,11 +200,11 @@ class Session:
         self.ledger.add(entry, self.inputs)
         return entry, made
 
-    def _made(self, final: Lowered | None) -> Made:
+    def _made(self, peak: StepPeak) -> Made:
         return Made(
             self.graphs or StepGraphs(self.gm, None, 0),
             self.keeps.traces,
-            self.keeps.peak() if final is None else final.peak,
+            peak,
             self.keeps.peak(returned_held=False),
             limit_bytes=self.limit_bytes(),
             slack_bytes=sum(each.plan.arena_slack_bytes for each in self.done),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from memcompile.step.fxutil import base_of, outputs_of
-from memcompile.streaming.program import Program, empty
+from memcompile.streaming.program import Program, Runnable, empty
 from memcompile.streaming.region import RowRegion, merged
 from memcompile.streaming.rules import NotRowLocalError, RowAxes, shape_of
 
@@ -33,19 +33,13 @@ def replace(region: RowRegion, program: Program) -> fx.Node:
     """
     graph, inside = region.nodes[-1].graph, set(region.nodes)
     late = waiting(region.nodes, [operand for operand, _ in region.operands])
-    source = {k: v for k, v in region.nodes[-1].meta.items() if k == "stack_trace"}
     with graph.inserting_before(region.nodes[-1].next):
         operands = [_flat(graph, node, rows, region.total) for node, rows in region.operands]
-        streamed = graph.call_function(torch.ops.memcompile.stream_rows.default, (program.key, operands))
-        with region.results[0].meta["val"].fake_mode:
-            values = [empty(port, program.device) for port in program.results]
-        streamed.meta = {**source, "val": values}
-        part = streamed
+        streamed = part = call_program(program, operands, region.nodes[-1], region.results[0])
         for index, result in enumerate(region.results):
-            part = graph.call_function(getitem, (streamed, index))
-            part.meta = {**source, "val": values[index]}
+            part = result_of(streamed, index)
             shape = shape_of(result)
-            if tuple(values[index].shape) != shape:
+            if tuple(part.meta["val"].shape) != shape:
                 part = _view(graph, part, shape)
             result.replace_all_uses_with(part, delete_user_cb=lambda user: user not in inside)
     for node in late:
@@ -58,17 +52,30 @@ def replace(region: RowRegion, program: Program) -> fx.Node:
 
 def stand_in(program: Program, operands: Sequence[fx.Node], last: fx.Node, nodes: Sequence[fx.Node]) -> fx.Node:
     """Put the program in the place of ``nodes``, of which only ``last`` is read by others, as its one result; its node."""
-    graph, source = last.graph, {key: value for key, value in last.meta.items() if key == "stack_trace"}
-    with graph.inserting_before(last.next):
-        node = graph.call_function(torch.ops.memcompile.stream_rows.default, (program.key, list(operands)))
-        result = graph.call_function(getitem, (node, 0))
-    with last.meta["val"].fake_mode:
-        values = [empty(port, program.device) for port in program.results]
-    node.meta, result.meta = {**source, "val": values}, {**source, "val": values[0]}
+    with last.graph.inserting_before(last.next):
+        node = call_program(program, operands, last, last)
+        result = result_of(node, 0)
     last.replace_all_uses_with(result)
     for old in reversed(nodes):
-        graph.erase_node(old)
+        last.graph.erase_node(old)
     return node
+
+
+def call_program(program: Runnable, operands: Sequence[fx.Node], line: fx.Node, value: fx.Node) -> fx.Node:
+    """A node that runs a program, where the graph inserts. ``line``: the node whose source line it has; ``value``: one that
+    yields a tensor, as its results do (`result_of`)."""
+    node = line.graph.call_function(torch.ops.memcompile.stream_rows.default, (program.key, list(operands)))
+    with value.meta["val"].fake_mode:
+        values = [empty(port, program.device) for port in program.results]
+    node.meta = {**{k: v for k, v in line.meta.items() if k == "stack_trace"}, "val": values}
+    return node
+
+
+def result_of(node: fx.Node, index: int) -> fx.Node:
+    """One result of a node that runs a program."""
+    part = node.graph.call_function(getitem, (node, index))
+    part.meta = {**node.meta, "val": node.meta["val"][index]}
+    return part
 
 
 def waiting(nodes: Sequence[fx.Node], operands: Iterable[fx.Node]) -> list[fx.Node]:

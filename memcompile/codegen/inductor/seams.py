@@ -45,6 +45,7 @@ ELSEWHERE = (
     "runtime/measure.py",
     "runtime/region.py",
     "runtime/stored.py",
+    "step/symbols.py",
 )
 """The files outside of this folder that touch private parts of the compiler, of the profiler or of the allocator."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx
@@ -70,16 +70,16 @@ class KeepsBudget:
 
     def peak(self, traces: dict[str, GraphTrace] | None = None, *, returned_held: bool = True) -> StepPeak:
         """Exact peak of the halves seen so far. ``returned_held``: see ``step_peak``."""
-        traces = self.traces if traces is None else traces
-        forward = traces.get("inference") or traces.get("forward")
-        if forward is None:
-            return StepPeak(0, 0, 0, 0, 0, 0, (), ())
-        return step_peak(
-            forward,
-            traces.get("backward"),
-            tangents_held=self.graphs.tangents_held,
-            returned_held=returned_held,
-        )
+        return peak_of(self.graphs, self.traces if traces is None else traces, returned_held=returned_held)
+
+
+def peak_of(graphs: StepGraphs, traces: Mapping[str, GraphTrace], *, returned_held: bool = True) -> StepPeak:
+    """Exact peak of the halves that were lowered, by kind of graph. ``returned_held``: see ``step_peak``."""
+    forward = traces.get("inference") or traces.get("forward")
+    if forward is None:
+        return StepPeak(0, 0, 0, 0, 0, 0, (), ())
+    held = graphs.tangents_held
+    return step_peak(forward, traces.get("backward"), tangents_held=held, returned_held=returned_held)
 
 
 def lower(

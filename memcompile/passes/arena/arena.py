@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from memcompile.codegen.inductor.hooks import Hook
+from memcompile.codegen.inductor.trial import peak_of
 from memcompile.options import choice
 from memcompile.passes.arena.allocate import ArenaPlan
 from memcompile.passes.arena.check import check_places
@@ -13,19 +15,21 @@ from memcompile.passes.arena.placed import placed_peak
 from memcompile.passes.arena.placing import Placing
 from memcompile.passes.base import Context, Made, Pass, Plan, Refused, Request, Section
 from memcompile.runtime.arena import GraphArena as Block
-from memcompile.step.facts import StepGraphs
-from memcompile.step.trace import GraphTrace, StepPeak, step_peak
+from memcompile.step.trace import GraphTrace, StepPeak
 
 BETWEEN = "it runs between the forward and the backward of another graph"
 
 
 @dataclass(frozen=True, slots=True)
 class Places(Plan):
-    """``plan``: None where there is no arena. ``block``: the memory itself, made at the first call."""
+    """``plan``: None where there is no arena. ``block``: the memory itself, made at the first call. ``traces``: of the code
+    with slots, in which no dead buffer is held for a later one; ``step``: their peak."""
 
     plan: ArenaPlan | None
     report: ArenaReport | None
     block: Block
+    traces: Mapping[str, GraphTrace]
+    step: StepPeak
 
     @property
     def keeps(self) -> tuple[Block]:
@@ -61,45 +65,30 @@ class ArenaPlaces(Pass[Made, Places]):
             return None
         placing = graph.hooks[self.name].place
         assert isinstance(placing, Placing)
-        if placing.refused or not placing.traces:
+        traces, step = placing.traces, peak_of(graph.graphs, placing.traces)
+        if placing.refused or not traces:
             report = ArenaReport(placing.scope, placing.refused or "nothing is lowered")
-            return Places(None, report if placing.scope != "off" else None, placing.arena)
-        step = _peak_of(graph.graphs, placing.traces)
+            return Places(None, report if placing.scope != "off" else None, placing.arena, traces, step)
         limit = graph.limit_bytes
         limit = limit if limit is not None and graph.peak.peak_bytes <= limit else None
         held = graph.peak.held_bytes if ctx.request.graph_break else None
         plan = placing.place(step, limit, held, graph.slack_bytes)
-        return Places(plan, placing.report(plan, step, graph.peak), placing.arena)
+        return Places(plan, placing.report(plan, step, graph.peak), placing.arena, traces, step)
 
     def apply(self, graph: Made, plan: Places) -> Made:
         """Peaks as the code runs with its arena."""
         if plan.plan is None:
             return graph
-        traces = _traces(graph)
         places = plan.plan.offsets, plan.plan.height, plan.plan.relays
-        peak = placed_peak(_peak_of(graph.graphs, traces), *places)
-        dropped = placed_peak(_peak_of(graph.graphs, traces, returned_held=False), *places)
-        return replace(graph, peak=peak, dropped=dropped)
+        dropped = placed_peak(peak_of(graph.graphs, plan.traces, returned_held=False), *places)
+        return replace(graph, peak=placed_peak(plan.step, *places), dropped=dropped)
 
     def check(self, before: Made, after: Made, plan: Places) -> None:
         """Against the lowered code: no two buffers that are alive together overlap."""
         if plan.plan is not None:
-            traces = _traces(before)
-            forward, backward = traces.get("inference") or traces["forward"], traces.get("backward")
+            forward, backward = plan.traces.get("inference") or plan.traces["forward"], plan.traces.get("backward")
             check_places(forward, backward, plan.plan.offsets, plan.plan.height, plan.plan.relays)
 
     def section(self, plan: Places, made: Made) -> Section:
         """The picture of what lies where."""
         return Section(figures=() if plan.report is None else (plan.report,))
-
-
-def _traces(graph: Made) -> dict[str, GraphTrace]:
-    """Of the code with slots, in which no dead buffer is held for a later one."""
-    placing = graph.hooks[ArenaPlaces.name].place
-    assert isinstance(placing, Placing)
-    return placing.traces
-
-
-def _peak_of(graphs: StepGraphs, traces: dict[str, GraphTrace], *, returned_held: bool = True) -> StepPeak:
-    forward = traces.get("inference") or traces["forward"]
-    return step_peak(forward, traces.get("backward"), tangents_held=graphs.tangents_held, returned_held=returned_held)

@@ -6,19 +6,14 @@ from memcompile.codegen.inductor.joint import JointGraph
 from memcompile.solvers.schedule.problem import RematSolution
 from memcompile.solvers.schedule.simulate import validate
 from memcompile.step.facts import Facts, StepGraphs
-from memcompile.step.verify_graph import check_inputs, check_outputs
 from memcompile.step.verify_values import check_values
 
 
 def verify(facts: Facts, solution: RematSolution, joint: JointGraph, before: StepGraphs, after: StepGraphs) -> None:
-    """Check a plan, the graph that it was written to, and the halves extracted from that, against the step ``before``.
+    """Check a plan, the graph that it was written to, and what its halves compute, against the step ``before``.
 
     Raises VerificationError (or ValueError from the schedule's own rules).
     """
     validate(facts.problem, solution.schedule)
     joint.module.graph.lint()
-    check_inputs(before.forward.graph, after.forward.graph)
-    check_outputs(before.forward.graph, after.forward.graph, before.num_user_outputs)
-    if before.backward is not None and after.backward is not None:
-        check_outputs(before.backward.graph, after.backward.graph)
     check_values(before, after)

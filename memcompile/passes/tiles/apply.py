@@ -8,6 +8,7 @@ meet.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import getitem
@@ -26,9 +27,9 @@ from memcompile.solvers.tiling.problem import Stage, TilingSolution
 from memcompile.solvers.tiling.stages import results
 from memcompile.step.fxutil import base_of, outputs_of, source_of
 from memcompile.streaming.output_strides import keep_strides, output_strides
-from memcompile.streaming.program import PROGRAMS, RowBlock, empty
+from memcompile.streaming.program import PROGRAMS, RowBlock
 from memcompile.streaming.region import channels_last, contiguous_strides
-from memcompile.streaming.rewrite import waiting
+from memcompile.streaming.rewrite import call_program, result_of, waiting
 
 Compile = Callable[[fx.GraphModule], RowBlock]
 
@@ -93,12 +94,9 @@ def _replace(graph: fx.Graph, network: Network, stage: Stage, compiler: Compile,
     program.compile(compiler, dry=dry)
     inside = _own(network, stage, kept, operands)
     order = [node for node in graph.nodes if node in inside]
-    source = {k: v for k, v in network.values[stage.last - 1].meta.items() if k == "stack_trace"}
     late, behind = waiting(order, operands), order[-1].next
     with graph.inserting_before(behind):
-        node = graph.call_function(torch.ops.memcompile.stream_rows.default, (program.key, operands))
-        with network.values[0].meta["val"].fake_mode:
-            node.meta = {**source, "val": [empty(buffer, program.device) for buffer in program.results]}
+        node = call_program(program, operands, network.values[stage.last - 1], network.values[0])
         _take(graph, node, network, kept, inside)
     _move(late, after=behind.prev)
     for old in reversed(order):
@@ -120,15 +118,10 @@ def _own(network: Network, stage: Stage, kept: list[fx.Node], operands: list[fx.
 
 def _take(graph: fx.Graph, node: fx.Node, network: Network, kept: list[fx.Node], inside: set[fx.Node]) -> None:
     """Results of the program in the place of the nodes that made them."""
-    values, number = node.meta["val"], 0
-    source = {k: v for k, v in node.meta.items() if k == "stack_trace"}
+    numbers = itertools.count()
 
     def part() -> fx.Node:
-        nonlocal number
-        taken = graph.call_function(getitem, (node, number))
-        taken.meta = {**source, "val": values[number]}
-        number += 1
-        return taken
+        return result_of(node, next(numbers))
 
     kinds = {network.values[i]: operator.kind for i, operator in enumerate(network.problem.operators)}
     for old in kept:

@@ -51,8 +51,8 @@ def planned() -> Planned:
 
 def check(planned: Planned, schedule: RematSchedule | None = None) -> None:
     solution = RematSolution(schedule or planned.schedule, 0, 0.0, 0.0, "heuristic", "test", 0.0)
-    verify(planned.facts, solution, planned.joint, planned.facts.graphs, planned.graphs)
     check_unchanged(planned.facts.graphs, planned.graphs)
+    verify(planned.facts, solution, planned.joint, planned.facts.graphs, planned.graphs)
 
 
 def test_a_right_plan_passes(planned: Planned) -> None:
