@@ -11,7 +11,7 @@ from torch import fx
 from memcompile.codegen.inductor.dynamo import call_at_reset
 from memcompile.codegen.inductor.seams import require_seams
 from memcompile.codegen.inductor.surface import surfacing
-from memcompile.compiling.session import Session
+from memcompile.compiling.session import Session, first_share
 from memcompile.errors import InvalidOptionError
 from memcompile.machine.support import check_devices, check_torch
 from memcompile.options import Options
@@ -36,7 +36,7 @@ def memcompile(
     parsed = Options.from_mapping(options)
     device = check_devices(t.device for t in example_inputs if isinstance(t, torch.Tensor))
     call_at_reset(LEDGER)
-    return Session(gm, example_inputs, parsed, device).compile()
+    return Session(gm, example_inputs, parsed, device, share=first_share(parsed, example_inputs)).compile()
 
 
 def plan(

@@ -33,7 +33,7 @@ from memcompile.codegen.inductor.partition import default_partition
 from memcompile.codegen.inductor.seams import require_seams
 from memcompile.codegen.inductor.surface import surfacing
 from memcompile.codegen.inductor.trial import KeepsBudget
-from memcompile.compiling.session import Session, on_trial
+from memcompile.compiling.session import Session, first_share, on_trial
 from memcompile.errors import DryRunError, NoReportError
 from memcompile.machine.support import check_devices, check_torch
 from memcompile.options import Options
@@ -87,7 +87,8 @@ def plan(
         raise DryRunError(str(error)) from error
     if not entries:
         raise NoReportError()
-    report = report_over([run for entry in entries for run in entry.runs.values()], model=region_of(model).name)
+    runs = [run for entry in entries for run in entry.runs.values()]
+    report = report_over(runs, ledger.tapes.steps(), region_of(model).name)
     report.options = parsed.to_mapping()
     return report
 
@@ -135,7 +136,16 @@ class DryRun:
         self.final: Lowered | None = None
         own = (i for i, x in enumerate(example_inputs) if id(x) in weights or isinstance(x, torch.nn.Parameter))
         self.session = Session(
-            gm, example_inputs, options, device, ledger, lowering=self._lowering, trust=False, dry=True, weights=frozenset(own)
+            gm,
+            example_inputs,
+            options,
+            device,
+            ledger,
+            lowering=self._lowering,
+            trust=False,
+            dry=True,
+            weights=frozenset(own),
+            share=first_share(options, example_inputs, ledger),
         )
 
     def plan(self) -> tuple[GraphEntry, Callable[..., Any]]:
@@ -145,10 +155,13 @@ class DryRun:
         entry, _ = session.finish((self.options.dump,), self.final, self._also)
 
         def call(*args: Any) -> Any:
-            session.ledger.ran(entry, args)
+            ledger = session.ledger
+            tape, number = ledger.begin(call, (session.graph_id,), None)
+            tape.calls[number].ran_as(entry, ledger.ran(entry, args))
             outputs = function(*args)
+            tape.note("returned", number)
             if entry.report.kind == "train":
-                session.ledger.hold(entry, outputs, given=given_of(args))
+                ledger.hold(entry, outputs, given=given_of(args), call=(tape, number))
             return outputs
 
         return entry, call

@@ -38,7 +38,7 @@ def graph_report(session: Session, made: Made) -> GraphReport:
         device=str(session.device),
         planned_peak_bytes=peak.peak_bytes + outside,
         unplanned_peak_bytes=before + outside,
-        budget_bytes=None if room is None or session.counted_bytes is not None else room.total_bytes,
+        budget_bytes=None if room is None or session.counted_bytes is not None or session.budget_is_open else room.total_bytes,
         lower_bound_bytes=_bound(fitted, session.outside.certain_bytes),
         entry_bytes=peak.entry_bytes + outside,
         saved_bytes=peak.saved_bytes,

@@ -116,4 +116,6 @@ def _named(name: str, goes_on: bool) -> Iterator[None]:
             raise
         if not goes_on:
             raise PassError(name, f"{type(error).__name__}: {error}") from error
-        log.warning("%s failed, Inductor compiles the graph as it is: %s", name, error)
+        log.warning(
+            "%s failed, Inductor compiles the graph as it is: %s", name, str(error)
+        )  # records live long, frames with them

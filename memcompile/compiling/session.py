@@ -6,7 +6,8 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,19 @@ from memcompile.logs import get_logger
 from memcompile.options import Options
 from memcompile.passes.base import Captured, Context, Made, Request
 from memcompile.report.data import GraphReport
-from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, Profile, gradients_of, storages
+from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, gradients_of, owner_of, storages
+from memcompile.runtime.profile import Profile
+from memcompile.runtime.region import is_one_of_several, model_under_way
 from memcompile.runtime.room import Rooms
 from memcompile.runtime.transfers.held import is_ticket
 from memcompile.runtime.workspace import measuring
+from memcompile.solvers.calls.choose import LEAST, Share
 from memcompile.step.facts import UNPLANNED, Planned, StepGraphs
 from memcompile.step.fxutil import outputs_of
 from memcompile.step.lowered import Fitted, Lowered, Lowering
 from memcompile.step.parts import storage_bytes
-from memcompile.step.trace import GraphTrace, StepPeak
+from memcompile.step.symbols import symbols_of
+from memcompile.step.trace import GraphTrace, StepPeak, step_peak
 
 log = get_logger(__name__)
 
@@ -54,7 +59,7 @@ class Session:
 
     ``tangents_held``: whether gradients arrive for more than a scalar loss; None: not when the graph returns one. ``ledger``
     and ``lowering`` are others in a ``dry`` run. ``trust``: see ``passes/schedule/fit.py``. ``weights``: which inputs are
-    parameters or buffers.
+    parameters or buffers. ``share``: see ``runtime/room.py``; None: the graph has the room to itself, or nobody knows yet.
     """
 
     def __init__(
@@ -70,17 +75,23 @@ class Session:
         trust: bool = True,
         dry: bool = False,
         weights: frozenset[int] = frozenset(),
+        share: Share | None = None,
     ) -> None:
         self.gm, self.inputs, self.options, self.device = gm, list(example_inputs), options, device
         self.ledger, self.tangents_held = ledger, tangents_held
         self.tensors = [t for t in example_inputs if isinstance(t, torch.Tensor)]
         self.owned = tuple(index for index, value in enumerate(self.inputs) if _is_owned(value))
+        self.symbols = symbols_of(gm.graph)
         self.graph_id = ledger.next_id()
         self.outside = ledger.outside(self.tensors)
-        self.request = Request(options, device, dry, trust, capture_info().graph_break, bool(ledger.chain()), weights)
+        model, inside = model_under_way(), ledger.waiting
+        self.model = None if model is None else weakref.ref(model)
+        self.request = Request(options, device, dry, trust, capture_info().graph_break, inside, weights, share)
         self.hooks = hooks_of(self.request)
         self.hook = together(self.hooks.values())
-        self.ctx = Context(self.request, lowering(self.hook), Rooms(options.memory_budget, self.outside, device))
+        total = ledger.total_of(model, options.memory_budget)
+        rooms = Rooms(options.memory_budget, self.outside, device, share, total)
+        self.ctx = Context(self.request, lowering(self.hook), rooms)
         self.done: list[Done] = []
         self.graphs: StepGraphs | None = None
         self.keeps = KeepsBudget(StepGraphs(gm, None, 0), None)
@@ -99,13 +110,22 @@ class Session:
             function = compile_graph(self.gm, self.inputs, self.partition, code, self.options.inductor)
         if function is None:
             log.info("graph %s takes more than its plan: planned again, with trial lowerings", self.graph_id)
-            again = Session(original, self.inputs, self.options, self.device, tangents_held=self.tangents_held, trust=False)
-            return again.compile()
+            anew = Session(
+                original,
+                self.inputs,
+                self.options,
+                self.device,
+                tangents_held=self.tangents_held,
+                trust=False,
+                share=self.request.share,
+            )
+            return anew.compile()
         entry, made = self.finish((self.options.dump, debug_folder()))
         kept = [kept for each in self.done for kept in each.plan.keeps]
         again_for = functools.partial(_again, original, self.options, self.device)
-        planned = self.ctx.rooms.room is not None
-        compiled = CompiledGraph(function, entry, kept, self.tensors, made.graphs.tangents_held, again_for if planned else None)
+        planned = self.ctx.has_budget
+        again = again_for if planned else None
+        compiled = CompiledGraph(function, entry, kept, self.tensors, made.graphs.tangents_held, self.options, again)
         self.inputs, self.tensors = [], []  # code that asks for weights at each call keeps this session
         return compiled
 
@@ -121,7 +141,10 @@ class Session:
         return graphs.forward, graphs.backward
 
     def inference(self, gm: fx.GraphModule) -> fx.GraphModule:
-        """A graph without a backward, planned."""
+        """A graph without a backward, planned. A size that is settled by now is an input that nobody reads."""
+        for node in gm.graph.find_nodes(op="placeholder"):
+            if not node.users:
+                node.meta.setdefault("val", 0)
         captured = run("capture", Captured(gm, training=False), self.ctx, self.done, self._refuse)
         graphs = StepGraphs(captured.gm, None, len(outputs_of(captured.gm.graph)), captured.planned)
         return self._within_budget(graphs).forward
@@ -194,11 +217,37 @@ class Session:
             report,
             self.owned,
             unplanned=profile if fitted is None else self._profile(fitted.base.peak, fitted.base.peak),
-            steady_bytes=float("inf") if fitted is None else self._steady_bytes(fitted),
-            reserve_bytes=0 if fitted is None else fitted.reserve_bytes,
+            share=self.request.share,
+            extra_seconds=report.planned_seconds - report.base_seconds,
+            front=tuple if fitted is None else fitted.front,
+            model=self.model,
+            budget=self.options.memory_budget,
+            places=tuple(self.symbols),
+            sized=self._sized(made.traces, made),
+            unplanned_sized=None if fitted is None else self._sized(fitted.base.by_half(), made),
         )
         self.ledger.add(entry, self.inputs)
         return entry, made
+
+    def _sized(self, traces: Mapping[str, GraphTrace], made: Made) -> Callable[[tuple[int, ...]], Profile] | None:
+        """What code takes with other sizes of its inputs; None where it takes the same."""
+        if not any(trace.formulas for trace in traces.values()):
+            return None
+        symbols, held = tuple(self.symbols.values()), made.graphs.tangents_held
+        compiled_for = [max(1, self.inputs[place]) for place in self.symbols]
+        like = self._profile(made.peak, made.dropped)
+
+        @functools.cache
+        def profile(sizes: tuple[int, ...]) -> Profile:
+            growth = max((size / before for size, before in zip(sizes, compiled_for, strict=True)), default=1.0)
+            values = dict(zip(symbols, sizes, strict=True))
+            forward, *backward = (trace.at(values, growth) for trace in traces.values())
+            peak, dropped = (
+                step_peak(forward, *backward, tangents_held=held, returned_held=returned) for returned in (True, False)
+            )
+            return _resized(like, peak, dropped)
+
+        return profile
 
     def _made(self, peak: StepPeak) -> Made:
         return Made(
@@ -213,23 +262,41 @@ class Session:
             hooks=self.hooks,
         )
 
-    def _steady_bytes(self, fitted: Fitted) -> float:
-        """Up to which budget the graph stays as it is: where it has no plan, or the smallest."""
-        return fitted.steady_bytes + self.outside.bytes if fitted.steady_bytes else 0
-
     def _pass_gate(self, made: Made, profile: Profile) -> None:
         """What was compiled against the budget, whatever was planned: this graph, and the step with the graphs before it."""
         peak = made.peak
         room = self.ctx.rooms.resolve(lambda: (peak.peak_bytes, peak.entry_bytes))
         if room is None:
             return
+        if self.request.share is None and "backward" in made.traces:
+            model = None if self.model is None else self.model()
+            self.ledger.raise_total(model, self.options.memory_budget, room.total_bytes)
         counted = self.counted_bytes
         needed = self._needed(peak.peak_bytes if counted is None else counted, profile)
-        if needed <= room.total_bytes:
+        if needed <= room.total_bytes or self._is_compared_later:
             return
         if self.options.on_infeasible == "raise":
             raise self._infeasible(Lowered(made.graphs, tuple(made.traces.values()), peak, peak), needed, profile)
         self.notes.append(f"the budget of {room.total_bytes} bytes is not kept: the compiled code takes {needed} bytes")
+
+    @property
+    def _is_compared_later(self) -> bool:
+        """Whether what this graph takes is compared by those who plan its step: as they plan, or once they know what a share of
+        the step's peak comes to."""
+        share, rooms = self.request.share, self.ctx.rooms
+        if share is None:
+            return rooms.budget.needs_unplanned_peak and rooms.total_bytes is None and self._may_train_yet()
+        return share != LEAST or self.budget_is_open
+
+    @property
+    def budget_is_open(self) -> bool:
+        """Whether nobody knows yet what it comes to: a share of the peak of a step that is not over."""
+        return self.request.share == LEAST and self.ctx.rooms.budget.needs_unplanned_peak
+
+    def _may_train_yet(self) -> bool:
+        """Whether this is a graph for inference of a model that can be trained: the share is one of a step of training, too."""
+        trains = "backward" in self.keeps.traces or (self.graphs is not None and self.graphs.backward is not None)
+        return not trains and any(self.inputs[index].requires_grad for index in self.owned)
 
     def _needed(self, peak_bytes: int, profile: Profile) -> int:
         """What this graph takes with all that is alive beside it; or the step so far, at any of its graphs."""
@@ -238,7 +305,7 @@ class Session:
 
     def _refuse(self, fitted: Fitted) -> None:
         """Raise what is known before anything is compiled."""
-        if fitted.fits or self.options.on_infeasible != "raise":
+        if fitted.fits or self.options.on_infeasible != "raise" or self._is_compared_later:
             return
         peak = fitted.final.peak
         profile = self._profile(peak, peak)
@@ -252,7 +319,7 @@ class Session:
         room = self.ctx.rooms.room
         assert room is not None
         base = fitted or self.fitted
-        if any(graph.steady_bytes < needed for graph in self.ledger.chain()):
+        if any(graph.share is None for graph in self.ledger.chain()):
             unplanned = profile if base is None else self._profile(base.base.peak, base.base.peak)
             needed = max(needed, self.ledger.unplanned_peak_with(unplanned))
         bound = 0 if fitted is None else fitted.lower_bound_bytes
@@ -278,14 +345,44 @@ class Session:
             peak.returned_bytes,
             dropped.backward_peak_bytes + around if dropped.backward_peak_bytes else 0,
             gradients_of(self.tensors),
+            owner_of(value for index in self.owned if isinstance(value := self.inputs[index], torch.Tensor)),
         )
 
 
+def _resized(like: Profile, peak: StepPeak, dropped: StepPeak) -> Profile:
+    """A profile for other sizes, with all inputs as one storage."""
+    return dataclasses.replace(
+        like,
+        entry={0: peak.entry_bytes},
+        held_bytes=peak.held_bytes,
+        forward_peak_bytes=peak.forward_peak_bytes,
+        backward_peak_bytes=peak.backward_peak_bytes,
+        returned_bytes=peak.returned_bytes,
+        dropped_backward_peak_bytes=dropped.backward_peak_bytes,
+    )
+
+
 def _again(
-    original: fx.GraphModule, options: Options, device: torch.device, inputs: Sequence[Any], tangents_held: bool
+    original: fx.GraphModule,
+    options: Options,
+    device: torch.device,
+    inputs: Sequence[Any],
+    tangents_held: bool,
+    share: Share | None,
 ) -> CompiledGraph:
     """The graph compiled once more, for a step that differs from what it was planned for."""
-    return Session(copy.deepcopy(original), inputs, options, device, tangents_held=tangents_held).compile()
+    return Session(copy.deepcopy(original), inputs, options, device, tangents_held=tangents_held, share=share).compile()
+
+
+def first_share(options: Options, inputs: Sequence[Any], ledger: Ledger = LEDGER) -> Share | None:
+    """Of a graph that Dynamo hands over now: under a budget, the least where others of its step wait for their backward, or are
+    known to come before its own."""
+    if options.memory_budget.to_option() is None:
+        return None
+    if ledger.waiting:
+        return LEAST
+    trains = torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs)
+    return LEAST if trains and (is_one_of_several() or capture_info().graph_break) else None
 
 
 def _is_owned(value: object) -> bool:

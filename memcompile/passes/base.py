@@ -19,6 +19,7 @@ from memcompile.options import Option, Options
 from memcompile.report.data import DecisionRow, KernelInfo, PassReport, Status
 from memcompile.report.figure import Figure
 from memcompile.runtime.room import Rooms
+from memcompile.solvers.calls.choose import Share
 from memcompile.step.cost import CostModel
 from memcompile.step.facts import UNPLANNED, Planned, StepGraphs
 from memcompile.step.lowered import Fitted, Lowering
@@ -35,7 +36,8 @@ class Request:
     """What a graph is compiled for. ``dry``: nothing is compiled. ``trust``: see ``passes/schedule/fit.py``.
 
     ``graph_break``: the step goes on after this graph; ``inside``: it runs between forward and backward of another one.
-    ``weights``: which of its inputs are parameters or buffers.
+    ``weights``: which of its inputs are parameters or buffers. ``share``: of a step with several calls; None: it has the room
+    to itself.
     """
 
     options: Options
@@ -45,6 +47,7 @@ class Request:
     graph_break: bool = False
     inside: bool = False
     weights: frozenset[int] = frozenset()
+    share: Share | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,13 @@ class Blocks:
         for block in self.blocks:
             block.makers.pop(arena, None)
 
+    def leave(self, room_bytes: float) -> None:
+        """Give back idle blocks until those that are left take no more than ``room_bytes``, the largest first."""
+        with self._lock:
+            for block in sorted(self.blocks, key=lambda block: -block.size_bytes):
+                if sum(other.size_bytes for other in self.blocks) > room_bytes and not block.taken:
+                    self.blocks.remove(block)
+
     def release(self) -> int:
         """Give back the blocks that nobody uses; returns their bytes."""
         with self._lock:

@@ -11,47 +11,24 @@ at: weak references say which of these storages are still alive.
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from memcompile.options import Budget
 from memcompile.report.data import GraphReport
+from memcompile.runtime.profile import Profile, chain_peak
 from memcompile.runtime.region import Region, region_under_way
+from memcompile.runtime.tape import Name, Planner, Tape, Tapes
+from memcompile.solvers.calls.choose import Point, Share
 from memcompile.step.parts import parts_of, storages_of
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What one compiled graph takes, in bytes. ``entry``: storages it reads (key -> bytes, see ``storages``).
-    ``held_bytes``: between its halves, ``returned_bytes`` of them in what the forward returned.
-    ``dropped_backward_peak_bytes``: of the backward where what the forward returned is gone by then.
-    ``gradient_bytes``: of the gradients it returns for parameters. Peaks include the entry. ``existing``: gradients of earlier
-    steps, which are beside it, as in ``gradients_of``."""
-
-    entry: dict[int, int]
-    held_bytes: int
-    forward_peak_bytes: int
-    backward_peak_bytes: int
-    gradient_bytes: int = 0
-    returned_bytes: int = 0
-    dropped_backward_peak_bytes: int = 0
-    existing: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def entry_bytes(self) -> int:
-        """Bytes of the storages that are alive at entry."""
-        return sum(self.entry.values())
-
-    def keeping(self, kept_bytes: int | None) -> Profile:
-        """With no more than ``kept_bytes`` of what the forward returned alive as the backward begins; None: who knows."""
-        if kept_bytes is None or not self.dropped_backward_peak_bytes:
-            return self
-        return replace(self, backward_peak_bytes=min(self.backward_peak_bytes, self.dropped_backward_peak_bytes + kept_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +58,9 @@ class Seen:
 class Run:
     """A compiled graph at work for one module or function. Copies, and blocks with the same code, share a graph: each is a run.
 
-    ``number``: runs count up. ``profile``: with the storages that it reads itself. ``read``: its parameters. ``before``: what
-    held memory as it ran first, in order.
+    ``number``: runs count up. ``profile``: with the storages that it reads itself. ``read``: its parameters.
+    ``shared``: it was planned for a step with several calls.
+    ``total``: what a share of the step's peak comes to; None: the budget is none, or is not known.
     """
 
     number: int
@@ -90,8 +68,15 @@ class Run:
     report: GraphReport
     region: Region | None = None
     read: tuple[weakref.ref[torch.Tensor], ...] = ()
-    before: tuple[Run, ...] = ()
     seen: Seen = field(default_factory=Seen)
+    shared: bool = False
+    total: Callable[[], int | None] = lambda: None
+
+    @property
+    def current(self) -> GraphReport:
+        """The report, with what a share of the step's peak comes to by now."""
+        total = self.total()
+        return self.report if total is None else replace(self.report, budget_bytes=total)
 
     def is_for(self, region: Region | None, read: Sequence[torch.Tensor]) -> bool:
         """Whether it is that of a call in ``region`` with those parameters."""
@@ -106,8 +91,9 @@ class Run:
 class GraphEntry:
     """One compiled graph. ``owned``: which of its inputs are parameters; ``runs``: what it ran for; ``latest``: the last.
 
-    ``unplanned``: what it would take without a plan. ``steady_bytes``: budgets from the one it was compiled for up to this
-    leave it the same plan. ``reserve_bytes``: what its plan spares for graphs after it.
+    ``unplanned``: what it would take without a plan. ``share``: what it was planned for beside a budget. ``extra_seconds``:
+    what its plan takes above the time without one; ``front``: what else it could be, by the model. ``model``: that it is a part
+    of.
     """
 
     profile: Profile
@@ -116,9 +102,19 @@ class GraphEntry:
     runs: dict[tuple[int, ...], Run] = field(default_factory=dict)
     latest: Run | None = None
     unplanned: Profile | None = None
-    steady_bytes: float = float("inf")
-    reserve_bytes: int = 0
+    share: Share | None = None
+    extra_seconds: float = 0.0
+    front: Callable[[], Sequence[tuple[Share, Point]]] = tuple
+    model: weakref.ref[torch.nn.Module] | None = None
+    budget: Budget = field(default_factory=Budget)
+    places: tuple[int, ...] = ()
+    sized: Callable[[tuple[int, ...]], Profile] | None = None
+    unplanned_sized: Callable[[tuple[int, ...]], Profile] | None = None
     seen: Seen = field(default_factory=Seen)
+
+    def of_model(self) -> torch.nn.Module | None:
+        """None also when it is gone."""
+        return None if self.model is None else self.model()
 
 
 References = dict[int, tuple[StorageWeakRef, int]]
@@ -128,16 +124,23 @@ class _Hold:
     """A forward that ran and whose backward has not. ``given``: what it read beside parameters; ``returned``: its outputs."""
 
     def __init__(
-        self, ledger: Ledger, entry: GraphEntry, given: Iterable[torch.Tensor], returned: Iterable[torch.Tensor]
+        self,
+        ledger: Ledger,
+        entry: GraphEntry,
+        given: Iterable[torch.Tensor],
+        returned: Iterable[torch.Tensor],
+        call: tuple[Tape, int] | None,
+        profile: Profile | None,
     ) -> None:
-        self.ledger, self.entry, self.run = ledger, entry, entry.latest
+        self.ledger, self.entry, self.run, self.call, self.sized = ledger, entry, entry.latest, call, profile
         self.given, self.returned = _references(given), _references(returned)
         ledger.live[id(self)] = weakref.ref(self)
 
     @property
     def profile(self) -> Profile:
         """Of the run, with what is known of earlier ones."""
-        return (self.entry.profile if self.run is None else self.run.profile).keeping(self.entry.seen.kept_bytes)
+        known = self.entry.profile if self.run is None else self.run.profile
+        return (self.sized or known).keeping(self.entry.seen.kept_bytes)
 
     def alive(self) -> dict[int, int]:
         """Storages that it read or returned and that are not gone: address -> bytes."""
@@ -148,9 +151,16 @@ class _Hold:
         given = _alive(self.given)
         kept = sum(size for key, size in _alive(self.returned).items() if key not in given)
         self.entry.seen.kept_bytes = max(kept, self.entry.seen.kept_bytes or 0)
+        if self.call is not None:
+            self.call[0].note("backward", self.call[1])
 
     def release(self) -> None:
-        self.ledger.live.pop(id(self), None)
+        ledger = self.ledger
+        ledger.stale.discard(id(self))
+        if ledger.live.pop(id(self), None) is not None and self.call is not None:
+            self.call[0].note("over", self.call[1])
+            if not ledger.waiting and self.call[0] is ledger.tapes.open:
+                ledger.tapes.ended(self.call[0])
 
     __del__ = release
 
@@ -171,19 +181,38 @@ def _alive(references: References) -> dict[int, int]:
 class Ledger:
     """The books of the process. Use the one instance, ``LEDGER``.
 
-    ``last``: the graphs of what was compiled last.
+    ``last``: the graphs of what was compiled last. ``tapes``: of steps. ``totals``: what a share of a step's peak came to, for
+    a model and the share as the user wrote it.
     """
 
     def __init__(self) -> None:
         self.entries: weakref.WeakSet[GraphEntry] = weakref.WeakSet()
         self.live: dict[int, weakref.ref[_Hold]] = {}
+        self.stale: set[int] = set()
         self.last: list[GraphEntry] = []
+        self.tapes = Tapes()
+        self.totals: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, int]] = weakref.WeakKeyDictionary()
         self._last_compiler: object = None
         self._ids, self._runs = itertools.count(), itertools.count()
 
     def next_id(self) -> str:
         """A name for the next graph: its number in the process."""
         return str(next(self._ids))
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a step is under way: something waits for its backward, and may still get it."""
+        return len(self.live) > len(self.stale)
+
+    def begin(self, graph: Any, name: Name, plan: Planner | None) -> tuple[Tape, int]:
+        """A graph is called: see `Tapes.begin`. What was returned before a call that is over, and is made again now, is what
+        somebody keeps: it is alive, and no part of the steps to come."""
+        tape = self.tapes.open
+        if tape is not None and (number := tape.over.get(name)) is not None:
+            kept = {key: hold for key, ref in list(self.live.items()) if (hold := ref()) is not None and key not in self.stale}
+            if all(hold.call is not None and hold.call[0] is tape and hold.call[1] < number for hold in kept.values()):
+                self.stale |= kept.keys()
+        return self.tapes.begin(graph, name, self.waiting, plan)
 
     def chain(self) -> tuple[GraphEntry, ...]:
         """Graphs whose forward has run and whose backward is still to come, in order; one that ran twice, twice."""
@@ -212,10 +241,24 @@ class Ledger:
         """Peak of the step under way with one more graph."""
         return chain_peak([*(hold.profile for hold in self._holds()), profile])
 
+    def total_of(self, model: torch.nn.Module | None, budget: Budget) -> int | None:
+        """What a share of the peak came to for ``model``, in the largest step of training that was seen; None: in none yet."""
+        return None if model is None else self.totals.get(model, {}).get(str(budget))
+
+    def _total(self, model: weakref.ref[torch.nn.Module] | None, budget: Budget) -> int | None:
+        return None if model is None else self.total_of(model(), budget)
+
+    def raise_total(self, model: torch.nn.Module | None, budget: Budget, total_bytes: int) -> int:
+        """A step was seen of which the share comes to ``total_bytes``. Returns what it comes to now."""
+        total_bytes = max(total_bytes, self.total_of(model, budget) or 0)
+        if model is not None and budget.needs_unplanned_peak:
+            self.totals.setdefault(model, {})[str(budget)] = total_bytes
+        return total_bytes
+
     def unplanned_peak_with(self, profile: Profile) -> int:
-        """The same without the plans of earlier graphs, and with what these spare for others."""
+        """The same without the plans of earlier graphs."""
         profiles = [replace(hold.entry.unplanned or hold.profile, entry=hold.profile.entry) for hold in self._holds()]
-        return chain_peak([*profiles, profile]) + max((entry.reserve_bytes for entry in self.chain()), default=0)
+        return chain_peak([*profiles, profile])
 
     def add(self, entry: GraphEntry, inputs: Sequence[object] = ()) -> None:
         """Enter a graph that was compiled, for a call with ``inputs`` that is under way."""
@@ -228,28 +271,35 @@ class Ledger:
         self.entries.add(entry)
         self.ran(entry, inputs)
 
-    def ran(self, entry: GraphEntry, inputs: Sequence[object]) -> None:
-        """A graph is called with ``inputs``, maybe for another module than the one that it was compiled for."""
+    def ran(self, entry: GraphEntry, inputs: Sequence[object], profile: Profile | None = None) -> Run:
+        """A graph is called with ``inputs``, maybe for another module than the one that it was compiled for. ``profile``: of
+        this call, where its sizes are others; the books keep the largest."""
         region = region_under_way()
         read = [t for t in (inputs[index] for index in entry.owned) if isinstance(t, torch.Tensor)]
         key = (*map(id, () if region is None else (region.compiler, region.module, region.code)), *map(id, read[:1]))
         run = entry.runs.get(key)
         if run is None or not run.is_for(region, read):
-            profile = entry.profile
-            if entry.runs:
+            known = profile or entry.profile
+            if entry.runs and profile is None:
                 tensors = (t for t in inputs if isinstance(t, torch.Tensor))
-                profile = replace(profile, entry=storages(tensors))
-            chain = tuple(replace(hold.run, before=()) for hold in self._holds() if hold.run is not None)
-            run = Run(next(self._runs), profile, entry.report, region, tuple(map(weakref.ref, read)), chain, entry.seen)
+                known = replace(known, entry=storages(tensors), owner=owner_of(read))
+            reading, shared = tuple(map(weakref.ref, read)), entry.share is not None
+            total = functools.partial(self._total, entry.model, entry.budget)
+            run = Run(next(self._runs), known, entry.report, region, reading, entry.seen, shared, total)
             entry.runs = {key: run for key, run in entry.runs.items() if not run.is_over()}
             entry.runs[key] = run
             if region is not None and region.compiler is self._last_compiler and entry not in self.last:
                 self.last.append(entry)
+        elif profile is not None and profile.peak_bytes > run.profile.peak_bytes:
+            entry.runs[key] = run = replace(run, profile=profile)
         entry.latest = run
+        return run
 
     def reset(self) -> None:
         """Forget what Dynamo forgets: it calls this for ``torch._dynamo.reset()``."""
         self.entries.clear()
+        self.tapes.forget()
+        self.totals.clear()
         self._last_compiler = None
 
     def hold(
@@ -258,16 +308,19 @@ class Ledger:
         outputs: Iterable[object],
         on_backward: Callable[[Sequence[torch.Tensor | None]], None] | None = None,
         given: Iterable[torch.Tensor] = (),
+        call: tuple[Tape, int] | None = None,
+        profile: Profile | None = None,
     ) -> None:
         """The forward of ``entry`` has run: it holds its saved tensors until its backward has.
 
-        ``on_backward`` is told the gradients that the backward received. ``given``: what it read beside parameters.
+        ``on_backward`` is told the gradients that the backward received. ``given``: what it read beside parameters. ``call``:
+        its place in the tape of the step. ``profile``: of this call, where its sizes are others.
         """
         tensors = [out for out in outputs if isinstance(out, torch.Tensor)]
         node = next((out.grad_fn for out in tensors if out.grad_fn is not None), None)
         if node is None:
             return
-        token = _Hold(self, entry, given, tensors)
+        token = _Hold(self, entry, given, tensors, call, profile)
 
         def begins(_received: Sequence[torch.Tensor | None]) -> None:
             token.see_backward()
@@ -279,30 +332,6 @@ class Ledger:
 
         node.register_prehook(begins)
         node.register_hook(done)
-
-
-def chain_peak(profiles: Sequence[Profile]) -> int:
-    """Peak of a step made of several graphs: forwards in order, backwards in reverse.
-
-    While graph i runs forward, what the earlier ones hold is alive; while it runs backward, also the gradients that the later
-    ones returned. Gradients of earlier steps are alive all the time, and later ones are added to them.
-    """
-    entry: dict[int, int] = {}
-    existing: dict[int, int] = {}
-    for index, profile in enumerate(profiles):
-        entry.update((key, size) for key, size in profile.entry.items() if index == 0 or not is_activation(key))
-        existing |= profile.existing
-    total, held, peak = sum(entry.values()) + sum(existing.values()), 0, 0
-    for index, profile in enumerate(profiles):
-        later = sum(other.gradient_bytes for other in profiles[index + 1 :] if not other.existing)
-        own = profile.entry_bytes
-        peak = max(
-            peak,
-            total + held + profile.forward_peak_bytes - own,
-            total + held + later + profile.backward_peak_bytes - own if profile.backward_peak_bytes else 0,
-        )
-        held += profile.held_bytes
-    return peak
 
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
@@ -331,9 +360,9 @@ def given_of(arguments: Iterable[object]) -> list[torch.Tensor]:
     return [a for a in arguments if isinstance(a, torch.Tensor) and not isinstance(a, torch.nn.Parameter)]
 
 
-def is_activation(key: int) -> bool:
-    """Whether a storage is what another graph returned: that graph already counts it among what it holds."""
-    return key < 0
+def owner_of(parameters: Iterable[torch.Tensor]) -> int:
+    """See `Profile`."""
+    return next((t.untyped_storage()._cdata for t in parameters if t.requires_grad), 0)
 
 
 def gradients_of(tensors: Iterable[torch.Tensor]) -> dict[int, int]:

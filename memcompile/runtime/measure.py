@@ -20,24 +20,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch._C._profiler import _ExtraFields_Allocation, _ProfilerEvent
 from torch.utils._pytree import tree_leaves
 
 from memcompile.errors import UnsupportedDeviceError
 from memcompile.runtime.arena import BLOCKS
 from memcompile.runtime.transfers.held import resident_tensors
+from memcompile.runtime.watch import AllocationEvent, allocations
 from memcompile.step.parts import storages_of
 
 Step = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class AllocationEvent:
-    """One call of the allocator: `size_bytes` is positive when the block at `address` is made, negative when it is freed."""
-
-    time_ns: int
-    address: int
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -115,12 +106,7 @@ def record_allocations(step: Step) -> list[AllocationEvent]:
     results = profile.kineto_results
     if results is None:
         raise RuntimeError("the profiler returned no events: another profiler is running around the measurement")
-    events = [
-        AllocationEvent(event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size)
-        for event in _walk(results.experimental_event_tree())
-        if isinstance(event.extra_fields, _ExtraFields_Allocation) and event.extra_fields.device.type == "cpu"
-    ]
-    return sorted(events, key=lambda event: event.time_ns)
+    return allocations(results.experimental_event_tree())
 
 
 def _measure_cpu(step: Step, model: torch.nn.Module, inputs: object) -> Measurement:
@@ -152,9 +138,3 @@ def _entry_tensors(model: torch.nn.Module, inputs: object) -> Iterator[torch.Ten
         yield tensor
         if tensor.is_leaf and tensor.grad is not None:
             yield tensor.grad
-
-
-def _walk(events: Iterable[_ProfilerEvent]) -> Iterator[_ProfilerEvent]:
-    for event in events:
-        yield event
-        yield from _walk(event.children)

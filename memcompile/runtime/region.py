@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule
 
+_CALL = nn.Module._call_impl.__code__
 _FORWARD = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")
 
 
@@ -75,6 +76,34 @@ def region_under_way() -> Region | None:
     return None
 
 
+def model_under_way() -> nn.Module | None:
+    """The outermost module that the caller is called by, or inside of what was compiled; None outside of one."""
+    region, frame, found = region_under_way(), sys._getframe(1), None
+    while frame is not None:
+        if frame.f_code is _CALL:
+            found = _original(frame.f_locals["self"])
+        frame = frame.f_back  # type: ignore[assignment]
+    return found if found is not None or region is None else region.module
+
+
+def is_one_of_several() -> bool:
+    """Whether the caller's graph is known to be a part of a step: others of its model are compiled by themselves, or Dynamo
+    left what was compiled and captures functions inside."""
+    model, region, frame = model_under_way(), region_under_way(), sys._getframe(1)
+    if model is None or region is None or region.module is None:
+        return False
+    while frame is not None and frame.f_code is not _WRAPPER:
+        if frame.f_code is _CALL and _original(frame.f_locals["self"]) is not region.module:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    parts = {_original(m) for m in model.modules() if isinstance(m, OptimizedModule) or m._compiled_call_impl is not None}
+    return bool(parts - {model, region.module})
+
+
+def _original(module: nn.Module) -> nn.Module:
+    return module._orig_mod if isinstance(module, OptimizedModule) else module
+
+
 def region_of(function: Callable[..., Any]) -> Region:
     """What calls of ``function`` run in, be it what ``torch.compile`` returned or, without a compiler, what it was given."""
     if isinstance(function, OptimizedModule):
@@ -105,8 +134,7 @@ def _region(compiler: object, function: Any, args: tuple[Any, ...]) -> Region:
     code_ref = None if code is None else weakref.ref(code)
     if not isinstance(owner, nn.Module):
         return Region(compiler, None, code_ref)
-    owner = owner._orig_mod if isinstance(owner, OptimizedModule) else owner
-    return Region(compiler, weakref.ref(owner), None if code is not None and code.co_name in _FORWARD else code_ref)
+    return Region(compiler, weakref.ref(_original(owner)), None if code is not None and code.co_name in _FORWARD else code_ref)
 
 
 def _unwrapped(function: Any) -> Any:

@@ -11,8 +11,9 @@ from torch import nn
 
 from memcompile.errors import NoReportError
 from memcompile.report.data import Report, StepReport
-from memcompile.runtime.ledger import Ledger, Run, chain_peak
+from memcompile.runtime.ledger import Ledger, Run
 from memcompile.runtime.region import Region, region_of
+from memcompile.runtime.tape import Tape
 
 
 def report_on(ledger: Ledger, function: Callable[..., Any]) -> Report:
@@ -25,7 +26,7 @@ def report_on(ledger: Ledger, function: Callable[..., Any]) -> Report:
     own = _own(runs, wanted)
     if not own:
         raise NoReportError()
-    return report_over(own, runs, wanted.name)
+    return report_over(own, ledger.tapes.steps(), wanted.name)
 
 
 def last_report(ledger: Ledger) -> Report:
@@ -34,13 +35,16 @@ def last_report(ledger: Ledger) -> Report:
         raise NoReportError("any model")
     runs = [run for entry in ledger.last for run in entry.runs.values()]
     region = ledger.last[-1].latest.region if ledger.last[-1].latest is not None else None
-    return report_over(runs, _runs(ledger), "" if region is None else region.name)
+    return report_over(runs, ledger.tapes.steps(), "" if region is None else region.name)
 
 
-def report_over(own: Sequence[Run], all_runs: Iterable[Run] = (), model: str = "") -> Report:
-    """A report over ``own``. ``all_runs``: of other models, which may be part of the same steps."""
-    graphs = list({run.report.graph_id: run.report for run in own}.values())
-    steps = tuple(_steps(own, [*own, *all_runs]))
+def report_over(own: Sequence[Run], tapes: Iterable[Tape] = (), model: str = "") -> Report:
+    """A report over ``own``. ``tapes``: steps that they may be a part of."""
+    tapes = list(tapes)
+    used = {run.number for tape in tapes for run in tape.runs}
+    own = [run for run in own if not run.shared or run.number in used] or own
+    graphs = list({run.report.graph_id: run.current for run in own}.values())
+    steps = tuple(_steps(own, tapes))
     return Report(graphs, steps, model=model, versions={"torch": torch.__version__})
 
 
@@ -89,17 +93,20 @@ def _newest(runs: Iterable[Run], alone: bool = False) -> list[Run]:
     return sorted(itertools.chain.from_iterable(newest), key=lambda run: run.number)
 
 
-def _steps(own: Iterable[Run], runs: Iterable[Run]) -> Iterator[StepReport]:
-    """The steps that ``own`` takes part in, each the longest of its kind: a step goes on after a graph break."""
-    mine = {run.number for run in own}
-    chains = {tuple(run.number for run in chain): chain for chain in ((*run.before, run) for run in runs)}
-    shorter = {numbers[:length] for numbers in chains for length in range(1, len(numbers))}
-    for numbers in sorted(chains.keys() - shorter):
-        if not mine.isdisjoint(numbers):
-            chain = chains[numbers]
-            reports = [run.report for run in chain]
-            peak = chain_peak([run.profile.keeping(run.seen.kept_bytes) for run in chain])
-            if any(run.seen.kept_bytes is None for run in chain):  # not even once did the step end
-                peak = max(peak, *(report.planned_peak_bytes for report in reports))
-            budgets = [report.budget_bytes for report in reports if report.budget_bytes is not None]
-            yield StepReport(tuple(dict.fromkeys(report.graph_id for report in reports)), peak, max(budgets, default=None))
+def _steps(own: Iterable[Run], tapes: Iterable[Tape]) -> Iterator[StepReport]:
+    """The steps that ``own`` takes part in, each with all of its calls; what never ran in one of several is one by itself."""
+    mine = {run.number: run for run in own}
+    seen = set()
+    for tape in tapes:
+        runs = tape.runs
+        if mine.keys().isdisjoint(run.number for run in runs):
+            continue
+        seen |= {run.number for run in runs}
+        peak = tape.peak_bytes
+        if any(run.seen.kept_bytes is None for run in runs):  # not even once did the step end
+            peak = max(peak, *(run.report.planned_peak_bytes for run in runs))
+        budgets = [budget for run in runs if (budget := run.current.budget_bytes) is not None]
+        yield StepReport(tuple(dict.fromkeys(run.report.graph_id for run in runs)), peak, max(budgets, default=None))
+    for number in sorted(mine.keys() - seen):
+        report = mine[number].current
+        yield StepReport((report.graph_id,), report.planned_peak_bytes, report.budget_bytes)

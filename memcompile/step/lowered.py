@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from memcompile.solvers.calls.choose import Point, Share
 from memcompile.step.facts import StepGraphs
 from memcompile.step.fxutil import readable
 from memcompile.step.trace import GraphTrace, StepPeak
@@ -31,13 +32,17 @@ Lowering = Callable[[StepGraphs, int | None], Lowered]
 """From graphs and a budget to their schedule: ``lower_graphs``, or a model of it."""
 
 
+Front = Callable[[], Sequence[tuple[Share, Point]]]
+"""Plans of a step beside others: what each is planned for, and what it takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """A step within a budget. ``base``: without a plan; ``final``: what is compiled. ``floor_bytes``, ``lower_bound_bytes``:
     known where the smallest plan was searched; neither depends on the budget.
 
-    ``steady_bytes``: up to which budget the plan is that one. ``reserve_bytes``: what it spares for graphs after this one.
-    ``trusted``: its peak is that of a model, and still to be compared. ``lever``: what would let it take less.
+    ``trusted``: its peak is that of a model, and still to be compared. ``lever``: what would let it take less. ``front``: what
+    else the step could be, by the model.
     """
 
     base: Lowered
@@ -45,10 +50,9 @@ class Fitted:
     final: Lowered
     floor_bytes: int | None = None
     lower_bound_bytes: int = 0
-    steady_bytes: float = 0
-    reserve_bytes: int = 0
     trusted: bool = False
     lever: str = ""
+    front: Front = tuple
 
     @property
     def fits(self) -> bool:

@@ -38,6 +38,13 @@ def counted(expression: Any, shape_env: Any) -> int:
     return max(0, most)
 
 
+def symbols_of(graph: fx.Graph) -> dict[int, Any]:
+    """Which inputs of a captured graph are sizes that differ from call to call: place -> symbol."""
+    values = (node.meta.get("example_value", node.meta.get("val")) for node in graph.find_nodes(op="placeholder"))
+    sizes = {place: value.node.expr for place, value in enumerate(values) if isinstance(value, torch.SymInt)}
+    return {place: expression for place, expression in sizes.items() if expression.is_Symbol}
+
+
 def unknown_sizes(graph: fx.Graph) -> Iterator[UnknownSize]:
     """The sizes that nodes of a graph find while it runs. Fractions, which are no sizes, are left out."""
     for node in graph.nodes:

@@ -7,10 +7,12 @@ after the other: saved tensors live from the one to the other, user outputs and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+Formula = Callable[[Mapping[Any, int]], int | None]
+"""From the sizes of a call (symbol -> length) to bytes; None where a symbol is not among them."""
 EventKind = Literal["alloc", "alias", "hold", "free", "kernel", "workspace"]
 
 
@@ -49,7 +51,8 @@ class GraphTrace:
 
     ``inputs``: (name of the FX node and of its buffer, bytes) per graph input, in order; bytes is 0 for symbols. ``outputs``:
     buffer name per graph output, "" for None and constants; ``output_nodes``: the FX node that it was as the graph came, which
-    is what the backward calls a saved one. ``output_strides``: per output, None where it has none.
+    is what the backward calls a saved one. ``output_strides``: per output, None where it has none. ``formulas``: of buffers and
+    inputs whose bytes differ from call to call.
     """
 
     inputs: tuple[tuple[str, int], ...]
@@ -58,6 +61,25 @@ class GraphTrace:
     output_strides: tuple[tuple[int, ...] | None, ...]
     events: tuple[Event, ...]
     buffers: dict[str, TracedBuffer]
+    formulas: Mapping[str, Formula] = field(default_factory=dict)
+
+    def at(self, values: Mapping[Any, int], growth: float) -> GraphTrace:
+        """The trace of a call with other sizes. ``growth``: how many times larger they are at most, which is what scratch of
+        library calls is taken to grow by."""
+
+        def sized(name: str, alike: int) -> int:
+            formula = self.formulas.get(name)
+            found = None if formula is None else formula(values)
+            return alike if found is None else found
+
+        def resized(event: Event) -> Event:
+            if event.kind == "workspace":
+                return replace(event, size_bytes=int(max(1.0, growth) * event.size_bytes))
+            return replace(event, size_bytes=sized(event.name, event.size_bytes)) if event.kind == "alloc" else event
+
+        inputs = tuple((name, sized(name, size)) for name, size in self.inputs)
+        events = tuple(map(resized, self.events))
+        return replace(self, inputs=inputs, events=events)
 
     def saved_for(self, backward: GraphTrace) -> dict[str, int]:
         """Input of the backward -> which output of this forward it is.

@@ -4,6 +4,7 @@ quick; ``benchmarks/budgets.py`` does the same with compiled code and the profil
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from benchmarks.budget_nets import NETS, random_net
 from benchmarks.budgets import BudgetRow, faults, tables
 from memcompile.compiling.dryrun import captured, predict_graphs
 from memcompile.passes.schedule.fit import Outcome, fit
+from memcompile.passes.schedule.front import front
+from memcompile.solvers.calls.choose import UNPLANNED
 from memcompile.step.bound import least_bytes
 from memcompile.step.lowered import Lowered
 from tests.planned_eagerly import COSTS
@@ -28,8 +31,8 @@ def lowered(name: str) -> Lowered:
     return predict_graphs(graphs)
 
 
-def planned(name: str, budget_bytes: int, between_bytes: int = 0) -> Outcome:
-    return fit(lowered(name), budget_bytes, lambda: COSTS, 10.0, predict_graphs, between_bytes=between_bytes)
+def planned(name: str, budget_bytes: int, held_bytes: int | None = None) -> Outcome:
+    return fit(lowered(name), budget_bytes, lambda: COSTS, 10.0, predict_graphs, held_bytes=held_bytes)
 
 
 @pytest.mark.parametrize("name", ["mlp", "attention", "checkpointed", "random 0"])
@@ -50,19 +53,30 @@ def test_more_memory_is_no_slower_and_refusals_hold(name: str) -> None:
     assert bound == least_bytes(lowered(name).graphs, lowered(name).peak.entry_bytes)
 
 
-def test_room_between_the_halves_is_spared_where_a_plan_can() -> None:
-    """A step that fits as it is keeps less for its backward when other graphs run in between."""
+def test_what_is_held_between_the_halves_keeps_its_own_limit() -> None:
+    """A step that fits as it is holds less for its backward when other graphs run in between."""
     free = lowered("mlp").peak
-    held = free.entry_bytes + free.held_bytes
     assert planned("mlp", free.peak_bytes).chosen is None
-    between = free.peak_bytes - held + 150_000
-    sparing = planned("mlp", free.peak_bytes, between)
+    sparing = planned("mlp", free.peak_bytes, free.held_bytes - 150_000)
     assert sparing.fitted.fits and sparing.chosen is not None
-    assert sparing.final.peak.entry_bytes + sparing.final.peak.held_bytes + between <= free.peak_bytes
-    impossible = planned("mlp", free.peak_bytes, 10 * free.peak_bytes)
-    assert impossible.fitted.fits and impossible.final.peak.held_bytes <= sparing.final.peak.held_bytes, (
-        "then as much as can be"
-    )
+    assert sparing.final.peak.held_bytes <= free.held_bytes - 150_000
+    least = [planned("mlp", budget, 0) for budget in (free.peak_bytes, 2 * free.peak_bytes)]
+    assert all(outcome.fitted.fits for outcome in least)
+    assert {outcome.final.peak.held_bytes for outcome in least} == {least[0].final.peak.held_bytes}, "whatever the budget"
+    assert least[0].final.peak.held_bytes < sparing.final.peak.held_bytes
+
+
+def test_the_front_is_what_is_planned_for() -> None:
+    """No point is worse than another in all; what is asked for is kept; the model's numbers are those of the plans."""
+    base = lowered("attention")
+    points = front(base, lambda: COSTS, 5.0)
+    assert points[0][0] == UNPLANNED and len(points) > 3
+    for (share, point), (_, other) in itertools.permutations(points, 2):
+        assert share.held_bytes is None or point.held_bytes <= share.held_bytes
+        assert share.peak_bytes is None or base.peak.entry_bytes + point.backward_bytes <= share.peak_bytes
+        better = (point.held_bytes, point.forward_bytes, point.backward_bytes, point.seconds)
+        than = (other.held_bytes, other.forward_bytes, other.backward_bytes, other.seconds)
+        assert better != than and not all(a <= b for a, b in zip(better, than, strict=True))
 
 
 def row(asked: str, status: str, budget: int, measured: int, seconds: float = 0.0, **more: int) -> BudgetRow:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from memcompile.compiling.compiled_graph import CompiledGraph
+from memcompile.options import Options
 from memcompile.runtime.arena import BLOCKS, GraphArena
 from memcompile.runtime.ledger import LEDGER
 from memcompile.streaming.program import PROGRAMS, LostProgramError
@@ -37,8 +38,11 @@ def compiled() -> CompiledGraph:
         assert arena_key in BLOCKS.arenas
         return [PROGRAMS[key].key for key in keys]
 
-    entry: Any = SimpleNamespace(report=SimpleNamespace(kind="inference", graph_id="0"))
-    return CompiledGraph(lowered, entry, [arena, *programs], [PARAMETER], True, lambda _args, _held: compiled())
+    report = SimpleNamespace(kind="inference", graph_id="0")
+    entry: Any = SimpleNamespace(report=report, share=None, places=(), sized=None)
+    return CompiledGraph(
+        lowered, entry, [arena, *programs], [PARAMETER], True, Options(), lambda _args, _held, _share: compiled()
+    )
 
 
 MADE = [0]

@@ -21,7 +21,8 @@ from memcompile.passes.arena.placed import placed_peak
 from memcompile.passes.schedule.fit import Outcome
 from memcompile.report.data import Report
 from memcompile.runtime.ledger import Outside
-from memcompile.runtime.room import Room
+from memcompile.runtime.room import Rooms
+from memcompile.solvers.calls.choose import LEAST, Share
 from memcompile.step.bound import least_bytes
 from memcompile.step.trace import step_peak
 from tests.passes.arena.test_plan_arena import ALL, BACKWARD
@@ -145,10 +146,14 @@ def test_the_bound_is_below_what_plain_code_and_the_smallest_plan_take(make: typ
 
 def test_a_room_is_a_share_of_the_graph_and_what_is_beside_it() -> None:
     outside, cpu = Outside(certain_bytes=10, held_bytes=30), torch.device("cpu")
-    room = Room.of(Budget.parse("50%"), lambda: (160, 20), outside, cpu)
+
+    def rooms(budget: object, *known: Any) -> Rooms:
+        return Rooms(Budget.parse(budget), outside, cpu, *known)
+
+    room = rooms("50%").resolve(lambda: (160, 20))
     assert room is not None
     assert (room.total_bytes, room.graph_bytes) == (100, 60)
-    assert Room.of(Budget.parse(None), lambda: (160, 20), outside, cpu) is None
+    assert rooms(None).resolve(lambda: (160, 20)) is None
     asked: list[int] = []
 
     def peak() -> tuple[int, int]:
@@ -156,6 +161,12 @@ def test_a_room_is_a_share_of_the_graph_and_what_is_beside_it() -> None:
         asked.append(1)
         return count, 0
 
-    room = Room.of(Budget.parse(25), peak, outside, cpu)
+    room = rooms(25).resolve(peak)
     assert room is not None and not asked, "nobody has to know the peak for a budget in bytes"
     assert room.graph_bytes == 1
+    assert (rooms("50%", None, 130).resolve(lambda: (160, 20)) or room).total_bytes == 130, (
+        "what the model's largest step came to"
+    )
+    assert (rooms("50%", None, 90).resolve(lambda: (160, 20)) or room).total_bytes == 100
+    assert (rooms("50%", LEAST).resolve(lambda: (160, 20)) or room).total_bytes == 200, "nobody knows the step yet"
+    assert (rooms(500, Share(120, 30)).resolve(lambda: (160, 20)) or room).graph_bytes == 120

@@ -14,6 +14,9 @@ from tests.fuzz.planned import forget
 from tests.fuzz.programs import Program
 from tests.fuzz.run import Seen, mode_of, run
 
+STEPS = 3
+"""Until one of several graphs is planned as a whole: it is seen, watched, and then compiled."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -37,7 +40,8 @@ class Names:
 
 
 def measure(program: Program, names: Names, backend: Callable[..., Any]) -> tuple[Seen, Measured | None]:
-    """Run the program; then measure a step of its first call, compiled anew. None for what has no step of its own: optimizers."""
+    """Run the program; then measure a step of its first call, compiled anew. None for what has no step of its own:
+    optimizers."""
     seen = run(program, lambda function: torch.compile(function, backend=backend))
     way = program.way
     if way.optimizer:
@@ -65,7 +69,8 @@ def measure(program: Program, names: Names, backend: Callable[..., Any]) -> tupl
                     arg.grad = None
         return outputs
 
-    step()
+    for _ in range(STEPS):
+        step()
     peak = measure_peak(step, model=model, inputs=args)
     alive = _sizes([*model.parameters(), *model.buffers(), *args])
     unread = sum(size for address, size in alive.items() if address not in names.addresses)

@@ -13,8 +13,11 @@ from torch import nn
 from memcompile.errors import NoReportError
 from memcompile.report.data import GraphReport, Report, StepReport
 from memcompile.report.html import render_html
-from memcompile.runtime.ledger import GraphEntry, Ledger, Outside, Profile, chain_peak, gradient_bytes, storages
+from memcompile.runtime.ledger import GraphEntry, Ledger, Outside, gradient_bytes, storages
+from memcompile.runtime.profile import Profile, chain_peak
 from memcompile.runtime.reports import last_report, report_over
+from memcompile.runtime.tape import Course, Tape
+from memcompile.solvers.calls.choose import Share
 
 
 def report(name: str = "0", planned_peak_bytes: int = 1, budget_bytes: int | None = None) -> GraphReport:
@@ -29,6 +32,17 @@ def entry(profile: Profile | None = None, **of_report: Any) -> GraphEntry:
 def output(size: int = 4) -> Any:
     """A tensor with an autograd node, as a compiled forward returns it."""
     return torch.ones(size, requires_grad=True) * 2
+
+
+def call(ledger: Ledger, graph: GraphEntry) -> Any:
+    """A graph is compiled and runs forward, as one call of a step. Returns what waits for its backward."""
+    ledger.add(graph)
+    out = output()
+    tape, number = ledger.begin(graph, (graph.report.graph_id,), None)
+    tape.calls[number].ran_as(graph, ledger.ran(graph, ()))
+    tape.note("returned", number)
+    ledger.hold(graph, [out], call=(tape, number))
+    return out
 
 
 class TestChainPeak:
@@ -58,7 +72,7 @@ class TestChainPeak:
 
     def test_what_a_graph_passes_on_is_what_it_holds(self) -> None:
         """A negative key is a result of the graph before: it is in that graph's ``held_bytes`` already."""
-        first = Profile({1: 10}, held_bytes=8, forward_peak_bytes=18, backward_peak_bytes=0)
+        first = Profile({1: 10}, held_bytes=8, forward_peak_bytes=18, backward_peak_bytes=18)
         assert chain_peak([first, Profile({-9: 8}, 0, forward_peak_bytes=20, backward_peak_bytes=0)]) == 10 + 8 + (20 - 8)
 
     def test_an_inference_graph_has_no_backward(self) -> None:
@@ -184,16 +198,68 @@ class TestOutside:
         assert ledger.outside([]) == Outside(0, 2 * (40 + 16))
 
 
+class TestStale:
+    """What somebody keeps, and gives no backward, is alive and no part of later steps."""
+
+    def test_a_result_that_is_kept(self) -> None:
+        ledger, first, second = Ledger(), entry(name="a"), entry(name="b")
+        kept = call(ledger, first)
+        for number in range(3):
+            out = call(ledger, second)
+            assert ledger.waiting
+            out.sum().backward()
+            assert ledger.waiting is (number == 0), "the first step may still go on"
+            assert ledger.chain() == (first,)
+        assert [len(tape.calls) for tape in ledger.tapes.steps()][-1] == 1
+        del kept
+        assert ledger.chain() == () and not ledger.stale
+
+    def test_calls_that_go_on_are_one_step(self) -> None:
+        ledger, graph = Ledger(), entry()
+        outs = [call(ledger, graph) for _ in range(3)]
+        assert ledger.tapes.open is not None and len(ledger.tapes.open.calls) == 3 and not ledger.stale
+        torch.autograd.backward([out.sum() for out in outs])
+        assert not ledger.waiting and ledger.tapes.open is None
+
+
+class TestCourses:
+    """Steps that begin alike: each is planned once, whichever was expected."""
+
+    def test_a_step_that_was_not_expected_is_planned_once(self) -> None:
+        ledger, first, second = Ledger(), entry(name="a"), entry(name="b")
+        planned: list[int] = []
+
+        def plan(tape: Tape) -> Course:
+            planned.append(len(tape.calls))
+            names, events = tuple(c.name for c in tape.calls), tuple(tape.events)
+            shares: list[Share | None] = [Share(len(names), 1)] * len(names)
+            return Course(names, events, ((),) * len(names), shares, tape, None)
+
+        def step(*graphs: GraphEntry) -> None:
+            outs = []
+            for graph in graphs:
+                tape, number = ledger.begin(graph, (graph.report.graph_id,), plan)
+                tape.calls[number].ran_as(graph, ledger.ran(graph, ()))
+                tape.note("returned", number)
+                outs.append(output())
+                ledger.hold(graph, outs[-1:], call=(tape, number))
+            torch.autograd.backward([out.sum() for out in reversed(outs)])
+
+        for _ in range(5):
+            step(first, second)
+            step(first, second, second)
+        assert sorted(planned) == [2, 3] and not ledger.tapes.fresh
+        assert not torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+
+
 class TestSteps:
     """What ran together, and what of it keeps which budget; peaks in bytes."""
 
     def test_graphs_of_one_step(self) -> None:
         ledger, first, second = Ledger(), entry(name="a"), entry(Profile({2: 7}, 1, 90, 30), name="b")
-        ledger.add(first)
-        out = output()
-        ledger.hold(first, [out])
-        ledger.add(second)
+        outs = [call(ledger, first), call(ledger, second)]
         report = last_report(ledger)
+        del outs
         assert [graph.graph_id for graph in report.graphs] == ["a", "b"]
         assert report.steps == (StepReport(("a", "b"), 10 + 7 + 5 + 83),)
 
@@ -220,13 +286,11 @@ class TestSteps:
             outs = []
             for name, budget_bytes, peak in step:
                 graph = entry(Profile({}, 0, peak, peak), name=name, planned_peak_bytes=peak, budget_bytes=budget_bytes)
-                ledger.add(graph)
-                outs.append(output())
-                ledger.hold(graph, outs[-1:])
+                outs.append(call(ledger, graph))
                 kept.append(graph)
             del outs
         runs = [run for graph in kept for run in graph.runs.values()]
-        report = report_over(runs)
+        report = report_over(runs, ledger.tapes.steps())
         assert (report.fits, report.budget_bytes, report.telling.planned_peak_bytes) == (fits, budget, planned)
         assert [len(step.graph_ids) for step in report.steps] == [len(step) for step in steps]
         assert ("does not fit" in str(report)) is not fits

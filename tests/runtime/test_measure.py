@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from memcompile.errors import UnsupportedDeviceError
-from memcompile.runtime.measure import AllocationEvent, entry_storages, highest_sum, measure_peak, record_allocations
+from memcompile.runtime.measure import entry_storages, highest_sum, measure_peak, record_allocations
+from memcompile.runtime.watch import AllocationEvent
 
 MIB = 1 << 20
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from memcompile.errors import UnknownLineError
 from memcompile.step.cost import is_library_call
 from memcompile.step.fxutil import source_of
 from memcompile.step.symbols import counted
-from memcompile.step.trace import Event, GraphTrace, StepPeak, TracedBuffer, step_peak
+from memcompile.step.trace import Event, Formula, GraphTrace, StepPeak, TracedBuffer, step_peak
 from memcompile.streaming.program import PROGRAMS
 
 CUDA_BLOCK_BYTES = 512
@@ -51,7 +51,7 @@ def trace_of(
         reader.read(line)
     outputs, strides = reader.outputs()
     inputs = tuple((name, reader.input_bytes(value)) for name, value in graph.graph_inputs.items())
-    return GraphTrace(inputs, outputs, output_nodes, strides, tuple(reader.events), reader.buffers)
+    return GraphTrace(inputs, outputs, output_nodes, strides, tuple(reader.events), reader.buffers, reader.formulas)
 
 
 class _Reader:
@@ -69,6 +69,7 @@ class _Reader:
         self.loops = {name: index for index, node in enumerate(nodes) for name in node.get_buffer_names()}
         self.events: list[Event] = []
         self.buffers: dict[str, TracedBuffer] = {}
+        self.formulas: dict[str, Formula] = {}
         self.depth = 0
         self.grown: set[str] = set()
 
@@ -215,7 +216,9 @@ class _Reader:
 
     def _describe(self, node: Any, size: int | None = None) -> int:
         """Note where a buffer comes from; returns its bytes: ``size``, or what its layout says."""
-        size = buffer_bytes(node, self.graph) if size is None else size
+        if size is None:
+            size = buffer_bytes(node, self.graph)
+            self._note_formula(node)
         origin = node.get_origin_node() if hasattr(node, "get_origin_node") else None
         nodes = [] if origin is None else [origin]
         nodes += sorted(
@@ -228,6 +231,12 @@ class _Reader:
         name = node.get_name()
         self.buffers[name] = TracedBuffer(name, size, tuple(n.name for n in nodes), source, reads, self.loops.get(name, -1))
         return size
+
+    def _note_formula(self, node: Any) -> None:
+        """Bytes that follow from sizes which differ from call to call."""
+        formula = bytes_formula(node, self.graph)
+        if formula is not None:
+            self.formulas[node.get_name()] = formula
 
     def outputs(self) -> tuple[tuple[str, ...], tuple[tuple[int, ...] | None, ...]]:
         names: list[str] = []
@@ -245,7 +254,10 @@ class _Reader:
         return tuple(size_hint(self.graph, value) for value in values)
 
     def input_bytes(self, value: Any) -> int:
-        return buffer_bytes(value, self.graph) if hasattr(value, "get_layout") else 0
+        if not hasattr(value, "get_layout"):
+            return 0
+        self._note_formula(value)
+        return buffer_bytes(value, self.graph)
 
 
 def kernel_scratch_bytes(node: Any, graph: Any) -> int:
@@ -296,7 +308,28 @@ def buffer_bytes(node: Any, graph: Any) -> int:
     allocation = getattr(graph, "get_allocation_storage_size", None)
     if allocation is not None and node.get_name() not in graph.graph_inputs:
         numel = size_hint(graph, allocation(node))
-    size = int(numel * node.get_dtype().itemsize)
-    if layout.device.type == "cuda":
-        size = -(-size // CUDA_BLOCK_BYTES) * CUDA_BLOCK_BYTES
+    return rounded(int(numel * node.get_dtype().itemsize), layout.device.type)
+
+
+def bytes_formula(node: Any, graph: Any) -> Formula | None:
+    """The same from the sizes of a call; None where it is the same for all."""
+    layout, free = node.get_layout(), graph.sizevars.inv_precomputed_replacements
+    allocation: Any = getattr(graph, "get_allocation_storage_size", None)
+    if allocation is None or node.get_name() in graph.graph_inputs:
+        numel = layout.storage_size() - layout.offset
+    else:
+        numel = allocation(node)
+    if isinstance(numel, int) or not (numel := numel.xreplace(free)).free_symbols:
+        return None
+    itemsize, device_type = node.get_dtype().itemsize, layout.device.type
+
+    def size(values: Mapping[Any, int]) -> int | None:
+        known: Any = numel.xreplace(values)
+        return None if getattr(known, "free_symbols", None) else rounded(int(known) * itemsize, device_type)
+
     return size
+
+
+def rounded(size: int, device_type: str) -> int:
+    """What the allocator of a device takes for so many bytes."""
+    return -(-size // CUDA_BLOCK_BYTES) * CUDA_BLOCK_BYTES if device_type == "cuda" else size

@@ -42,9 +42,9 @@ EVERYWHERE = ("torch._subclasses.fake_tensor.", "torch._ops.")
 """What graphs of PyTorch are made of: any file may ask about it."""
 ELSEWHERE = (
     "codegen/cpp/build.py",
-    "runtime/measure.py",
     "runtime/region.py",
     "runtime/stored.py",
+    "runtime/watch.py",
     "step/symbols.py",
 )
 """The files outside of this folder that touch private parts of the compiler, of the profiler or of the allocator."""
@@ -56,6 +56,8 @@ PLACES = (
     ),
     Place("torch._ops", "OpOverload", "operators of graphs"),
     *(Place("torch._C._profiler", name, "measures peaks") for name in ("_ExtraFields_Allocation", "_ProfilerEvent")),
+    Place("torch.autograd", "_engine_run_backward", "ends the profiler once a backward returns"),
+    Place("torch._C", "_current_graph_task_id", "whether a backward runs"),
     Place("torch._inductor.cpp_builder", "get_cpp_compiler", "compiles C++ kernels"),
     Place("torch._inductor.exc", "InvalidCxxCompiler", "says that there is no compiler"),
     Place(

@@ -17,7 +17,9 @@ from memcompile.passes.base import Context, Made, Pass, Plan, Refused, Request, 
 from memcompile.runtime.arena import GraphArena as Block
 from memcompile.step.trace import GraphTrace, StepPeak
 
-BETWEEN = "it runs between the forward and the backward of another graph"
+BETWEEN = (
+    "its step has other calls: another graph runs between its forward and its backward, or it between those of another graph"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,11 @@ class ArenaPlaces(Pass[Made, Places]):
         """Buffers become slots as each half is lowered."""
         if request.dry:
             return None
-        return Hook(place=Placing(request.device, request.options["arena"], BETWEEN if request.inside else ""))
+        alone = not request.inside and request.share is None
+        return Hook(place=Placing(request.device, request.options["arena"], "" if alone else BETWEEN))
 
     def plan(self, graph: Made, ctx: Context) -> Places | Refused | None:
-        """Within the limit, where the code keeps it without an arena."""
+        """Within the limit, or in what the code takes without an arena where that is above it."""
         if ctx.dry:
             return None
         placing = graph.hooks[self.name].place
@@ -70,7 +73,7 @@ class ArenaPlaces(Pass[Made, Places]):
             report = ArenaReport(placing.scope, placing.refused or "nothing is lowered")
             return Places(None, report if placing.scope != "off" else None, placing.arena, traces, step)
         limit = graph.limit_bytes
-        limit = limit if limit is not None and graph.peak.peak_bytes <= limit else None
+        limit = None if limit is None else max(limit, graph.peak.peak_bytes)
         held = graph.peak.held_bytes if ctx.request.graph_break else None
         plan = placing.place(step, limit, held, graph.slack_bytes)
         return Places(plan, placing.report(plan, step, graph.peak), placing.arena, traces, step)

@@ -19,7 +19,7 @@ once more with every plan lowered on trial. ``BudgetInfeasibleError`` is only ra
 
 from __future__ import annotations
 
-import math
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,15 +30,16 @@ from memcompile.codegen.inductor.trial import lower_graphs
 from memcompile.logs import get_logger
 from memcompile.passes.base import Plan
 from memcompile.passes.schedule import rematerialize, swap
+from memcompile.passes.schedule.front import front, known_facts, sparing
 from memcompile.passes.schedule.reorder import reordered
 from memcompile.runtime.transfers.sources import Moved
 from memcompile.solvers import work
-from memcompile.solvers.schedule.problem import InfeasibleError, RematSchedule, RematSolution
+from memcompile.solvers.schedule.problem import InfeasibleError, RematSolution
 from memcompile.step.bound import least_bytes
-from memcompile.step.calibrate import base_names, calibrated, crowded, fused
+from memcompile.step.calibrate import calibrated, crowded, fused
 from memcompile.step.cost import CostModel
-from memcompile.step.facts import Facts, StepGraphs, gather_facts
-from memcompile.step.lowered import Fitted, Lowered, Lowering
+from memcompile.step.facts import Facts, StepGraphs
+from memcompile.step.lowered import Fitted, Front, Lowered, Lowering
 from memcompile.step.trace import GraphTrace, StepPeak
 
 log = get_logger(__name__)
@@ -86,8 +87,7 @@ class Outcome(Plan):
     """What became of one graph. ``chosen`` is None when the step fits as it is (or no budget was named).
 
     ``floor_bytes`` and ``lower_bound_bytes`` are known where the smallest plan was searched. Neither depends on the budget.
-    ``steady_bytes``: up to which budget it is that plan. ``reserve_bytes``: spared for graphs after a graph break. ``lever``:
-    see `Fitted`.
+    ``lever``, ``front``: see `Fitted`.
     """
 
     base: Lowered
@@ -98,9 +98,8 @@ class Outcome(Plan):
     chosen: Attempt | None = None
     floor_bytes: int | None = None
     lower_bound_bytes: int = 0
-    steady_bytes: int = 0
-    reserve_bytes: int = 0
     lever: str = ""
+    front: Front = tuple
     plan_seconds: float = 0.0
     lower_seconds: float = 0.0
     began: float = field(default_factory=work.now)
@@ -129,10 +128,6 @@ class Outcome(Plan):
     @property
     def fitted(self) -> Fitted:
         """As it stands now."""
-        if self.chosen is not None:
-            steady: float = self.steady_bytes
-        else:
-            steady = 0 if self.is_tight else math.inf
         trusted = self.chosen is not None and self.chosen.trusted
         return Fitted(
             self.base,
@@ -140,10 +135,9 @@ class Outcome(Plan):
             self.final,
             self.floor_bytes,
             self.lower_bound_bytes,
-            steady,
-            self.reserve_bytes,
             trusted,
             self.lever,
+            self.front,
         )
 
     def settle(self, traces: Mapping[str, GraphTrace], peak: StepPeak) -> None:
@@ -162,19 +156,20 @@ def fit(
     trust: bool = False,
     tiers: Callable[[], swap.Tiers] = swap.Tiers,
     may_change: bool = True,
-    between_bytes: int = 0,
+    held_bytes: int | None = None,
 ) -> Outcome:
     """Make a lowered step keep ``budget_bytes``, at the least time that the planner finds.
 
     Returns the smallest plan where none keeps the budget: the caller raises or takes it (``Fitted.fits``). ``trust``: take
     a plan that fits by the model without lowering it; the caller compares what it then takes (``Outcome.settle``). ``tiers``:
     where storages may move; only asked where the step does not fit as it is. ``may_change``: False leaves it as it is.
-    ``between_bytes``: what other graphs may need between forward and backward. Nobody knows that yet, so it is spared where
-    some plan can; where none can, the smallest plan spares what it does.
+    ``held_bytes``: most that may be held between forward and backward; 0: as little as can be, for graphs of which nobody
+    knows what runs in between.
     """
-    outcome = Outcome(base, budget_bytes, reserve_bytes=between_bytes)
-    held = base.peak.entry_bytes + base.peak.held_bytes + between_bytes
-    if budget_bytes is None or max(base.tight_peak.peak_bytes, held) <= budget_bytes:
+    outcome = Outcome(base, budget_bytes)
+    outcome.front = functools.partial(front, base, costs, time_limit_s)
+    held = base.peak.held_bytes if held_bytes is None else held_bytes
+    if budget_bytes is None or (base.tight_peak.peak_bytes <= budget_bytes and base.peak.held_bytes <= held):
         return outcome
     if not may_change:
         outcome.floor_bytes = base.tight_peak.peak_bytes
@@ -183,23 +178,28 @@ def fit(
     outcome.tiers = tiers()
     trust = trust and not outcome.tiers.links  # what a fused kernel holds beside what leaves is only known once it is lowered
     start = time.perf_counter()
-    gathered = gather_facts(base.graphs, base.traces, costs(), base.peak.entry_bytes)
-    unplanned = RematSchedule(tuple(range(len(gathered.problem.ops))), gathered.problem.boundary)
-    facts = calibrated(gathered, unplanned, base_names(gathered), base.by_half(), base.tight_peak, budget_bytes)
+    gathered, facts = known_facts(base, costs(), budget_bytes)
     outcome.plan_seconds += time.perf_counter() - start
-    _within(outcome, _sparing(reordered(facts), between_bytes), budget_bytes, time_limit_s, lowering, trust)
+    if held_bytes == 0:
+        _least(outcome, facts, budget_bytes, time_limit_s, lowering)
+    else:
+        between = 0 if held_bytes is None else max(0, budget_bytes - base.peak.entry_bytes - held_bytes)
+        _within(outcome, sparing(facts, between), budget_bytes, time_limit_s, lowering, trust)
     if outcome.chosen is None:
         _smallest(outcome, reordered(gathered), time_limit_s, lowering)
     return outcome
 
 
-def _sparing(facts: Facts, between_bytes: int) -> Facts:
-    """Facts whose first operation of the backward takes ``between_bytes`` more."""
-    ops = list(facts.problem.ops)
-    if between_bytes and facts.problem.boundary < len(ops):
-        first = ops[facts.problem.boundary]
-        ops[facts.problem.boundary] = replace(first, workspace_bytes=first.workspace_bytes + between_bytes)
-    return replace(facts, problem=replace(facts.problem, ops=tuple(ops)))
+def _least(outcome: Outcome, facts: Facts, budget_bytes: int, time_limit_s: float, lowering: Lowering) -> None:
+    """The fastest plan that holds as little between the halves as can be, whatever the budget: it is asked for next to nothing
+    where as much is spared as the step takes without a plan. Not taken where it takes more than the budget inside."""
+    spared = sparing(facts, outcome.base.peak.peak_bytes)
+    try:
+        swap.plan(spared, 1, time_limit_s, outcome.tiers)
+    except InfeasibleError as infeasible:
+        attempt = _attempt(outcome, spared, infeasible.floor.peak_bytes, 1, time_limit_s, lowering, False)
+        if attempt.lowered.peak.peak_bytes <= budget_bytes:
+            outcome.chosen = attempt
 
 
 def _within(outcome: Outcome, facts: Facts, budget_bytes: int, time_limit_s: float, lowering: Lowering, trust: bool) -> None:
@@ -217,8 +217,6 @@ def _within(outcome: Outcome, facts: Facts, budget_bytes: int, time_limit_s: flo
             return
         exact = attempt.lowered.peak.peak_bytes
         log.info("target %d: model %d, exact %d of %d", target, attempt.solution.peak_bytes, exact, budget_bytes)
-        if attempt.at_floor and len(outcome.attempts) == 1:
-            outcome.steady_bytes = attempt.solution.peak_bytes - 1
         if exact <= budget_bytes:
             if outcome.chosen is None or attempt.solution.extra_seconds < outcome.chosen.solution.extra_seconds:
                 outcome.chosen = attempt

@@ -11,11 +11,8 @@ from memcompile.passes.schedule.fit import Outcome, fit
 from memcompile.passes.schedule.section import section_of
 from memcompile.passes.schedule.tiers import measured, usable
 from memcompile.runtime.transfers.tiers import parse_tiers
+from memcompile.solvers.calls.choose import UNPLANNED
 from memcompile.step.facts import StepGraphs
-
-LOSS_COPIES = 2
-"""A graph that ends at a graph break leaves room for what follows: this many times what it returns, in fp32. A loss over logits
-needs their log-softmax, and its gradient."""
 
 
 class JointSchedule(Pass[StepGraphs, Outcome]):
@@ -39,7 +36,8 @@ class JointSchedule(Pass[StepGraphs, Outcome]):
         """Lowered on trial; the smallest plan where none keeps the budget."""
         recompute, swap = ctx.options["rematerialize"], ctx.options["swap"]
         tiers = usable(swap, ctx.device)
-        if not ctx.has_budget:
+        share = ctx.request.share
+        if not ctx.has_budget or share == UNPLANNED:
             return None
         base = ctx.lower(graph, None)
         outcome = fit(
@@ -51,8 +49,7 @@ class JointSchedule(Pass[StepGraphs, Outcome]):
             trust=ctx.request.trust,
             tiers=functools.partial(measured, tiers, ctx.device, dry=ctx.dry, recompute=recompute),
             may_change=bool(recompute or swap),
-            # spared for graphs after a graph break where that can be spared
-            between_bytes=LOSS_COPIES * 4 * graph.num_tangent_elements() if ctx.request.graph_break else 0,
+            held_bytes=None if share is None or graph.backward is None else share.held_bytes,
         )
         if not recompute:
             outcome.lever = "rematerialize=True, so that storages may be computed again"

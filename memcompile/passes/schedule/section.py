@@ -13,19 +13,16 @@ from memcompile.step.facts import Facts
 from memcompile.step.fxutil import readable
 from memcompile.step.lowered import texts_of
 
-BREAK_NOTE = "a graph break follows: room is left for the graphs after it"
-
 
 def section_of(outcome: Outcome, outside: int) -> Section:
     """``outside``: bytes alive beside the graph."""
-    notes = (BREAK_NOTE,) if outcome.reserve_bytes else ()
     if outcome.chosen is None or outcome.facts is None:
         status = "optimal" if outcome.fitted.fits else "none"
-        return Section(times=Times(0.0, 0.0, 0.0, status, "nothing to do"), notes=notes)  # type: ignore[arg-type]
-    return _planned(outcome, outcome.chosen, outcome.facts, outside, notes)
+        return Section(times=Times(0.0, 0.0, 0.0, status, "nothing to do"))  # type: ignore[arg-type]
+    return _planned(outcome, outcome.chosen, outcome.facts, outside)
 
 
-def _planned(outcome: Outcome, chosen: Attempt, facts: Facts, outside: int, notes: tuple[str, ...]) -> Section:
+def _planned(outcome: Outcome, chosen: Attempt, facts: Facts, outside: int) -> Section:
     solution, problem = chosen.solution, facts.problem
     rows = recomputations(facts, solution.schedule)
     base_seconds = problem.total_seconds
@@ -48,7 +45,6 @@ def _planned(outcome: Outcome, chosen: Attempt, facts: Facts, outside: int, note
             *refusals(facts.refused),
             *refused_moves(outcome),
         ),
-        notes=notes,
         times=Times(
             base_seconds + solution.extra_seconds,
             base_seconds + solution.lower_bound_seconds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -64,7 +63,7 @@ class WeightPlan(Plan):
         if self.lowered is None:
             return None
         peak, fits = self.lowered.peak.peak_bytes, self.room_bytes is None or self.lowered.peak.peak_bytes <= self.room_bytes
-        return Fitted(self.lowered, self.room_bytes, self.lowered, None if fits else peak, steady_bytes=math.inf if fits else 0)
+        return Fitted(self.lowered, self.room_bytes, self.lowered, None if fits else peak)
 
     @property
     def settles(self) -> bool:
