@@ -37,7 +37,7 @@ _NUMBERS = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One plan of a graph, compiled. ``spare``: what calls with these sizes leave of the budget while nothing waits for a
+    """One plan of a graph, compiled. ``spare``: sizes -> what calls with them leave of the budget while nothing waits for a
     backward."""
 
     function: Callable[..., Any]

@@ -93,7 +93,8 @@ class GraphEntry:
 
     ``unplanned``: what it would take without a plan. ``share``: what it was planned for beside a budget. ``extra_seconds``:
     what its plan takes above the time without one; ``front``: what else it could be, by the model. ``model``: that it is a part
-    of.
+    of; ``budget``: as the user wrote it. ``places``: which inputs are sizes that differ from call to call; ``sized``,
+    ``unplanned_sized``: what it takes with others, planned and without a plan; None: the same.
     """
 
     profile: Profile
@@ -181,7 +182,8 @@ def _alive(references: References) -> dict[int, int]:
 class Ledger:
     """The books of the process. Use the one instance, ``LEDGER``.
 
-    ``last``: the graphs of what was compiled last. ``tapes``: of steps. ``totals``: what a share of a step's peak came to, for
+    ``live``: what waits for its backward; ``stale``: what of it somebody keeps, so that it waits for none. ``last``: the graphs
+    of what was compiled last. ``tapes``: of steps. ``totals``: what a share of a step's peak came to, for
     a model and the share as the user wrote it.
     """
 

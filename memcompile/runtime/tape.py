@@ -68,7 +68,7 @@ class Call:
 class Tape:
     """One step. ``planned``: the course that it was taken for, None where none was known, or a call differed. ``watch``: what
     looks at it; ``beside``: what it saw that was alive after each event and is not the graphs'. ``spoilt``: something was
-    compiled.
+    compiled; ``wanted``: somebody has a budget; ``over``: of each name the last call whose backward has run.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -201,7 +201,8 @@ class Tapes:
             self.courses.remove(known)
             self.courses.insert(0, known)
             return
-        self.seen = {key: other for key, other in list(self.seen.items())[-MOST_COURSES:] if other.runs}
+        if kind not in self.seen:
+            self.seen = {key: other for key, other in list(self.seen.items())[-MOST_COURSES:] if other.runs}
         self.seen[kind] = tape
         least = any(entry.share == LEAST for call in tape.calls if (entry := call.entry) is not None)
         if tape.wanted and (len(tape.calls) > 1 or least):

@@ -25,7 +25,6 @@ from memcompile.step.cost import CostModel, is_extern
 from memcompile.step.effects import order_of_effects
 from memcompile.step.fxutil import (
     base_of,
-    hint,
     is_pure,
     mutated_inputs,
     node_bytes,
@@ -75,12 +74,6 @@ class StepGraphs:
         saved = {node.name for node in self.saved_nodes()}
         inputs = self.backward.graph.find_nodes(op="placeholder") if self.backward is not None else ()
         return any(tensor.dim() == 0 for node in inputs if node.name not in saved for tensor in tensors_of(node))
-
-    def num_tangent_elements(self) -> int:
-        """Elements of the gradients that the backward receives, for what the forward returned."""
-        saved = {node.name for node in self.saved_nodes()}
-        inputs = self.backward.graph.find_nodes(op="placeholder") if self.backward is not None else ()
-        return sum(hint(tensor.numel()) for node in inputs if node.name not in saved for tensor in tensors_of(node))
 
 
 @dataclass(frozen=True, slots=True)

@@ -303,31 +303,29 @@ def own_step(trace: GraphTrace) -> StepPeak:
 
 def buffer_bytes(node: Any, graph: Any) -> int:
     """Bytes that the allocator is asked for: storage size of the layout times the element size."""
-    layout = node.get_layout()
-    numel = size_hint(graph, layout.storage_size()) - size_hint(graph, layout.offset)
-    allocation = getattr(graph, "get_allocation_storage_size", None)
-    if allocation is not None and node.get_name() not in graph.graph_inputs:
-        numel = size_hint(graph, allocation(node))
-    return rounded(int(numel * node.get_dtype().itemsize), layout.device.type)
+    return rounded(size_hint(graph, _elements(node, graph)) * node.get_dtype().itemsize, node.get_layout().device.type)
 
 
 def bytes_formula(node: Any, graph: Any) -> Formula | None:
     """The same from the sizes of a call; None where it is the same for all."""
-    layout, free = node.get_layout(), graph.sizevars.inv_precomputed_replacements
-    allocation: Any = getattr(graph, "get_allocation_storage_size", None)
-    if allocation is None or node.get_name() in graph.graph_inputs:
-        numel = layout.storage_size() - layout.offset
-    else:
-        numel = allocation(node)
-    if isinstance(numel, int) or not (numel := numel.xreplace(free)).free_symbols:
+    numel = _elements(node, graph)
+    if isinstance(numel, int) or not (numel := numel.xreplace(graph.sizevars.inv_precomputed_replacements)).free_symbols:
         return None
-    itemsize, device_type = node.get_dtype().itemsize, layout.device.type
+    itemsize, device_type = node.get_dtype().itemsize, node.get_layout().device.type
 
     def size(values: Mapping[Any, int]) -> int | None:
         known: Any = numel.xreplace(values)
         return None if getattr(known, "free_symbols", None) else rounded(int(known) * itemsize, device_type)
 
     return size
+
+
+def _elements(node: Any, graph: Any) -> Any:
+    """Number of elements that are allocated for a buffer, or that an input spans: an integer, or an expression in sizes."""
+    layout, allocation = node.get_layout(), getattr(graph, "get_allocation_storage_size", None)
+    if allocation is None or node.get_name() in graph.graph_inputs:
+        return layout.storage_size() - layout.offset
+    return allocation(node)
 
 
 def rounded(size: int, device_type: str) -> int:
