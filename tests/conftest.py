@@ -4,7 +4,9 @@ that are not the user's."""
 import gc
 import importlib
 import json
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,11 +43,32 @@ def _a_machine_that_never_changes() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _pytorch_writes_no_trace() -> None:
+    """It prints every graph and describes every tensor as soon as that log has a handler, and pytest gives one to each log that
+    does not propagate. Tests would take several times as long, and their tensors would stay."""
+    importlib.import_module("torch")
+    trace = logging.getLogger("torch.__trace")
+    trace.propagate = True
+    trace.handlers.clear()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _what_is_imported_stays() -> None:
     """Collections of garbage, of which tests ask for many, need not look at it."""
     importlib.import_module("torch._inductor.compile_fx")
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _what_lies_idle_is_given_back() -> None:
+    """Arenas that another test's graphs left would be counted as held when this one measures."""
+    import memcompile
+    from memcompile.runtime.arena import BLOCKS
+
+    if BLOCKS.blocks:
+        gc.collect()
+        memcompile.release()
 
 
 @pytest.fixture
@@ -75,3 +98,7 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("tests", "benchmarks")):
+            for each in [each for each in vars(module) if each.startswith(("__compiled_fn_", "__resume_at_"))]:
+                delattr(module, each)  # Dynamo leaves there for ever what follows a graph break, with all that was compiled

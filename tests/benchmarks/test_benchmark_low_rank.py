@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import importlib
 import math
 import sys
@@ -21,7 +20,6 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the benchmarks are no installed package
 
-import memcompile
 from benchmarks import low_rank, low_rank_nets, low_rank_peers
 from benchmarks.core import steps, turns
 from benchmarks.core.rows import Kept, Setting, read_rows
@@ -129,8 +127,6 @@ def test_layers_that_would_not_get_smaller_stay_dense() -> None:
 
 def test_all_ways_agree(fresh_dynamo: None) -> None:
     """Their outputs, and their transient bytes above the same entry."""
-    gc.collect()
-    memcompile.release()  # what other tests left idle would be counted
     of = case(feed_forward, 128, 32)
     ways = {way.name: running(of, way) for way in (EAGER, PLAIN, DENSE, MEMCOMPILE)}
     found: dict[str, Any] = {name: measured(each) for name, each in ways.items()}

@@ -25,8 +25,6 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def no_arenas(fresh_dynamo: None) -> None:
-    gc.collect()
-    memcompile.release()
     BLOCKS.made = 0
 
 

@@ -37,8 +37,6 @@ BLOCK = 64 * 1024
 
 @pytest.fixture(autouse=True)
 def small_blocks() -> Iterator[None]:
-    gc.collect()
-    memcompile.release()
     with blocks_of(BLOCK):
         yield
 
