@@ -40,6 +40,7 @@ RANDOM = tuple(f"random {seed}" for seed in range(8))
 QUICK = {"cpp.simdlen": 1}
 """Scalar code: peaks are the same, and it compiles in half the time."""
 CLOSE = 0.01
+ADVISED = "advised for "
 SEEN = 4
 """Steps until one of several graphs is planned as a whole: it is seen, watched, compiled."""
 
@@ -48,8 +49,10 @@ SEEN = 4
 class BudgetRow(PlanRow):
     """One program under one budget. ``asked``: "80 %", "1 byte", or "advised", which follows a refusal and names its budget.
 
-    ``status``: "kept" or "refused". ``floor_bytes``, ``lower_bound_bytes``: what the refusal said. ``extra_seconds``: what the
-    plan takes above the time without one, by the cost model. Of a refusal, ``measured_bytes`` is what best effort takes.
+    ``status``: "kept", "refused", or "goes on": refused at a graph after which the step goes on with graphs that nobody has
+    seen yet, so that what the refusal names is only the next to be tried. ``floor_bytes``, ``lower_bound_bytes``: what it
+    named. ``extra_seconds``: what the plan takes above the time without one, by the cost model. Of a refusal,
+    ``measured_bytes`` is what best effort takes.
     """
 
     KEY: ClassVar = ("net", "asked")
@@ -114,7 +117,7 @@ class Program:
             report, measured = run(self.net, budget_bytes)
         except BudgetInfeasibleError as error:
             report, measured = run(self.net, budget_bytes, best_effort=True)
-            status = "refused"
+            status = "goes on" if error.goes_on else "refused"
             bounds = {"floor_bytes": error.floor_bytes, "lower_bound_bytes": error.lower_bound_bytes}
         return self.setting.row(
             BudgetRow,
@@ -130,26 +133,30 @@ class Program:
 
 
 def rows(program: Remote, done: Container[str]) -> Iterator[BudgetRow]:
-    """All budgets of a program, from the largest down, but those that are ``done``, and what their refusals advise."""
+    """All budgets of a program, from the largest down, but those that are ``done``, and what refusals advise, those of what
+    was advised among them where the step went on."""
     free = program.ask("free_bytes")
     budgets = {f"{share * 100:.0f} %": int(share * free) for share in SHARES} | {"1 byte": 1}
-    advised: dict[int, str] = {}
+    tried = set[int]()
     for asked, budget in budgets.items():
-        if asked in done:
-            continue
-        row: BudgetRow = program.ask("row", asked, budget)
-        yield row
-        if row.floor_bytes is not None:
-            advised.setdefault(row.floor_bytes, f"advised for {asked}")
-    for budget, asked in advised.items():
-        yield program.ask("row", asked, budget)
+        row: BudgetRow | None = None
+        if asked not in done:
+            row = program.ask("row", asked, budget)
+            yield row
+        while row is not None and row.floor_bytes is not None and row.floor_bytes not in tried:
+            tried.add(row.floor_bytes)
+            going, row = row, program.ask("row", ADVISED + row.asked, row.floor_bytes)
+            yield row
+            if going.status == "refused":
+                break
 
 
 def faults(found: Sequence[BudgetRow]) -> list[str]:
     """What is wrong with the rows of one program; nothing, if all is as promised."""
     wrong = []
     kept = sorted((row for row in found if row.status == "kept"), key=lambda row: row.budget_bytes)
-    refused = [row for row in found if row.status == "refused"]
+    named = [row for row in found if row.floor_bytes is not None]
+    refused = [row for row in named if row.status == "refused"]
     for row in kept:
         if (row.measured_bytes or 0) > row.budget_bytes:
             wrong.append(f"{row.asked}: measured above the budget")
@@ -159,11 +166,10 @@ def faults(found: Sequence[BudgetRow]) -> list[str]:
     for tight, loose in itertools.pairwise(kept):
         if (loose.extra_seconds or 0) > (tight.extra_seconds or 0) * (1 + 1e-6):
             wrong.append(f"{loose.asked}: slower than at {tight.asked}")
-    wrong += [f"{row.asked}: refused what was advised" for row in refused if row.asked.startswith("advised")]
+    advised = {ADVISED + row.asked for row in refused}
+    wrong += [f"{row.asked}: refused what was advised" for row in named if row.asked in advised]
     least = min((row.measured_bytes or 0 for row in found), default=0)
-    wrong += [
-        f"{row.asked}: the bound is not below what was measured" for row in refused if (row.lower_bound_bytes or 0) > least
-    ]
+    wrong += [f"{row.asked}: the bound is not below what was measured" for row in named if (row.lower_bound_bytes or 0) > least]
     floors = {row.floor_bytes for row in refused}
     if len(floors) > 1:
         wrong.append(f"{len(floors)} different floors")
@@ -191,12 +197,12 @@ class Held:
         return max(abs((row.planned_bytes or 0) / (row.measured_bytes or 1) - 1) for row in self.rows)
 
     def floor_bytes(self) -> int:
-        """The least of the floors."""
-        return min((row.floor_bytes or 0 for row in self.rows if row.status == "refused"), default=0)
+        """The largest of the floors: what is named where the step goes on is one of a part of it."""
+        return max((row.floor_bytes or 0 for row in self.rows), default=0)
 
     def bound_bytes(self) -> int:
         """The largest of the bounds."""
-        return max((row.lower_bound_bytes or 0 for row in self.rows if row.status == "refused"), default=0)
+        return max((row.lower_bound_bytes or 0 for row in self.rows), default=0)
 
 
 COLUMNS: Columns[Held] = (

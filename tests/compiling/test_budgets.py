@@ -66,6 +66,19 @@ def test_what_is_held_between_the_halves_keeps_its_own_limit() -> None:
     assert least[0].final.peak.held_bytes < sparing.final.peak.held_bytes
 
 
+def test_the_least_is_held_that_a_budget_has_a_plan_for() -> None:
+    """Near the floor, too, where the plan that holds least of all takes more inside than there is."""
+    floor = planned("mlp", 1).floor_bytes
+    assert floor is not None
+    held = []
+    for budget in (floor, int(1.05 * floor), 2 * lowered("mlp").peak.peak_bytes):
+        outcome, usual = planned("mlp", budget, 0), planned("mlp", budget)
+        assert outcome.fitted.fits and outcome.final.peak.held_bytes <= usual.final.peak.held_bytes
+        held.append(outcome.final.peak.held_bytes)
+    assert held == sorted(held, reverse=True)
+    assert held[1] < planned("mlp", 1).final.peak.held_bytes
+
+
 def test_the_front_is_what_is_planned_for() -> None:
     """No point is worse than another in all; what is asked for is kept; the model's numbers are those of the plans."""
     base = lowered("attention")
@@ -96,7 +109,7 @@ GOOD = (
     [
         (row("90 %", "kept", 90, 91), "measured above the budget"),
         (row("90 %", "kept", 90, 85, 3.0), "slower than at 80 %"),
-        (row("advised for 2 bytes", "refused", 61, 62, floor_bytes=60), "refused what was advised"),
+        (row("advised for 1 byte", "refused", 60, 62, floor_bytes=60), "refused what was advised"),
         (row("2 bytes", "refused", 2, 60, floor_bytes=60, lower_bound_bytes=61), "the bound is not below"),
         (row("2 bytes", "refused", 2, 60, floor_bytes=70, lower_bound_bytes=40), "2 different floors"),
     ],
@@ -105,6 +118,13 @@ def test_the_benchmark_sees_what_is_wrong(wrong: BudgetRow, fault: str) -> None:
     assert faults(GOOD) == []
     assert any(fault in found for found in faults([*GOOD, wrong]))
     assert fault in tables([*GOOD, wrong])
+
+
+def test_where_the_step_goes_on_a_refusal_promises_nothing() -> None:
+    going = [row("2 bytes", "goes on", 2, 60, floor_bytes=40, lower_bound_bytes=30)]
+    going.append(row("advised for 2 bytes", "refused", 40, 60, floor_bytes=60, lower_bound_bytes=40))
+    assert faults([*GOOD, *going]) == []
+    assert faults([*GOOD, *going, row("advised for advised for 2 bytes", "refused", 60, 60, floor_bytes=60)])
 
 
 def test_planned_and_measured_must_agree() -> None:

@@ -6,7 +6,6 @@ Each program is compiled, trained for some steps and measured; gradients are tho
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import memcompile
+from benchmarks.budget_nets import NETS
 from memcompile.errors import BudgetInfeasibleError
 from memcompile.runtime.arena import BLOCKS
 from memcompile.runtime.ledger import LEDGER
@@ -23,13 +23,6 @@ from memcompile.runtime.measure import measure_peak
 from tests.steps import QUICK
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
-
-@pytest.fixture(autouse=True)
-def alone() -> None:
-    """Arenas that other tests left idle are no part of a step."""
-    gc.collect()
-    memcompile.release()
 
 
 ROWS, WIDTH = 512, 32
@@ -123,7 +116,7 @@ def regional(model: Net, budget: object) -> Callable[[Tensor], Tensor]:
     return model
 
 
-def whole(model: Net, budget: object) -> Callable[[Tensor], Tensor]:
+def whole(model: nn.Module, budget: object) -> Callable[[Tensor], Tensor]:
     compiled: Callable[[Tensor], Tensor] = comp(model, budget)
     return compiled
 
@@ -157,6 +150,30 @@ def test_several_graphs_make_one_step(make: Callable[[Net, object], Callable[[Te
         torch._dynamo.reset()
         memcompile.release()
     assert seconds == sorted(seconds, reverse=True) and seconds[-1] == 0
+
+
+def test_what_is_advised_is_accepted() -> None:
+    """The first graph holds the least that lets it keep the budget, so that what a refusal names is little. While the step
+    goes on after the graph that is refused, that is said, and only part of what is needed."""
+    (net,) = (net for net in NETS if net.name == "broken")
+    budget, refusals = 1, list[tuple[int, bool]]()  # an error itself holds the step that failed, by its traceback
+    while True:
+        model, (x,) = net.make()
+        loss = whole(model, budget)
+        step = stepping(model, loss, x)
+        try:
+            step()
+            break
+        except BudgetInfeasibleError as error:
+            assert error.floor_bytes > budget
+            budget = error.floor_bytes
+            refusals.append((budget, error.goes_on))
+            torch._dynamo.reset()
+    assert [goes_on for _, goes_on in refusals] == [True, False]
+    assert budget < 1.05 * refusals[0][0]
+    for _ in range(3):
+        step()
+    assert measured(model, step, x) <= budget
 
 
 def calls() -> list[Any]:

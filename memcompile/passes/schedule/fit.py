@@ -57,6 +57,8 @@ CLOSE_TO_FLOOR = 1.01
 """A smallest plan whose exact peak is that close to the model's cannot be made smaller by knowing the code better."""
 RUNGS, LOOKED_AT = 40, 2
 """Targets that share a peak without a plan evenly; how many of them below a target are looked at for a faster plan."""
+HELD_STEPS = 7
+"""Plans that are looked at for the one that holds least within a budget."""
 CLOSE_ENOUGH = 0.97
 """A plan whose exact peak is at least this share of the budget is not worth another lowering for a few percent of time."""
 
@@ -191,15 +193,54 @@ def fit(
 
 
 def _least(outcome: Outcome, facts: Facts, budget_bytes: int, time_limit_s: float, lowering: Lowering) -> None:
-    """The fastest plan that holds as little between the halves as can be, whatever the budget: it is asked for next to nothing
-    where as much is spared as the step takes without a plan. Not taken where it takes more than the budget inside."""
-    spared = sparing(facts, outcome.base.peak.peak_bytes)
+    """The plan that holds as little between the halves as can be while it keeps the budget; the fastest of those, if any.
+
+    It is asked for next to nothing where as much is spared as the step takes without a plan. Where that takes too much inside,
+    the least that the budget has a plan for is searched by the model.
+    """
+    peak = outcome.base.peak
+    spared = sparing(facts, peak.peak_bytes)
     try:
         swap.plan(spared, 1, time_limit_s, outcome.tiers)
     except InfeasibleError as infeasible:
-        attempt = _attempt(outcome, spared, infeasible.floor.peak_bytes, 1, time_limit_s, lowering, False)
-        if attempt.lowered.peak.peak_bytes <= budget_bytes:
+        least = _attempt(outcome, spared, infeasible.floor.peak_bytes, 1, time_limit_s, lowering, False)
+        if least.lowered.peak.peak_bytes <= budget_bytes:
+            outcome.chosen = least
+            return
+    target = budget_bytes
+    for _ in range(MAX_LOWERINGS - len(outcome.attempts)):
+        held = _least_held(outcome, facts, target, time_limit_s)
+        if held is None:
+            return
+        between = max(0, target - peak.entry_bytes - held)
+        attempt = _attempt(outcome, sparing(facts, between), target, budget_bytes, time_limit_s, lowering, False)
+        exact = attempt.lowered.peak.peak_bytes
+        log.info("least held %d within %d: exact %d of %d", held, target, exact, budget_bytes)
+        if exact <= budget_bytes:
             outcome.chosen = attempt
+            return
+        known = _known(attempt, budget_bytes)
+        if known is attempt.facts:
+            target -= exact - budget_bytes
+        facts = sparing(known, -between)
+
+
+def _least_held(outcome: Outcome, facts: Facts, target: int, time_limit_s: float) -> int | None:
+    """Fewest bytes between the halves, to ``HELD_STEPS`` halvings, for which the model has a plan within ``target``."""
+    peak, found = outcome.base.peak, None
+    low, high = 0, peak.held_bytes
+    for _ in range(HELD_STEPS):
+        held = high if found is None else (low + high) // 2
+        try:
+            spared = sparing(facts, max(0, target - peak.entry_bytes - held))
+            swap.plan(spared, target, time_limit_s / HELD_STEPS, outcome.tiers)
+        except InfeasibleError:
+            if found is None:
+                return None
+            low = held
+        else:
+            found = high = held
+    return found
 
 
 def _within(outcome: Outcome, facts: Facts, budget_bytes: int, time_limit_s: float, lowering: Lowering, trust: bool) -> None:
