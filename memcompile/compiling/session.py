@@ -133,7 +133,7 @@ class Session:
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], *, num_fwd_outputs: int, **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Forward and backward of a joint graph, planned."""
-        captured = run("capture", Captured(gm, training=True), self.ctx, self.done, self._refuse)
+        captured = self._captured(gm, training=True)
         graphs = default_partition(captured.gm, joint_inputs, num_fwd_outputs, **kwargs)
         held = not graphs.returns_loss() if self.tangents_held is None else self.tangents_held
         graphs = self._within_budget(dataclasses.replace(graphs, tangents_held=held))
@@ -141,13 +141,17 @@ class Session:
         return graphs.forward, graphs.backward
 
     def inference(self, gm: fx.GraphModule) -> fx.GraphModule:
-        """A graph without a backward, planned. A size that is settled by now is an input that nobody reads."""
+        """A graph without a backward, planned."""
+        captured = self._captured(gm, training=False)
+        graphs = StepGraphs(captured.gm, None, len(outputs_of(captured.gm.graph)), captured.planned)
+        return self._within_budget(graphs).forward
+
+    def _captured(self, gm: fx.GraphModule, *, training: bool) -> Captured:
+        """Through the passes on what AOT Autograd made. A size that is settled by now is an input that nobody reads."""
         for node in gm.graph.find_nodes(op="placeholder"):
             if not node.users:
                 node.meta.setdefault("val", 0)
-        captured = run("capture", Captured(gm, training=False), self.ctx, self.done, self._refuse)
-        graphs = StepGraphs(captured.gm, None, len(outputs_of(captured.gm.graph)), captured.planned)
-        return self._within_budget(graphs).forward
+        return run("capture", Captured(gm, training), self.ctx, self.done, self._refuse)
 
     def _within_budget(self, graphs: StepGraphs) -> StepGraphs:
         self.graphs = run("step", graphs, self.ctx, self.done, self._refuse)

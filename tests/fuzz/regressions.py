@@ -63,4 +63,8 @@ REGRESSIONS: dict[str, tuple[Program, Setting]] = {
     ),
     "a view of a complex number": (_program("a1 = torch.fft.fft(x) * 0.1", "a1.mul_(0.5j)", "a1"), SMALLEST),
     "a graph that runs nothing": (_program("y[:1]", inputs=(Y,), way=Way("no_grad")), LOWERED),
+    "a size that nobody reads, in training": (
+        _program("y.copy_((x @ (x.t() @ x) * 0.001).flip(0))", "x", way=Way(rows=(24, 40))),
+        LOWERED,
+    ),
 }
