@@ -101,4 +101,4 @@ def fresh_dynamo() -> Iterator[None]:
     for name, module in list(sys.modules.items()):
         if name.startswith(("tests", "benchmarks")):
             for each in [each for each in vars(module) if each.startswith(("__compiled_fn_", "__resume_at_"))]:
-                delattr(module, each)  # Dynamo leaves there for ever what follows a graph break, with all that was compiled
+                setattr(module, each, None)  # Dynamo leaves there for ever what follows a graph break, with all it compiled

@@ -99,9 +99,12 @@ def check(program: Program, setting: Setting) -> Outcome:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected, exact = eager(program), None if program.is_random else eager(program, double=True)
-        if setting.own_random:
-            expected = _unplanned(program, setting)
-        outcome = _outcome(program, setting, expected, exact)
+        try:
+            expected = _unplanned(program, setting) if setting.own_random else expected
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+            outcome = _crashed(error)
+        else:
+            outcome = _outcome(program, setting, expected, exact)
         if outcome.status == "refused" and setting.level != "planned":
             outcome = _advised(program, setting, outcome, expected, exact)
         if outcome.status in ("different", "crash") and _plain_fails_too(program, setting, expected, exact, outcome):
@@ -152,10 +155,14 @@ def _outcome(program: Program, setting: Setting, expected: Seen, exact: Seen | N
     except MemcompileError as error:
         return Outcome("refused other", type(error).__name__, str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
-        return Outcome("crash", _signature(error), "".join(traceback.format_exception(error))[-6000:])
+        return _crashed(error)
     if (outcome := _compared(program, seen, expected, exact)).is_fault:
         return outcome
     return outcome if measured is None else _held(setting, measured)
+
+
+def _crashed(error: Exception) -> Outcome:
+    return Outcome("crash", _signature(error), "".join(traceback.format_exception(error))[-6000:])
 
 
 def _compared(program: Program, seen: Seen, expected: Seen, exact: Seen | None) -> Outcome:

@@ -6,6 +6,7 @@ from tests.fuzz.check import Setting
 from tests.fuzz.programs import Line, Program, Way
 
 SMALLEST, LOWERED = Setting("planned", 1, arena="off"), Setting("lowered", 1)
+COMPILED = Setting("compiled", None, arena="off")
 X, Y = ("x", "torch.randn(n, 32, requires_grad=True)"), ("y", "torch.randn(n, 32)")
 
 
@@ -66,5 +67,9 @@ REGRESSIONS: dict[str, tuple[Program, Setting]] = {
     "a size that nobody reads, in training": (
         _program("y.copy_((x @ (x.t() @ x) * 0.001).flip(0))", "x", way=Way(rows=(24, 40))),
         LOWERED,
+    ),
+    "an operator that writes and returns nothing": (
+        _program("bump(x, 0.5)", "x", inputs=(("x", "torch.randn(n, 32)"),), way=Way("no_grad", rows=(48,))),
+        COMPILED,
     ),
 }

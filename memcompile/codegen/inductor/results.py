@@ -121,11 +121,20 @@ def _call_of(kernel: Any) -> _Call | None:
     nodes = [node for node in (kernel.get_origin_node(), *kernel.get_origins()) if isinstance(node, fx.Node)]
     for node in nodes if called is not None else ():
         if node.target is called:
-            return _Call(called, node.args, node.kwargs, node.meta.get("val"))
+            return _Call(called, node.args, node.kwargs, _returned(called, node.meta.get("val")))
         if node.target is torch.ops.higher_order.with_effects and node.args[1] is called:
             _, *values = node.meta["val"]
             return _Call(called, node.args[2:], node.kwargs, values[0] if len(values) == 1 else tuple(values))
     return None
+
+
+def _returned(called: Any, value: Any) -> Any:
+    """What an operator returns, of what its node yields. One that writes to its operands was functional before: behind its own
+    results, None where it has none, its node has the copies that it would have written to."""
+    if not called._schema.is_mutable or not isinstance(value, tuple):
+        return value
+    results = len(called._schema.returns)
+    return value[:results] if results > 1 else value[0]
 
 
 def _names(call: _Call, kernel: Any) -> dict[fx.Node, str]:
