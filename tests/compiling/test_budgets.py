@@ -13,9 +13,10 @@ from torch import nn
 from benchmarks.budget_nets import NETS, random_net
 from benchmarks.budgets import BudgetRow, faults, tables
 from memcompile.compiling.dryrun import captured, predict_graphs
+from memcompile.passes.schedule import front as schedule
 from memcompile.passes.schedule.fit import Outcome, fit
 from memcompile.passes.schedule.front import front
-from memcompile.solvers.calls.choose import UNPLANNED
+from memcompile.solvers.calls.choose import UNPLANNED, Point
 from memcompile.step.bound import least_bytes
 from memcompile.step.lowered import Lowered
 from tests.planned_eagerly import COSTS
@@ -85,6 +86,24 @@ def test_the_front_is_what_is_planned_for() -> None:
         better = (point.held_bytes, point.forward_bytes, point.backward_bytes, point.seconds)
         than = (other.held_bytes, other.forward_bytes, other.backward_bytes, other.seconds)
         assert better != than and not all(a <= b for a, b in zip(better, than, strict=True))
+
+
+def test_the_front_of_equal_steps_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one kind, captured one after the other; not so for what differs in a size or an operator."""
+    searched: list[int] = []
+    monkeypatch.setattr(schedule, "_front", lambda *_: ((UNPLANNED, Point(len(searched), 0, 0, 0.0)), searched.append(0))[:1])
+    monkeypatch.setattr(schedule, "_known", {})
+
+    def found(width: int, activation: type[nn.Module]) -> object:
+        torch._dynamo.reset()
+        model = nn.Sequential(nn.Linear(width, width), activation(), nn.Linear(width, width))
+        (graphs,) = captured(model, {}, args=(torch.randn(8, width),), training=True)
+        return front(predict_graphs(graphs), lambda: COSTS, 5.0)
+
+    kinds = [(16, nn.Tanh), (16, nn.Tanh), (16, nn.Sigmoid), (24, nn.Tanh), (16, nn.Tanh)]
+    fronts = [found(width, activation) for width, activation in kinds]
+    assert len(searched) == 3 and fronts[0] == fronts[1] == fronts[4]
+    assert len({str(each) for each in fronts}) == 3
 
 
 def row(asked: str, status: str, budget: int, measured: int, seconds: float = 0.0, **more: int) -> BudgetRow:

@@ -60,8 +60,7 @@ def measure(program: Program, names: Names, backend: Callable[..., Any]) -> tupl
         with mode_of(program):
             outputs = function(*args)
         if way.mode == "train":
-            found = outputs if isinstance(outputs, tuple) else (outputs,)
-            differentiable = [out for out in found if isinstance(out, torch.Tensor) and out.requires_grad]
+            differentiable = _results(outputs, args)
             torch.autograd.backward(differentiable, [torch.ones_like(out) if out.dim() else None for out in differentiable])
             model.zero_grad(set_to_none=True)
             for arg in args:
@@ -76,6 +75,16 @@ def measure(program: Program, names: Names, backend: Callable[..., Any]) -> tupl
     unread = sum(size for address, size in alive.items() if address not in names.addresses)
     report = memcompile.report(function)
     return seen, Measured(peak.peak_bytes - unread, report.planned_peak_bytes, report.budget_bytes, len(report.graphs))
+
+
+def _results(outputs: object, args: Sequence[Any]) -> list[torch.Tensor]:
+    """What gets a gradient: one output of each storage, no input. Gradients that eager adds up are no graph's."""
+    found, known = list[torch.Tensor](), set(_sizes(args))
+    for out in outputs if isinstance(outputs, tuple) else (outputs,):
+        if isinstance(out, torch.Tensor) and out.requires_grad and not known & set(_sizes([out])):
+            known |= set(_sizes([out]))
+            found.append(out)
+    return found
 
 
 def _sizes(values: Iterable[Any]) -> dict[int, int]:

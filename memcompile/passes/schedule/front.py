@@ -5,7 +5,7 @@ By the model alone: nothing is lowered. Which of them a call gets, ``solvers/cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 
 from memcompile.passes.schedule.rematerialize import plan
@@ -18,11 +18,15 @@ from memcompile.step.calibrate import base_names, calibrated
 from memcompile.step.cost import CostModel
 from memcompile.step.facts import Facts, gather_facts
 from memcompile.step.lowered import Lowered
+from memcompile.step.signature import signature
 
 HELD = (0.0, 0.12, 0.25, 0.5, 0.75, 1.0)
 """What is held, between the least and what is held without a plan."""
 INSIDE = (1.0, 0.5, 0.25, 0.12)
 """Most that is taken inside, between what is held and the peak without a plan."""
+MOST_KNOWN = 64
+_known: dict[Hashable, tuple[tuple[Share, Point], ...]] = {}
+"""Fronts that were found, of the last steps that differ."""
 
 
 def known_facts(base: Lowered, costs: CostModel, budget_bytes: int) -> tuple[Facts, Facts]:
@@ -43,9 +47,23 @@ def sparing(facts: Facts, between_bytes: int) -> Facts:
 
 
 def front(base: Lowered, costs: Callable[[], CostModel], time_limit_s: float) -> tuple[tuple[Share, Point], ...]:
-    """Plans of a step, each with what it is to be asked for; none is worse than another in all."""
+    """Plans of a step, each with what it is to be asked for; none is worse than another in all. Searched once for steps that
+    are the same, as blocks of a model are."""
+    same = signature(base.graphs)
+    if same is None:
+        return _front(base, costs(), time_limit_s)
+    events = tuple(event for trace in base.traces for event in trace.events if event.kind != "free")
+    key = same, events, base.peak.timeline, repr(costs().device), time_limit_s
+    if key not in _known:
+        _known[key] = _front(base, costs(), time_limit_s)
+        for old in list(_known)[:-MOST_KNOWN]:
+            del _known[old]
+    return _known[key]
+
+
+def _front(base: Lowered, costs: CostModel, time_limit_s: float) -> tuple[tuple[Share, Point], ...]:
     peak = base.peak
-    _, facts = known_facts(base, costs(), peak.peak_bytes)
+    _, facts = known_facts(base, costs, peak.peak_bytes)
     without = Point(
         peak.held_bytes, peak.forward_peak_bytes - peak.entry_bytes, peak.backward_peak_bytes - peak.entry_bytes, 0.0
     )
