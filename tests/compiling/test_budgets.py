@@ -90,8 +90,8 @@ def test_the_front_is_what_is_planned_for() -> None:
 
 def test_the_front_of_equal_steps_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one kind, captured one after the other; not so for what differs in a size or an operator."""
-    searched: list[int] = []
-    monkeypatch.setattr(schedule, "_front", lambda *_: ((UNPLANNED, Point(len(searched), 0, 0, 0.0)), searched.append(0))[:1])
+    searched = itertools.count()
+    monkeypatch.setattr(schedule, "_front", lambda *_: ((UNPLANNED, Point(next(searched), 0, 0, 0.0)),))
     monkeypatch.setattr(schedule, "_known", {})
 
     def found(width: int, activation: type[nn.Module]) -> object:
@@ -102,8 +102,8 @@ def test_the_front_of_equal_steps_is_searched_once(monkeypatch: pytest.MonkeyPat
 
     kinds = [(16, nn.Tanh), (16, nn.Tanh), (16, nn.Sigmoid), (24, nn.Tanh), (16, nn.Tanh)]
     fronts = [found(width, activation) for width, activation in kinds]
-    assert len(searched) == 3 and fronts[0] == fronts[1] == fronts[4]
-    assert len({str(each) for each in fronts}) == 3
+    assert fronts[0] == fronts[1] == fronts[4]
+    assert len({str(each) for each in fronts}) == next(searched) == 3
 
 
 def row(asked: str, status: str, budget: int, measured: int, seconds: float = 0.0, **more: int) -> BudgetRow:
