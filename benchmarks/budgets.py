@@ -139,16 +139,16 @@ def rows(program: Remote, done: Container[str]) -> Iterator[BudgetRow]:
     budgets = {f"{share * 100:.0f} %": int(share * free) for share in SHARES} | {"1 byte": 1}
     tried = set[int]()
     for asked, budget in budgets.items():
-        row: BudgetRow | None = None
-        if asked not in done:
-            row = program.ask("row", asked, budget)
-            yield row
-        while row is not None and row.floor_bytes is not None and row.floor_bytes not in tried:
+        if asked in done:
+            continue
+        row: BudgetRow = program.ask("row", asked, budget)
+        yield row
+        going_on = True
+        while going_on and row.floor_bytes is not None and row.floor_bytes not in tried:
             tried.add(row.floor_bytes)
-            going, row = row, program.ask("row", ADVISED + row.asked, row.floor_bytes)
+            going_on = row.status == "goes on"
+            row = program.ask("row", ADVISED + row.asked, row.floor_bytes)
             yield row
-            if going.status == "refused":
-                break
 
 
 def faults(found: Sequence[BudgetRow]) -> list[str]:

@@ -25,7 +25,6 @@ from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no installed package
 
-import torch
 from torch import nn
 
 from benchmarks.core.command import Benchmark
@@ -107,11 +106,6 @@ class Stepping(Running[Row]):
             measured_peak_bytes=self.peak().peak_bytes,
         )
         return dataclasses.replace(row, planned_peak_bytes=self.report().planned_peak_bytes) if self.way.ours else row
-
-    def timed_step(self) -> float:
-        """Seconds of a step from the same random state as all others."""
-        torch.manual_seed(0)
-        return super().timed_step()
 
 
 class Ways(Turns[Row]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 import torch
-from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from memcompile.step.facts import StepGraphs
@@ -18,29 +17,18 @@ def signature(graphs: StepGraphs) -> Hashable | None:
     nodes = [node for half in halves for node in half.graph.nodes]
     if any(node.op == "get_attr" for node in nodes):
         return None
-    found = [_of_node(node) for node in nodes]
-    if any(each is None for each in found):
+    layouts = [_layout(leaf) for node in nodes for leaf in tree_leaves(node.meta.get("val"))]
+    if None in layouts:
         return None
-    return graphs.num_user_outputs, graphs.planned, graphs.tangents_held, torch.get_num_threads(), tuple(found)
+    calls = tuple((node.op, node.name, str(node.target), str(node.args), str(node.kwargs)) for node in nodes)
+    return graphs.num_user_outputs, graphs.planned, graphs.tangents_held, calls, tuple(layouts)
 
 
-def _of_node(node: fx.Node) -> Hashable | None:
-    layouts = []
-    for leaf in tree_leaves(node.meta.get("val")):
-        if not isinstance(leaf, torch.Tensor):
-            layout: Hashable = repr(leaf) if not isinstance(leaf, torch.SymInt | torch.SymFloat | torch.SymBool) else None
-        else:
-            layout = _layout(leaf)
-        if layout is None:
-            return None
-        layouts.append(layout)
-    return node.op, node.name, str(node.target), str(node.args), str(node.kwargs), tuple(layouts)
-
-
-def _layout(tensor: torch.Tensor) -> Hashable | None:
-    if tensor.layout is not torch.strided:
-        return None
-    sizes = (*tensor.shape, *tensor.stride(), tensor.storage_offset())
+def _layout(value: object) -> Hashable | None:
+    """Of what a node yields; None where it is a symbol, has sizes that are, or is not dense."""
+    if not isinstance(value, torch.Tensor):
+        return None if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) else repr(value)
+    sizes = (*value.shape, *value.stride(), value.storage_offset()) if value.layout is torch.strided else (None,)
     if not all(isinstance(size, int) for size in sizes):
         return None
-    return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, tensor.device
+    return value.shape, value.stride(), value.storage_offset(), value.dtype, value.device
