@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from memcompile.codegen.inductor.compile import compile_graph, real_code
+from memcompile.codegen.inductor.compile import InnerCompile, compile_graph, real_code
 from memcompile.codegen.inductor.dynamo import capture_info, debug_folder
 from memcompile.codegen.inductor.hooks import Hook, together
 from memcompile.codegen.inductor.partition import default_partition
@@ -58,8 +58,9 @@ class Session:
     """Compiles one graph under ``options`` on ``device``. ``example_inputs``: the real inputs, parameters among them.
 
     ``tangents_held``: whether gradients arrive for more than a scalar loss; None: not when the graph returns one. ``ledger``
-    and ``lowering`` are others in a ``dry`` run. ``trust``: see ``passes/schedule/fit.py``. ``weights``: which inputs are
-    parameters or buffers. ``share``: see ``runtime/room.py``; None: the graph has the room to itself, or nobody knows yet.
+    and ``lowering`` are others in a ``dry`` run. ``code``: see ``real_code``. ``trust``: see ``passes/schedule/fit.py``.
+    ``weights``: which inputs are parameters or buffers. ``share``: see ``runtime/room.py``; None: the graph has the room to
+    itself, or nobody knows yet.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Session:
         ledger: Ledger = LEDGER,
         *,
         lowering: Callable[[Hook], Lowering] = on_trial,
+        code: Callable[..., InnerCompile] = real_code,
         tangents_held: bool | None = None,
         trust: bool = True,
         dry: bool = False,
@@ -79,6 +81,7 @@ class Session:
     ) -> None:
         self.gm, self.inputs, self.options, self.device = gm, list(example_inputs), options, device
         self.ledger, self.tangents_held = ledger, tangents_held
+        self.ways: dict[str, Any] = {"lowering": lowering, "code": code}
         self.tensors = [t for t in example_inputs if isinstance(t, torch.Tensor)]
         self.owned = tuple(index for index, value in enumerate(self.inputs) if _is_owned(value))
         self.symbols = symbols_of(gm.graph)
@@ -102,7 +105,8 @@ class Session:
     def compile(self) -> CompiledGraph:
         """Lower the graph within its budget. Raises ``BudgetInfeasibleError`` and ``PassError``."""
         original = copy.deepcopy(self.gm)
-        code = real_code(
+        again = functools.partial(_again, original, self.options, self.device, self.ways)
+        code = self.ways["code"](
             self.inference, self._planned, self._accept, self._settled, self._on_code, hook=self.hook, supply=self._supply
         )
         function = None
@@ -110,22 +114,11 @@ class Session:
             function = compile_graph(self.gm, self.inputs, self.partition, code, self.options.inductor)
         if function is None:
             log.info("graph %s takes more than its plan: planned again, with trial lowerings", self.graph_id)
-            anew = Session(
-                original,
-                self.inputs,
-                self.options,
-                self.device,
-                tangents_held=self.tangents_held,
-                trust=False,
-                share=self.request.share,
-            )
-            return anew.compile()
+            return again(self.inputs, self.tangents_held, self.request.share, trust=False)
         entry, made = self.finish((self.options.dump, debug_folder()))
         kept = [kept for each in self.done for kept in each.plan.keeps]
-        again_for = functools.partial(_again, original, self.options, self.device)
-        planned = self.ctx.has_budget
-        again = again_for if planned else None
-        compiled = CompiledGraph(function, entry, kept, self.tensors, made.graphs.tangents_held, self.options, again)
+        anew = again if self.ctx.has_budget else None
+        compiled = CompiledGraph(function, entry, kept, self.tensors, made.graphs.tangents_held, self.options, anew)
         self.inputs, self.tensors = [], []  # code that asks for weights at each call keeps this session
         return compiled
 
@@ -370,12 +363,15 @@ def _again(
     original: fx.GraphModule,
     options: Options,
     device: torch.device,
+    ways: Mapping[str, Any],
     inputs: Sequence[Any],
-    tangents_held: bool,
+    tangents_held: bool | None,
     share: Share | None,
+    trust: bool = True,
 ) -> CompiledGraph:
-    """The graph compiled once more, for a step that differs from what it was planned for."""
-    return Session(copy.deepcopy(original), inputs, options, device, tangents_held=tangents_held, share=share).compile()
+    """The graph compiled once more: its plan did not hold, or a step differs from what it was planned for."""
+    gm = copy.deepcopy(original)
+    return Session(gm, inputs, options, device, tangents_held=tangents_held, share=share, trust=trust, **ways).compile()
 
 
 def first_share(options: Options, inputs: Sequence[Any], ledger: Ledger = LEDGER) -> Share | None:

@@ -24,6 +24,12 @@ def compiled(function: _Function) -> _Function:
     return cast(_Function, dispatcher)
 
 
+def inner(function: _Function) -> _Function:
+    """A part of compiled functions of the same file, which alone may call it; Python cannot."""
+    without_wrappers: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return cast(_Function, numba.njit(**without_wrappers)(function))
+
+
 class _Checked(caching.NullCache):
     """In numba's place for caches of one function. Its own unpickles whatever lies beside the source, and a damaged file is an
     error in every process from then on."""

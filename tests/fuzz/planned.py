@@ -23,8 +23,8 @@ from memcompile.codegen.inductor.compile import Rewrite, real_code
 from memcompile.codegen.inductor.fusion_model import predict
 from memcompile.codegen.inductor.hooks import Hook
 from memcompile.codegen.inductor.surface import surface
-from memcompile.compiling import session as sessions
 from memcompile.compiling.dryrun import predict_graphs
+from memcompile.compiling.session import Session
 from memcompile.errors import MemcompileError
 from memcompile.machine.support import check_devices
 from memcompile.options import Options
@@ -121,19 +121,14 @@ def _run_by(graph: fx.GraphModule) -> Callable[[list[Any]], Any]:
 def planned_backend(options: Mapping[str, object], lowered: bool = True) -> Callable[..., Any]:
     """``backend="memcompile"`` with ``options``, its kernels interpreted. ``lowered``: with exact peaks and places."""
     parsed = Options.from_mapping(options if lowered else {**options, "arena": "off"})
-    code = interpreting if lowered else predicting
-    module: Any = sessions
-    ways: dict[str, Any] = {} if lowered else {"lowering": lambda _hook: predict_graphs}
+    ways: dict[str, Any] = {"code": interpreting} if lowered else {"code": predicting, "lowering": lambda _hook: predict_graphs}
 
     def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         device = check_devices(t.device for t in inputs if isinstance(t, torch.Tensor))
-        before, module.real_code = module.real_code, code
         try:
-            return sessions.Session(gm, inputs, parsed, device, **ways).compile()
+            return Session(gm, inputs, parsed, device, **ways).compile()
         except MemcompileError as error:
             raise surface(error) from None
-        finally:
-            module.real_code = before
 
     return backend
 

@@ -34,6 +34,8 @@ from memcompile.passes.schedule.front import front, known_facts, sparing
 from memcompile.passes.schedule.reorder import reordered
 from memcompile.runtime.transfers.sources import Moved
 from memcompile.solvers import work
+from memcompile.solvers.schedule.floor import quick_bound
+from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.problem import InfeasibleError, RematSolution
 from memcompile.step.bound import least_bytes
 from memcompile.step.calibrate import calibrated, crowded, fused
@@ -53,6 +55,8 @@ LEAST_GAIN = 0.25
 """By how much the exact peak falls at least, so it is assumed, where the target falls by one."""
 TRUSTED_SHARE = 0.998
 """What of the budget a plan may take by the model that is not lowered on trial: the model misses the smallest buffers."""
+FAR_ABOVE = 1.25
+"""Where no plan takes less than so many times the target by the model, none keeps it once it is lowered."""
 CLOSE_TO_FLOOR = 1.01
 """A smallest plan whose exact peak is that close to the model's cannot be made smaller by knowing the code better."""
 RUNGS, LOOKED_AT = 40, 2
@@ -184,7 +188,7 @@ def fit(
     outcome.plan_seconds += time.perf_counter() - start
     if held_bytes == 0:
         _least(outcome, facts, budget_bytes, time_limit_s, lowering)
-    else:
+    elif outcome.tiers.links or quick_bound(RematIndex.of(facts.problem)) <= FAR_ABOVE * budget_bytes:
         between = 0 if held_bytes is None else max(0, budget_bytes - base.peak.entry_bytes - held_bytes)
         _within(outcome, sparing(facts, between), budget_bytes, time_limit_s, lowering, trust)
     if outcome.chosen is None:

@@ -152,12 +152,6 @@ class BlockPart:
     grad_bytes: int
     signature: Signature
 
-    def with_phantom(self, workspace_bytes: int) -> RematProblem:
-        """The problem when the later blocks hold ``workspace_bytes``."""
-        ops = list(self.problem.ops)
-        ops[self.phantom] = Op("later blocks", (), (), 0.0, workspace_bytes, recomputable=False)
-        return RematProblem(self.problem.storages, tuple(ops), self.problem.boundary, self.problem.base_bytes)
-
 
 def extract(index: RematIndex, block: ChainBlock) -> BlockPart:
     """The problem of a block: its ops, with sources for what comes from outside."""
@@ -199,7 +193,7 @@ def extract(index: RematIndex, block: ChainBlock) -> BlockPart:
         )
         ops.append(part)
         origin.append(p)
-        shape.append((part.reads, part.writes, *(getattr(part, n) for n in ("seconds", "workspace_bytes", "recomputable"))))
+        shape.append((part.reads, part.writes, part.seconds, part.workspace_bytes, part.recomputable, part.inplace))
     if block.begin == block.end:
         ops += [Op("later blocks", (), (), 0.0, recomputable=False), source("gradients", grads, False)]
         origin += [-1, -1]

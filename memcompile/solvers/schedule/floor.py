@@ -73,9 +73,8 @@ class Lookback:
 
 def floor_bound(index: RematIndex, depth: int = 8, nodes: int = 60_000) -> int:
     """Largest over all ops of the bound at the op's first execution."""
-    held, fixed = _held(index)
-    look = Lookback(index, held, fixed, nodes)
-    direct = {w: look.execution_bytes(w, w, frozenset()) for w in range(len(index.reads))}
+    look = Lookback(index, *_held(index), nodes)
+    direct = _direct(look)
     best = max(direct.values(), default=index.problem.base_bytes)
     order = sorted(direct, key=lambda w: -direct[w])
     for w in order:
@@ -86,6 +85,15 @@ def floor_bound(index: RematIndex, depth: int = 8, nodes: int = 60_000) -> int:
         best = max(best, look.bound(frozenset(index.reads[w]), w, depth, best))
         look.nodes += left
     return best
+
+
+def quick_bound(index: RematIndex) -> int:
+    """The same without looking back: smaller, and found at once."""
+    return max(_direct(Lookback(index, *_held(index), 0)).values(), default=index.problem.base_bytes)
+
+
+def _direct(look: Lookback) -> dict[int, int]:
+    return {w: look.execution_bytes(w, w, frozenset()) for w in range(len(look.index.reads))}
 
 
 def _held(index: RematIndex) -> tuple[list[int], list[set[int]]]:

@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from memcompile.solvers.schedule.problem import RematProblem
 
+Ints = NDArray[np.int64]
 
-@dataclass(frozen=True, slots=True)
+
+class Steps(NamedTuple):
+    """An index as arrays. Lists of lists are flat: those of i are ``reads[reads_start[i] : reads_start[i + 1]]``.
+
+    ``footprint[p]``: bytes of all that op p reads, writes and works in.
+    """
+
+    sizes: Ints
+    producer: Ints
+    output: NDArray[np.bool_]
+    readers_start: Ints
+    readers: Ints
+    reads_start: Ints
+    reads: Ints
+    writes_start: Ints
+    writes: Ints
+    seconds: NDArray[np.float64]
+    workspace: Ints
+    again: NDArray[np.bool_]
+    inplace: NDArray[np.bool_]
+    footprint: Ints
+
+
+@dataclass(frozen=True)
 class RematIndex:
     """A problem with its inverse maps.
 
@@ -59,6 +90,34 @@ class RematIndex:
             output=output,
         )
 
+    @cached_property
+    def steps(self) -> Steps:
+        """The same for compiled code."""
+        ops, sizes = self.problem.ops, self.sizes
+        footprint = [op.workspace_bytes + sum(sizes[s] for s in {*self.reads[p], *self.writes[p]}) for p, op in enumerate(ops)]
+        return Steps(
+            _ints(sizes),
+            _ints(self.producer),
+            np.array(self.output, dtype=np.bool_),
+            *_flat(self.readers),
+            *_flat(self.reads),
+            *_flat(self.writes),
+            np.array(self.seconds, dtype=np.float64),
+            _ints(op.workspace_bytes for op in ops),
+            np.array(self.again, dtype=np.bool_),
+            np.array([op.inplace for op in ops], dtype=np.bool_),
+            _ints(footprint),
+        )
+
+    def with_workspace(self, p: int, workspace_bytes: int) -> RematIndex:
+        """The same, but for what op p works in."""
+        changed = replace(self, problem=self.problem.with_workspace(p, workspace_bytes))
+        workspace, footprint = self.steps.workspace.copy(), self.steps.footprint.copy()
+        footprint[p] += workspace_bytes - workspace[p]
+        workspace[p] = workspace_bytes
+        changed.__dict__["steps"] = self.steps._replace(workspace=workspace, footprint=footprint)
+        return changed
+
     def transient_bytes(self, p: int) -> int:
         """Least bytes that op p adds to what is alive before it: its writes and workspace, minus what it can reuse in place."""
         op = self.problem.ops[p]
@@ -77,3 +136,13 @@ class RematIndex:
                 free[self.sizes[s]] -= 1
                 reused += self.sizes[s]
         return reused
+
+
+def _ints(values: Iterable[int]) -> Ints:
+    return np.array(list(values), dtype=np.int64)
+
+
+def _flat(lists: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
+    """Where each list starts, and all of them."""
+    starts = itertools.accumulate((len(row) for row in lists), initial=0)
+    return _ints(starts), _ints(itertools.chain.from_iterable(lists))

@@ -65,7 +65,7 @@ def _with_saved(
     tightest = None
     for _ in range(6 if len(index.reads) <= LARGE_PART else 4):
         peak = (low + high) // 2
-        option = _capped(part, saved, peak)
+        option = _capped(part, index, replay, saved, peak)
         if option is None:
             low = peak
         else:
@@ -73,17 +73,17 @@ def _with_saved(
             options.append(option)
     if tightest is not None:
         for share in PEAK_SHARES:
-            option = _capped(part, saved, int(tightest.peak_bytes + share * (top - tightest.peak_bytes)))
+            option = _capped(part, index, replay, saved, int(tightest.peak_bytes + share * (top - tightest.peak_bytes)))
             if option is not None:
                 options.append(option)
     return options
 
 
-def _capped(part: BlockPart, saved: int, peak: int) -> BlockOption | None:
-    """An option with at most ``saved`` bytes at the phantom and ``peak`` in the backward."""
+def _capped(part: BlockPart, index: RematIndex, replay: Replay, saved: int, peak: int) -> BlockOption | None:
+    """An option with at most ``saved`` bytes at the phantom, where later blocks hold the rest, and ``peak`` in the backward."""
     budget = part.external_bytes + max(peak, saved)
-    problem = part.with_phantom(max(0, peak - saved))
-    index, replay = RematIndex.of(problem), Replay(problem)
+    later = max(0, peak - saved)
+    index, replay = index.with_workspace(part.phantom, later), replay.with_workspace(part.phantom, later)
     best: BlockOption | None = None
     for power, order in VARIANTS if len(index.reads) <= LARGE_PART else VARIANTS[:1]:
         try:

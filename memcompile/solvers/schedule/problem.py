@@ -9,7 +9,7 @@ Nothing here knows torch. Sizes are bytes, durations are seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Status = Literal["optimal", "bounded", "heuristic"]
@@ -60,6 +60,12 @@ class RematProblem:
     def total_seconds(self) -> float:
         """Time of the base order, each op once."""
         return sum(op.seconds for op in self.ops)
+
+    def with_workspace(self, p: int, workspace_bytes: int) -> RematProblem:
+        """The same, but for what op p works in."""
+        ops = list(self.ops)
+        ops[p] = replace(ops[p], workspace_bytes=workspace_bytes)
+        return replace(self, ops=tuple(ops))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ serves one write. What is moved away takes nothing from its execution ``gone`` u
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +100,14 @@ class Replay:
         writes = [list(dict.fromkeys(op.writes)) for op in problem.ops]
         self.reads, self.writes = Ragged.of(reads), Ragged.of(writes)
         self._index_inplace(reads, writes)
+
+    def with_workspace(self, p: int, workspace_bytes: int) -> Replay:
+        """The same, but for what op p works in."""
+        changed = copy.copy(self)
+        changed.problem = self.problem.with_workspace(p, workspace_bytes)
+        changed.workspace = self.workspace.copy()
+        changed.workspace[p] = workspace_bytes
+        return changed
 
     def _index_inplace(self, reads: list[list[int]], writes: list[list[int]]) -> None:
         """Per inplace op, one cell per distinct size it writes; per read, the cell of its size (-1: none)."""

@@ -13,7 +13,7 @@ from memcompile.solvers.schedule.blocks import find_chain
 from memcompile.solvers.schedule.chain import chain_floor, chain_search, model_chain
 from memcompile.solvers.schedule.decode import decode
 from memcompile.solvers.schedule.evict import CapExceededError, decode_capped
-from memcompile.solvers.schedule.floor import floor_bound
+from memcompile.solvers.schedule.floor import floor_bound, quick_bound
 from memcompile.solvers.schedule.frontier import solve_frontier
 from memcompile.solvers.schedule.index import RematIndex
 from memcompile.solvers.schedule.polish import polish
@@ -106,7 +106,7 @@ def solve(
     index = RematIndex.of(problem)
     search = RematSearch(index, Replay(problem), budget_bytes, work.now() + effort_s(problem, time_limit_s, effort), seed)
     base = search.offer(decode(index), "base")
-    if problem.ops and not search.closed:
+    if problem.ops and not search.closed and quick_bound(index) <= budget_bytes:
         sequence = decode(index).sequence
         _search(search, binding_instant(sequence, base.live_bytes))
     if search.best is None:
