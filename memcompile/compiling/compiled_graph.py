@@ -3,9 +3,11 @@ for."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import math
+import operator
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +15,9 @@ from typing import Any
 
 import torch
 
+from memcompile.codegen.inductor.resized import Holds
 from memcompile.compiling.run import StepPlan, plan_step
+from memcompile.errors import BudgetInfeasibleError
 from memcompile.logs import get_logger
 from memcompile.options import Options
 from memcompile.runtime.arena import BLOCKS
@@ -28,8 +32,10 @@ State = tuple[bool, bool]
 """Whether gradients of earlier steps are there, and whether gradients arrive for more than a loss."""
 Sizes = tuple[int, ...]
 """Of the inputs of a call, where they differ from call to call."""
-Again = Callable[[Sequence[Any], bool, Share | None], "CompiledGraph"]
-"""From the inputs of a call, whether gradients arrive for more than a loss, and a share to the graph compiled for them."""
+Again = Callable[[Sequence[Any], bool, Share | None, Sizes], "CompiledGraph"]
+"""From the inputs of a call, whether gradients arrive for more than a loss, a share and sizes to the graph compiled for these."""
+GROWTH = 1.25
+"""By how much sizes are planned larger than those that no plan fits, so that sizes that grow are planned for a few times."""
 
 
 _NUMBERS = itertools.count()
@@ -38,11 +44,12 @@ _NUMBERS = itertools.count()
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One plan of a graph, compiled. ``spare``: sizes -> what calls with them leave of the budget while nothing waits for a
-    backward."""
+    backward. ``holds``: whether it may be called with some sizes."""
 
     function: Callable[..., Any]
     entry: GraphEntry
     spare: dict[Sizes, float] = field(default_factory=dict)
+    holds: Holds = field(default=lambda _sizes: True)
 
     def at(self, sizes: Sizes) -> Profile | None:
         """What a call with these sizes takes; None where it is what all calls take."""
@@ -56,6 +63,7 @@ class CompiledGraph:
     again, once, for a step that accumulates. So is a plan that took the loss for the only output that gets a gradient, once
     another one got its own. A call in a step that was planned together gets its share of that; in one that nobody knows yet, a
     plan that fits beside all that is alive. ``again``: None where there is no budget.
+    ``resized``: variants for some sizes, the latest first. ``holds``: see `Variant`; None: for those it was compiled with.
     """
 
     def __init__(
@@ -73,7 +81,8 @@ class CompiledGraph:
         self.number = next(_NUMBERS)
         state = again is not None and gradient_bytes(tensors) > 0, tangents_held
         self.variants: dict[tuple[State, Share | None], Variant] = {(state, entry.share): Variant(function, entry)}
-        self.fixed: dict[tuple[State, Share | None, Sizes], Variant] = {}
+        self.resized: dict[tuple[State, Share | None], list[Variant]] = {}
+        self.holds: Holds | None = None
         self.parameters = [weakref.ref(t) for t in tensors if t.is_leaf and t.requires_grad] if again is not None else []
         self.trains = entry.report.kind == "train"
 
@@ -155,7 +164,7 @@ class CompiledGraph:
         fastest. Raises `BudgetInfeasibleError` where there is none."""
         share = LEAST if LEDGER.waiting else None
         known = [variant for (of, _), variant in self.variants.items() if of == state]
-        known += [variant for (of, _, only), variant in self.fixed.items() if (of, only) == (state, sizes)]
+        known += [v for (of, _), made in self.resized.items() if of == state for v in made if v.holds(sizes)]
         known.sort(key=lambda v: v.entry.profile.held_bytes if LEDGER.waiting else v.entry.extra_seconds)
         for variant in known:
             if self.again is None or self._spare(variant, args, sizes) >= 0:
@@ -176,19 +185,35 @@ class CompiledGraph:
         return limit - LEDGER.peak_with(replace(profile, existing=gradients_of(tensors)))
 
     def _known(self, state: State, share: Share | None, sizes: Sizes) -> Variant | None:
-        return self.variants.get((state, share)) or self.fixed.get((state, share, sizes))
+        if (variant := self.variants.get((state, share))) is not None:
+            return variant
+        return next((variant for variant in self.resized.get((state, share), ()) if variant.holds(sizes)), None)
 
     def _made(self, args: Sequence[Any], state: State, share: Share | None, sizes: Sizes) -> Variant:
-        """Where sizes differ from call to call, for these alone."""
+        """For these sizes, and for others as far as it holds. Where it is not the first that is made for sizes, larger ones are
+        to come: it is planned for those, if the budget has a plan for them."""
         assert self.again is not None
         log.info("graph %s: planned again for another step (%s, %s, %s)", self.entry.report.graph_id, state, share, sizes)
         if LEDGER.tapes.open is not None:
             LEDGER.tapes.open.spoilt = True
-        made = self.again(args, self.tangents_held, share)
+        others = self.resized.setdefault((state, share), [])
+        made = self._larger(args, share, sizes) if sizes and others else None
+        made = made or self.again(args, self.tangents_held, share, sizes)
         self.keeps.append(made)
         (variant,) = made.variants.values()
-        if sizes:
-            self.fixed[state, share, sizes] = variant
-        else:
+        if not sizes:
             self.variants[state, share] = variant
+            return variant
+        variant = replace(variant, holds=made.holds or functools.partial(operator.eq, sizes))
+        others.insert(0, variant)
         return variant
+
+    def _larger(self, args: Sequence[Any], share: Share | None, sizes: Sizes) -> CompiledGraph | None:
+        """Planned for larger sizes than those; None where the budget has no plan for them, or the code would not hold for
+        these."""
+        assert self.again is not None
+        try:
+            made = self.again(args, self.tangents_held, share, tuple(math.ceil(GROWTH * size) for size in sizes))
+        except BudgetInfeasibleError:
+            return None
+        return made if made.entry.report.fits and made.holds is not None and made.holds(sizes) else None

@@ -18,6 +18,7 @@ from memcompile.codegen.inductor.compile import InnerCompile, compile_graph, rea
 from memcompile.codegen.inductor.dynamo import capture_info, debug_folder
 from memcompile.codegen.inductor.hooks import Hook, together
 from memcompile.codegen.inductor.partition import default_partition
+from memcompile.codegen.inductor.resized import Resized, resized
 from memcompile.codegen.inductor.trial import KeepsBudget, lower_graphs
 from memcompile.compiling import explain
 from memcompile.compiling.compiled_graph import CompiledGraph
@@ -60,7 +61,7 @@ class Session:
     ``tangents_held``: whether gradients arrive for more than a scalar loss; None: not when the graph returns one. ``ledger``
     and ``lowering`` are others in a ``dry`` run. ``code``: see ``real_code``. ``trust``: see ``passes/schedule/fit.py``.
     ``weights``: which inputs are parameters or buffers. ``share``: see ``runtime/room.py``; None: the graph has the room to
-    itself, or nobody knows yet.
+    itself, or nobody knows yet. ``resized``: its inputs with sizes that are symbols, outside of Dynamo.
     """
 
     def __init__(
@@ -78,9 +79,11 @@ class Session:
         dry: bool = False,
         weights: frozenset[int] = frozenset(),
         share: Share | None = None,
+        resized: Resized | None = None,
     ) -> None:
         self.gm, self.inputs, self.options, self.device = gm, list(example_inputs), options, device
         self.ledger, self.tangents_held = ledger, tangents_held
+        self.resized = resized
         self.ways: dict[str, Any] = {"lowering": lowering, "code": code}
         self.tensors = [t for t in example_inputs if isinstance(t, torch.Tensor)]
         self.owned = tuple(index for index, value in enumerate(self.inputs) if _is_owned(value))
@@ -110,15 +113,22 @@ class Session:
             self.inference, self._planned, self._accept, self._settled, self._on_code, hook=self.hook, supply=self._supply
         )
         function = None
-        with contextlib.suppress(_MissedError), measuring():
-            function = compile_graph(self.gm, self.inputs, self.partition, code, self.options.inductor)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(_MissedError))
+            stack.enter_context(measuring())
+            if self.resized is not None:
+                stack.enter_context(self.resized.compiling())
+            inputs = self.inputs if self.resized is None else self.resized.inputs
+            function = compile_graph(self.gm, inputs, self.partition, code, self.options.inductor)
         if function is None:
             log.info("graph %s takes more than its plan: planned again, with trial lowerings", self.graph_id)
-            return again(self.inputs, self.tangents_held, self.request.share, trust=False)
+            sizes = () if self.resized is None else tuple(self.inputs[place] for place in self.symbols)
+            return again(self.inputs, self.tangents_held, self.request.share, sizes, trust=False)
         entry, made = self.finish((self.options.dump, debug_folder()))
         kept = [kept for each in self.done for kept in each.plan.keeps]
         anew = again if self.ctx.has_budget else None
         compiled = CompiledGraph(function, entry, kept, self.tensors, made.graphs.tangents_held, self.options, anew)
+        compiled.holds = None if self.resized is None else self.resized.holds()
         self.inputs, self.tensors = [], []  # code that asks for weights at each call keeps this session
         return compiled
 
@@ -367,11 +377,18 @@ def _again(
     inputs: Sequence[Any],
     tangents_held: bool | None,
     share: Share | None,
+    sizes: Sequence[int] = (),
     trust: bool = True,
 ) -> CompiledGraph:
-    """The graph compiled once more: its plan did not hold, or a step differs from what it was planned for."""
-    gm = copy.deepcopy(original)
-    return Session(gm, inputs, options, device, tangents_held=tangents_held, share=share, trust=trust, **ways).compile()
+    """The graph compiled once more: its plan did not hold, or a step differs from what it was planned for. ``sizes``: those to
+    plan for, as symbols where that can be."""
+    gm, inputs = copy.deepcopy(original), list(inputs)
+    places = dict(zip(symbols_of(gm.graph), sizes, strict=False))
+    others = resized(gm, inputs, places) if places else None
+    for place, size in places.items() if others is not None else ():
+        inputs[place] = size
+    more = {"tangents_held": tangents_held, "share": share, "trust": trust, "resized": others, **ways}
+    return Session(gm, inputs, options, device, **more).compile()
 
 
 def first_share(options: Options, inputs: Sequence[Any], ledger: Ledger = LEDGER) -> Share | None:

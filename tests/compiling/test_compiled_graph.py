@@ -40,9 +40,7 @@ def compiled() -> CompiledGraph:
 
     report = SimpleNamespace(kind="inference", graph_id="0")
     entry: Any = SimpleNamespace(report=report, share=None, places=(), sized=None)
-    return CompiledGraph(
-        lowered, entry, [arena, *programs], [PARAMETER], True, Options(), lambda _args, _held, _share: compiled()
-    )
+    return CompiledGraph(lowered, entry, [arena, *programs], [PARAMETER], True, Options(), lambda *_: compiled())
 
 
 MADE = [0]

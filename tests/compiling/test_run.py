@@ -261,13 +261,14 @@ def test_sizes_that_grow_are_counted_before_they_run() -> None:
     memcompile.release()
     budget = int(0.6 * max(peaks))
     compiled = comp(model, budget, dynamic=True)
-    for rows in (*sizes, *reversed(sizes)):
+    for rows in (*sizes, *reversed(sizes), 700, 900, 1001):
         x = batch(rows)
         step = stepping(model, compiled, x)
         step()
         assert measured(model, step, x) <= budget
         same_gradients(model, lambda other: other, x)
     assert memcompile.report(compiled).fits
+    assert len(LEDGER.entries) == 2  # without a plan, and with one for all that is too large for that
     with pytest.raises(BudgetInfeasibleError):
         compiled(batch(8 * 1024))
     assert not LEDGER.live and memcompile.report(compiled).fits

@@ -78,9 +78,11 @@ def measure(program: Program, names: Names, backend: Callable[..., Any]) -> tupl
 
 
 def _results(outputs: object, args: Sequence[Any]) -> list[torch.Tensor]:
-    """What gets a gradient: one output of each storage, no input. Gradients that eager adds up are no graph's."""
-    found, known = list[torch.Tensor](), set(_sizes(args))
-    for out in outputs if isinstance(outputs, tuple) else (outputs,):
+    """What gets a gradient: one result of each storage, inputs that were written among them. Gradients that eager adds up are no
+    graph's."""
+    written = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.grad_fn is not None]
+    found, known = list[torch.Tensor](), set(_sizes(args)) - set(_sizes(written))
+    for out in (*written, *(outputs if isinstance(outputs, tuple) else (outputs,))):
         if isinstance(out, torch.Tensor) and out.requires_grad and not known & set(_sizes([out])):
             known |= set(_sizes([out]))
             found.append(out)
