@@ -33,7 +33,7 @@ State = tuple[bool, bool]
 Sizes = tuple[int, ...]
 """Of the inputs of a call, where they differ from call to call."""
 Again = Callable[[Sequence[Any], bool, Share | None, Sizes], "CompiledGraph"]
-"""From the inputs of a call, whether gradients arrive for more than a loss, a share and sizes to the graph compiled for these."""
+"""From the inputs of a call, whether gradients arrive for more than a loss, a share and sizes to what is compiled for it."""
 GROWTH = 1.25
 """By how much sizes are planned larger than those that no plan fits, so that sizes that grow are planned for a few times."""
 
