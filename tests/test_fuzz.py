@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.fuzz.campaign import lines_of, logs, table
 from tests.fuzz.check import Level, Setting, check, setting_of
 from tests.fuzz.generate import generate
 from tests.fuzz.judge import differences
@@ -17,6 +20,7 @@ from tests.fuzz.regressions import REGRESSIONS
 from tests.fuzz.run import eager, run
 from tests.fuzz.scope import PALETTE
 from tests.fuzz.shrink import shrink
+from tests.marks import write_between
 
 SIMPLE = Program(
     0,
@@ -119,3 +123,26 @@ def test_programs_nobody_chose(level: Level, first: int, count: int) -> None:
     faults = {seed: (outcome.signature, outcome.detail) for seed, outcome in outcomes.items() if outcome.is_fault}
     assert not faults, faults
     assert sum(outcome.status == "same" for outcome in outcomes.values()) >= count // 2
+
+
+def test_several_logs_make_one_table(tmp_path: Path) -> None:
+    """A program that ran twice counts as it ran last; what stands around the table stays."""
+    lines = [("a", 1, "crash"), ("a", 2, "refused"), ("b", 1, "same")]
+    for folder, seed, status in lines:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        with (tmp_path / folder / "programs.jsonl").open("a") as log:
+            log.write(json.dumps({"source": "ours", "level": "planned", "seed": seed, "status": status}) + "\n")
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- fuzz:begin -->\nold\n<!-- fuzz:end -->\nafter\n")
+    write_between(page, "fuzz", table(lines_of(logs(tmp_path))))
+    text = """before
+<!-- fuzz:begin -->
+| programs | level | run | same | refused |
+| --- | --- | --- | --- | --- |
+| ours | planned | 2 | 1 | 1 |
+<!-- fuzz:end -->
+after
+"""
+    assert page.read_text() == text
+    with pytest.raises(ValueError, match="has no <!-- operators:begin -->"):
+        write_between(page, "operators", "")

@@ -25,6 +25,8 @@ def main() -> int:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     os.environ.setdefault("MEMCOMPILE_CACHE_DIR", str(cache / "memcompile"))
     os.environ["OMP_NUM_THREADS"] = "1"
+    if args.summary:
+        return counted(args)
     if args.workers > 1:
         return several(args)
 
@@ -63,10 +65,24 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shrink-seconds", type=float, default=60.0, help="for each new kind of fault")
     parser.add_argument("--nnsmith", action="store_true", help="networks of NNSmith instead of our own programs (see smith.py)")
     parser.add_argument("--log", type=Path, default=Path("fuzz-log"), help="folder of the log")
+    parser.add_argument("--summary", action="store_true", help="run nothing: what the logs in --log and below say")
+    parser.add_argument("--table", type=Path, help="with --summary: a page whose table is written anew: benchmarks/README.md")
     parser.add_argument("--show", action="store_true", help="print the program of --seed, and end")
     parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--stride", type=int, default=1, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def counted(args: argparse.Namespace) -> int:
+    """All campaigns in a folder, as one."""
+    from tests.fuzz.campaign import faults_among, lines_of, logs, summary, table
+    from tests.marks import write_between
+
+    lines = lines_of(logs(args.log))
+    print(f"{summary(lines, sum(line['seconds'] for line in lines))}\n\n{table(lines)}")
+    if args.table is not None:
+        write_between(args.table, "fuzz", table(lines))
+    return 1 if faults_among(lines) else 0
 
 
 def several(args: argparse.Namespace) -> int:

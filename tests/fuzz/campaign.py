@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from tests.fuzz.check import FAULTS, Level, Outcome, Setting, check, setting_of
+from tests.fuzz.check import FAULTS, Level, Outcome, Setting, Status, check, setting_of
 from tests.fuzz.programs import Program
 from tests.fuzz.shrink import shrink
 
@@ -39,7 +39,12 @@ class Campaign:
         start = time.monotonic()
         outcome = check(program, setting)
         line = {"seed": program.seed, **asdict(setting), "features": program.features, "status": outcome.status}
-        line |= {"mode": setting.mode, "signature": outcome.signature, "seconds": round(time.monotonic() - start, 2)}
+        line |= {
+            "source": "ours" if program.body else "NNSmith",
+            "mode": setting.mode,
+            "signature": outcome.signature,
+            "seconds": round(time.monotonic() - start, 2),
+        }
         if outcome.measured is not None:
             line |= {"measured": asdict(outcome.measured)}
         self.log.write(json.dumps(line) + "\n")
@@ -74,6 +79,23 @@ def lines_of(paths: Iterable[Path]) -> list[dict[str, Any]]:
 def faults_among(lines: Iterable[Mapping[str, Any]]) -> int:
     """How many runs must not have ended as they did."""
     return sum(line["status"] in FAULTS for line in lines)
+
+
+def logs(folder: Path) -> list[Path]:
+    """Those of all campaigns in a folder and below."""
+    return sorted(folder.rglob("programs.jsonl"))
+
+
+def table(lines: Iterable[Mapping[str, Any]]) -> str:
+    """What became of programs, by whose they are and by level, in Markdown; each is counted as it ran last."""
+    newest = {(line["source"], line["level"], line["seed"]): line["status"] for line in lines}
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for (source, level, _), status in newest.items():
+        counts.setdefault((source, level), Counter())[status] += 1
+    names = [name for name in get_args(Status) if any(count[name] for count in counts.values())]
+    head = ["programs", "level", "run", *names]
+    rows = [[*key, str(count.total()), *(str(count[name]) for name in names)] for key, count in sorted(counts.items())]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
 def summary(lines: list[dict[str, Any]], seconds: float) -> str:

@@ -55,11 +55,3 @@ def failures(rows: Iterable[Row], shown: int = 200) -> str:
     for (result, reason), names in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1])))[:shown]:
         lines.append(f"{result:<9} {len(names):>5}  {reason}\n{'':<17}{', '.join(names[:4])}")
     return "\n".join(lines)
-
-
-def write_table(
-    rows: Iterable[Row], page: Path, begin: str = "<!-- operators:begin -->", end: str = "<!-- operators:end -->"
-) -> None:
-    """Put the table between two marks of a page."""
-    before, rest = page.read_text().split(begin)
-    page.write_text(f"{before}{begin}\n{table(rows)}\n{end}{rest.split(end)[1]}")
