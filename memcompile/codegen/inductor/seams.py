@@ -189,7 +189,6 @@ PLACES = (
     Place("torch.fx.experimental.symbolic_shapes", "SYMPY_INTERP", "what sizes are checked with"),
     Place("torch.fx.experimental.symbolic_shapes", "DimDynamic", "sizes that are symbols", members=("DYNAMIC",)),
     Place("torch._dynamo.source", "ConstantSource", "where a symbol comes from"),
-    Place("torch._guards", "TracingContext", "what is compiled outside of Dynamo"),
     Place("torch.utils._python_dispatch", "is_traceable_wrapper_subclass", "what tensors are made of"),
     Place("torch._inductor.lowering", "empty_strided", "results and workspace of streamed rows", parameters=("size", "stride")),
     Place("torch._inductor.graph", "SubgraphLowering", "a graph inside another one"),
