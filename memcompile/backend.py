@@ -11,7 +11,8 @@ from torch import fx
 from memcompile.codegen.inductor.dynamo import call_at_reset
 from memcompile.codegen.inductor.seams import require_seams
 from memcompile.codegen.inductor.surface import surfacing
-from memcompile.compiling.session import Session, first_share
+from memcompile.compiling.run import first_share
+from memcompile.compiling.session import Session
 from memcompile.errors import InvalidOptionError
 from memcompile.machine.support import check_devices, check_torch
 from memcompile.options import Options

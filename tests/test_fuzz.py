@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.core.table import write_table
 from tests.fuzz.campaign import lines_of, logs, table
 from tests.fuzz.check import Level, Setting, check, setting_of
 from tests.fuzz.generate import generate
@@ -20,7 +21,6 @@ from tests.fuzz.regressions import REGRESSIONS
 from tests.fuzz.run import eager, run
 from tests.fuzz.scope import PALETTE
 from tests.fuzz.shrink import shrink
-from tests.marks import write_between
 
 SIMPLE = Program(
     0,
@@ -133,16 +133,17 @@ def test_several_logs_make_one_table(tmp_path: Path) -> None:
         with (tmp_path / folder / "programs.jsonl").open("a") as log:
             log.write(json.dumps({"source": "ours", "level": "planned", "seed": seed, "status": status}) + "\n")
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- fuzz:begin -->\nold\n<!-- fuzz:end -->\nafter\n")
-    write_between(page, "fuzz", table(lines_of(logs(tmp_path))))
+    page.write_text("before\n<!-- results: written by fuzz.py -->\nold\n<!-- end of fuzz results -->\nafter\n")
+    write_table("fuzz", table(lines_of(logs(tmp_path))), page)
     text = """before
-<!-- fuzz:begin -->
+<!-- results: written by fuzz.py -->
+
 | programs | level | run | same | refused |
 | --- | --- | --- | --- | --- |
 | ours | planned | 2 | 1 | 1 |
-<!-- fuzz:end -->
+<!-- end of fuzz results -->
 after
 """
     assert page.read_text() == text
-    with pytest.raises(ValueError, match="has no <!-- operators:begin -->"):
-        write_between(page, "operators", "")
+    with pytest.raises(ValueError, match=r"written by operators\.py.* missing"):
+        write_table("operators", "", page)

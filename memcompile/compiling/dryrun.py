@@ -33,7 +33,8 @@ from memcompile.codegen.inductor.partition import default_partition
 from memcompile.codegen.inductor.seams import require_seams
 from memcompile.codegen.inductor.surface import surfacing
 from memcompile.codegen.inductor.trial import KeepsBudget
-from memcompile.compiling.session import Session, first_share, on_trial
+from memcompile.compiling.run import first_share
+from memcompile.compiling.session import Session, on_trial
 from memcompile.errors import DryRunError, NoReportError
 from memcompile.machine.support import check_devices, check_torch
 from memcompile.options import Options

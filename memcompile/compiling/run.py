@@ -14,13 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from memcompile.codegen.inductor.dynamo import capture_info
 from memcompile.errors import BudgetInfeasibleError, Contributor
 from memcompile.logs import get_logger
 from memcompile.options import Options
-from memcompile.runtime.ledger import LEDGER, GraphEntry
+from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger
 from memcompile.runtime.profile import Profile, moments_of
+from memcompile.runtime.region import is_one_of_several
 from memcompile.runtime.tape import Course, Tape
 from memcompile.solvers.calls.choose import LEAST, Moment, Point, Share, choose
 
@@ -182,3 +186,14 @@ def _possible(graph: CompiledGraph, state: tuple[object, ...], entry: GraphEntry
 def _cautious(point: Point) -> Point:
     held, forward, backward = (int(MARGIN * size) for size in (point.held_bytes, point.forward_bytes, point.backward_bytes))
     return Point(held, forward, backward, point.seconds)
+
+
+def first_share(options: Options, inputs: Sequence[Any], ledger: Ledger = LEDGER) -> Share | None:
+    """Of a graph that Dynamo hands over now: under a budget, the least where others of its step wait for their backward, or are
+    known to come before its own."""
+    if options.memory_budget.to_option() is None:
+        return None
+    if ledger.waiting:
+        return LEAST
+    trains = torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs)
+    return LEAST if trains and (is_one_of_several() or capture_info().graph_break) else None

@@ -31,7 +31,7 @@ from memcompile.passes.base import Captured, Context, Made, Request
 from memcompile.report.data import GraphReport
 from memcompile.runtime.ledger import LEDGER, GraphEntry, Ledger, gradients_of, owner_of, storages
 from memcompile.runtime.profile import Profile
-from memcompile.runtime.region import is_one_of_several, model_under_way
+from memcompile.runtime.region import model_under_way
 from memcompile.runtime.room import Rooms
 from memcompile.runtime.transfers.held import is_ticket
 from memcompile.runtime.workspace import measuring
@@ -113,12 +113,9 @@ class Session:
             self.inference, self._planned, self._accept, self._settled, self._on_code, hook=self.hook, supply=self._supply
         )
         function = None
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(contextlib.suppress(_MissedError))
-            stack.enter_context(measuring())
-            if self.resized is not None:
-                stack.enter_context(self.resized.compiling())
-            inputs = self.inputs if self.resized is None else self.resized.inputs
+        inputs = self.inputs if self.resized is None else self.resized.inputs
+        symbolic: Any = contextlib.nullcontext() if self.resized is None else self.resized.compiling()
+        with contextlib.suppress(_MissedError), measuring(), symbolic:
             function = compile_graph(self.gm, inputs, self.partition, code, self.options.inductor)
         if function is None:
             log.info("graph %s takes more than its plan: planned again, with trial lowerings", self.graph_id)
@@ -389,17 +386,6 @@ def _again(
         inputs[place] = size
     more = {"tangents_held": tangents_held, "share": share, "trust": trust, "resized": others, **ways}
     return Session(gm, inputs, options, device, **more).compile()
-
-
-def first_share(options: Options, inputs: Sequence[Any], ledger: Ledger = LEDGER) -> Share | None:
-    """Of a graph that Dynamo hands over now: under a budget, the least where others of its step wait for their backward, or are
-    known to come before its own."""
-    if options.memory_budget.to_option() is None:
-        return None
-    if ledger.waiting:
-        return LEAST
-    trains = torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs)
-    return LEAST if trains and (is_one_of_several() or capture_info().graph_break) else None
 
 
 def _is_owned(value: object) -> bool:

@@ -75,13 +75,13 @@ def arguments() -> argparse.Namespace:
 
 def counted(args: argparse.Namespace) -> int:
     """All campaigns in a folder, as one."""
+    from benchmarks.core.table import write_table
     from tests.fuzz.campaign import faults_among, lines_of, logs, summary, table
-    from tests.marks import write_between
 
     lines = lines_of(logs(args.log))
     print(f"{summary(lines, sum(line['seconds'] for line in lines))}\n\n{table(lines)}")
     if args.table is not None:
-        write_between(args.table, "fuzz", table(lines))
+        write_table("fuzz", table(lines), args.table)
     return 1 if faults_among(lines) else 0
 
 

@@ -46,13 +46,13 @@ def main(argv: list[str] | None = None) -> int:
             os.environ.setdefault(variable, f"{caches}/{variable.lower()}")
         if not args.summary:
             _run(args)
-    from tests.marks import write_between
+    from benchmarks.core.table import write_table
     from tests.operators.summary import failures, newest, rows_of, table
 
     rows = [row for row in newest(rows_of(args.log)) if row["source"] in args.sources.split(",")]
     print(f"{failures(rows)}\n\n{table(rows)}")
     if args.table is not None:
-        write_between(args.table, "operators", table(rows))
+        write_table("operators", table(rows), args.table)
     return int(any(row["result"] in ("different", "crashed", "died", "timeout") for row in rows))
 
 

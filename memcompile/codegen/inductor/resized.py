@@ -54,22 +54,21 @@ def resized(gm: fx.GraphModule, inputs: Sequence[Any], sizes: dict[int, int]) ->
         return None
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env)
-    symbols = {}
-    for place, size in sizes.items():
-        source = ConstantSource(f"size{place}")
-        symbols[captured[place].node.expr] = env.create_symbol(size, source, DimDynamic.DYNAMIC), size
+    hints = {captured[place].node.expr: size for place, size in sizes.items()}
+    lengths = [length for value in captured for length in _lengths(value) if isinstance(length, torch.SymInt)]
+    if any(length.node.expr.free_symbols - hints.keys() for length in lengths):
+        return None
+    symbols = {
+        old: env.create_symbol(size, ConstantSource(f"size{place}"), DimDynamic.DYNAMIC)
+        for (old, size), place in zip(hints.items(), sizes, strict=True)
+    }
 
     def renewed(length: int | torch.SymInt) -> Any:
         if isinstance(length, int):
             return length
         expression = length.node.expr
-        hint = expression.xreplace({old: size for old, (_, size) in symbols.items()})
-        return env.create_symintnode(expression.xreplace({old: new for old, (new, _) in symbols.items()}), hint=int(hint))
+        return env.create_symintnode(expression.xreplace(symbols), hint=int(expression.xreplace(hints)))
 
-    known = set(symbols)
-    lengths = [length for value in captured for length in _lengths(value) if isinstance(length, torch.SymInt)]
-    if any(length.node.expr.free_symbols - known for length in lengths):
-        return None
     fakes: list[Any] = []
     for node, value, given in zip(placeholders, captured, inputs, strict=True):
         fake = renewed(value) if isinstance(value, torch.SymInt) else _fake(mode, value, given, renewed)

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcompile.solvers.schedule.problem import RematProblem
-
-Ints = NDArray[np.int64]
+from memcompile.solvers.schedule.simulate import Ints
 
 
 class Steps(NamedTuple):
